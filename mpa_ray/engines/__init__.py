@@ -1,0 +1,74 @@
+"""What answers a prompt about an image. One small protocol; `vllm` is the default and `transformers` the fallback."""
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+
+from mpa_ray.config import ModelSection
+
+
+class RequestRejected(ValueError):
+    """The engine refused one request, for its length for example. The row is at fault and is quarantined; the engine is well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a reply is drawn. `temperature` 0 is greedy; `seed` makes a drawn reply repeatable."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What came back.
+
+    Attributes:
+        text: the reply, without special tokens.
+        prompt_tokens: of the prompt, the image's included.
+        cached_tokens: of those, how many the prefix cache served.
+        output_tokens: of the reply.
+        finish_reason: "stop" where the model ended by itself, "length" where `max_tokens` cut it.
+    """
+
+    text: str
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    finish_reason: str
+
+
+class Engine(Protocol):
+    """Serves one model in this process (or from it)."""
+
+    async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+        """The model's reply to a user message of the image and then the text.
+
+        `image_id` names the image to the engine's caches: equal ids must mean equal pixels.
+
+        Raises:
+            RequestRejected: this request cannot be served. Any other error means that the engine is broken.
+        """
+
+    def close(self) -> None:
+        """Frees the device."""
+
+
+def load(model: ModelSection) -> Engine:
+    """Loads a model into this process; seconds to minutes."""
+    if model.engine == "vllm":
+        from mpa_ray.engines.vllm import VllmEngine
+
+        return VllmEngine(model)
+    from mpa_ray.engines.transformers import TransformersEngine
+
+    return TransformersEngine(model)
+
+
+def vllm_is_installed() -> bool:
+    """Whether vLLM can be imported here, found out without importing it."""
+    return importlib.util.find_spec("vllm") is not None

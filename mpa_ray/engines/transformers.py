@@ -1,0 +1,108 @@
+"""transformers' `generate`, for machines where vLLM cannot load. It batches what is waiting, by equal sampling; there is no prefix cache."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from PIL import Image
+
+from mpa_ray import models
+from mpa_ray.config import ModelSection
+from mpa_ray.engines import Reply, RequestRejected, Sampling
+from mpa_ray.engines.chat import end_tokens, user_prompt
+
+_Request = tuple[Image.Image, str, Sampling, asyncio.Future[Reply]]
+
+
+class TransformersEngine:
+    """One model on one card, or on the CPU. The model runs in a thread; requests that come meanwhile are its next batch."""
+
+    def __init__(self, model: ModelSection) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self._device = "cuda" if model.gpus_per_replica else "cpu"
+        self._processor = AutoProcessor.from_pretrained(models.local(model.model), revision=model.revision, trust_remote_code=False)
+        # Replies begin where prompts end, so prompts of different lengths are aligned at their ends.
+        self._processor.tokenizer.padding_side = "left"
+        dtype = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
+        loaded = AutoModelForImageTextToText.from_pretrained(models.local(model.model), revision=model.revision, dtype=dtype, trust_remote_code=False)
+        self._model = loaded.to(self._device).eval()
+        self._max_model_len = model.max_model_len
+        self._batch_size = model.images_in_flight
+        self._waiting: list[_Request] = []
+        self._worker: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="transformers")
+
+    async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Reply] = loop.create_future()
+        self._waiting.append((image, prompt, sampling, future))
+        if self._worker is None or self._worker.done():
+            self._worker = loop.create_task(self._work())
+        return await future
+
+    async def _work(self) -> None:
+        """Serves the waiting requests, batch by batch, until none is left."""
+        loop = asyncio.get_running_loop()
+        # One turn of the loop, so that requests made at the same time come into the same batch.
+        await asyncio.sleep(0)
+        while self._waiting:
+            first = _kind(self._waiting[0][2])
+            batch = [request for request in self._waiting if _kind(request[2]) == first][: self._batch_size]
+            chosen = {id(request) for request in batch}
+            self._waiting = [request for request in self._waiting if id(request) not in chosen]
+            try:
+                results = await loop.run_in_executor(self._thread, self._generate, [request[:3] for request in batch])
+            except RuntimeError as error:
+                # Out of memory or a broken device: every request of the batch fails with it, and so does the stage.
+                results = [error] * len(batch)
+            for (*_, future), result in zip(batch, results, strict=True):
+                if future.cancelled():
+                    continue
+                if isinstance(result, BaseException):
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)
+
+    def _generate(self, requests: list[tuple[Image.Image, str, Sampling]]) -> list[Reply | BaseException]:
+        import torch
+
+        prompts = [user_prompt(self._processor, prompt) for _, prompt, _ in requests]
+        inputs: Any = self._processor(text=prompts, images=[[image] for image, _, _ in requests], padding=True, return_tensors="pt").to(self._device)
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        sampling = requests[0][2]
+        if max(lengths) + sampling.max_tokens > self._max_model_len:
+            return self._without_too_long(requests, lengths)
+        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {"do_sample": False}
+        # `generate` draws from torch's generator: one seed for the batch, taken from its first request.
+        torch.manual_seed(sampling.seed or 0)
+        with torch.inference_mode():
+            tokens = self._model.generate(**inputs, max_new_tokens=sampling.max_tokens, **drawn)
+        replies: list[Reply | BaseException] = []
+        ends = end_tokens(self._model)
+        for row, length in zip(tokens[:, inputs["input_ids"].shape[1] :].tolist(), lengths, strict=True):
+            count = next((index + 1 for index, token in enumerate(row) if token in ends), len(row))
+            stopped = row[count - 1] in ends if row else True
+            text = self._processor.tokenizer.decode(row[:count], skip_special_tokens=True)
+            replies.append(
+                Reply(text=text, prompt_tokens=length, cached_tokens=0, output_tokens=count, finish_reason="stop" if stopped else "length")
+            )
+        return replies
+
+    def _without_too_long(self, requests: list[tuple[Image.Image, str, Sampling]], lengths: list[int]) -> list[Reply | BaseException]:
+        bound = self._max_model_len - requests[0][2].max_tokens
+        rest = iter(self._generate([request for request, length in zip(requests, lengths, strict=True) if length <= bound]) if min(lengths) <= bound else [])
+        return [
+            next(rest) if length <= bound else RequestRejected(f"the prompt is {length} tokens long, at most {bound} fit (max_model_len)")
+            for length in lengths
+        ]
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        del self._model
+
+
+def _kind(sampling: Sampling) -> tuple[int, float, float]:
+    """Requests of one kind can share a call of `generate`; only their seeds differ."""
+    return sampling.max_tokens, sampling.temperature, sampling.top_p

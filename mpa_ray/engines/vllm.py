@@ -1,0 +1,96 @@
+"""vLLM's async engine in the calling process.
+
+Requests run as they come: there is no batch and so no barrier between batches, and the processor's work on one image overlaps the model's on others.
+"""
+
+import itertools
+import os
+
+from PIL import Image
+
+from mpa_ray import models
+from mpa_ray.config import ModelSection
+from mpa_ray.engines import Reply, RequestRejected, Sampling
+from mpa_ray.engines.chat import user_prompt
+
+
+class VllmEngine:
+    """One model on one or several cards, or on the CPU. vLLM runs the model in a process of its own, which ends with this one."""
+
+    def __init__(self, model: ModelSection) -> None:
+        on_cpu = model.gpus_per_replica == 0
+        if on_cpu:
+            _set_up_cpu(model)
+        from transformers import AutoProcessor
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        options = {
+            "max_num_seqs": model.images_in_flight,
+            "tensor_parallel_size": max(1, int(model.gpus_per_replica)),
+            "gpu_memory_utilization": 0.9 * min(1.0, model.gpus_per_replica or 1.0),
+            # Compiling pays after many thousands of images; on the CPU it takes longer than a small run.
+            "enforce_eager": on_cpu,
+            **model.engine_options,
+        }
+        arguments = AsyncEngineArgs(
+            model=models.local(model.model),
+            revision=model.revision,
+            dtype=model.dtype,
+            max_model_len=model.max_model_len,
+            limit_mm_per_prompt={"image": 1, "video": 0},
+            enable_prefix_caching=True,
+            enable_log_requests=False,
+            disable_log_stats=True,
+            trust_remote_code=False,
+            **options,
+        )
+        self._engine = AsyncLLM.from_engine_args(arguments)
+        self._processor = AutoProcessor.from_pretrained(models.local(model.model), revision=model.revision, trust_remote_code=False)
+        self._request_ids = itertools.count()
+
+    async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        request = {
+            "prompt": user_prompt(self._processor, prompt),
+            "multi_modal_data": {"image": image},
+            # Spares vLLM from hashing the pixels again for the second question.
+            "multi_modal_uuids": {"image": image_id},
+        }
+        parameters = SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        final = None
+        try:
+            async for final in self._engine.generate(request, parameters, request_id=str(next(self._request_ids))):
+                pass
+        except ValueError as error:
+            # vLLM checks a request before it queues it: too long, or an image its processor cannot take. A dead engine raises EngineDeadError.
+            raise RequestRejected(str(error)) from error
+        assert final is not None, "vLLM ended a request without an output"
+        output = final.outputs[0]
+        return Reply(
+            text=output.text,
+            prompt_tokens=len(final.prompt_token_ids or ()),
+            cached_tokens=final.num_cached_tokens or 0,
+            output_tokens=len(output.token_ids),
+            finish_reason=output.finish_reason or "stop",
+        )
+
+    def close(self) -> None:
+        self._engine.shutdown()
+
+
+def _set_up_cpu(model: ModelSection) -> None:
+    """vLLM's CPU build reads its settings from the environment; what the user has set stays."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    # Ray sets OMP_NUM_THREADS to an actor's CPUs, at least 1; binding threads to cores makes actors on one node fight over the first ones.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(model.cpus_per_replica)))
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -1,0 +1,110 @@
+"""From encoded bytes to an RGB image, safely: the bytes come from anywhere, and what a name says of them proves nothing."""
+
+import hashlib
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mpa_ray.schema import Reason
+
+# Raster formats whose decoders are in wide use. EPS, PDF, FITS and the like are left out: their parsers start programs or read other files.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO")
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+
+# A side shorter than this is less than one patch of any model of the paper.
+MIN_SIDE = 8
+
+
+class UnreadableImage(ValueError):
+    """Bytes that are no image we can show a model.
+
+    Attributes:
+        reason: why, from the fixed list.
+        detail: what a person wants to know beside it.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def image_id_of(image_uri: str) -> str:
+    """The id of an image reference: 32 hexadecimal digits, the same in every run for the same URI."""
+    return hashlib.sha256(image_uri.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def decode(data: bytes, *, max_image_pixels: int, max_image_bytes: int) -> Image.Image:
+    """Decodes every pixel of `data` into an upright 8-bit RGB image.
+
+    Args:
+        data: an encoded file.
+        max_image_pixels: width x height over this is refused before memory is taken for it.
+        max_image_bytes: a file over this is refused before it is parsed.
+
+    Raises:
+        UnreadableImage: with the reason the row is quarantined for.
+    """
+    if not data:
+        raise UnreadableImage(Reason.EMPTY, "0 bytes")
+    if len(data) > max_image_bytes:
+        raise UnreadableImage(Reason.TOO_MANY_BYTES, f"{len(data)} bytes, at most {max_image_bytes} (max_image_bytes)")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnreadableImage(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that begin with {data[:16]!r}") from None
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(Reason.TOO_MANY_PIXELS, str(error)) from None
+    except (OSError, ValueError, SyntaxError, TypeError, EOFError, IndexError, OverflowError, MemoryError) as error:
+        raise UnreadableImage(Reason.CORRUPT, f"header: {error}") from None
+    with image:
+        _check_size(image, max_image_pixels)
+        try:
+            frames = getattr(image, "n_frames", 1)
+            # An MPO is a JPEG whose further frames are previews; its first is the photograph.
+            if frames > 1 and image.format != "MPO":
+                raise UnreadableImage(Reason.ANIMATED, f"{frames} frames of {image.format}")
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+        except UnreadableImage:
+            raise
+        except (OSError, ValueError, SyntaxError, TypeError, EOFError, IndexError, KeyError, OverflowError, MemoryError, ZeroDivisionError) as error:
+            # Pillow's plugins speak of a short file in words only ("image file is truncated", "broken data stream", "unrecognized data stream").
+            short = "truncated" in str(error) or isinstance(error, EOFError)
+            raise UnreadableImage(Reason.TRUNCATED if short else Reason.CORRUPT, f"{image.format}: {error}") from None
+
+
+def _check_size(image: Image.Image, max_image_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_image_pixels:
+        raise UnreadableImage(Reason.TOO_MANY_PIXELS, f"{width}x{height} pixels, at most {max_image_pixels} (max_image_pixels)")
+    if min(width, height) < MIN_SIDE:
+        raise UnreadableImage(Reason.TOO_SMALL, f"{width}x{height} pixels, at least {MIN_SIDE} a side")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB. Transparency is laid on white, as a viewer shows it; 16-bit and float values are scaled, where Pillow would clip them."""
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
+        # 16-bit files use their full range by definition; other depths say nothing of theirs, so the values found are taken.
+        low, high = (0.0, 65535.0) if image.mode.startswith("I;16") or (image.mode == "I" and values.max() <= 65535) else (values.min(), values.max())
+        scaled = (values - low) * (255.0 / max(high - low, 1e-9))
+        return Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8), mode="L").convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, max_pixels: int) -> Image.Image:
+    """`image`, shrunk so that width x height <= `max_pixels`; its shape is kept.
+
+    We bound pixels here and not through the processors' own settings: those differ by family, and some versions ignored them.
+    """
+    width, height = image.size
+    if width * height <= max_pixels:
+        return image
+    scale = (max_pixels / (width * height)) ** 0.5
+    return image.resize((max(1, int(width * scale)), max(1, int(height * scale))), Image.Resampling.BICUBIC)

@@ -1,0 +1,105 @@
+"""How sure a mean score is: a bootstrap interval of one mean, and a paired test of two models on the same questions.
+
+Both resample questions, so they speak of the choice of questions and not of training seeds. Memory stays bounded by drawing how often
+each distinct value comes up (a multinomial, the same distribution as drawing questions one by one) in blocks of resamples: scores take few
+distinct values, and a million questions cost no more than the distinct values among them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CELLS_PER_BLOCK = 1 << 20
+
+
+class PairedTest(TypedDict):
+    """`difference` and `ci95` are in the unit of the scores and say how far a is above b; `p_value` is two-sided, in (0, 1]."""
+
+    difference: float
+    ci95: tuple[float, float]
+    p_value: float
+
+
+def bootstrap_interval(
+    scores: Sequence[float] | NDArray[np.floating], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of the mean of `scores` (Efron & Tibshirani 1993, chapter 13), in the unit of the scores.
+
+    Raises:
+        ValueError: no scores, a score that is not a finite number, `resamples` < 1, or `level` outside (0, 1).
+    """
+    values = _finite_vector("scores", scores)
+    _require_resamples(resamples)
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level is {level!r}; give a share between 0 and 1, such as 0.95")
+    means = _resampled_means(values, np.random.default_rng(seed), resamples)
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def paired_test(
+    scores_a: Sequence[float] | NDArray[np.floating],
+    scores_b: Sequence[float] | NDArray[np.floating],
+    *,
+    seed: int = 0,
+    resamples: int = 10000,
+) -> PairedTest:
+    """Is model a better than model b, both scored on the same questions in the same order?
+
+    `difference` is mean(a) - mean(b) and `ci95` its bootstrap interval over questions. `p_value` is that of the two-sided sign-flip
+    permutation test (Fisher's randomisation test for pairs): if the models were exchangeable, each question's difference would be as
+    likely with either sign. It counts the observed signs among the permutations, (1 + hits) / (1 + resamples), and so is never 0.
+
+    Raises:
+        ValueError: the two lengths differ, no scores, a score that is not a finite number, or `resamples` < 1.
+    """
+    a = _finite_vector("scores_a", scores_a)
+    b = _finite_vector("scores_b", scores_b)
+    if len(a) != len(b):
+        raise ValueError(f"scores_a has {len(a)} values and scores_b {len(b)}; give one of each per question, in the same order")
+    _require_resamples(resamples)
+    differences = a - b
+    low, high = bootstrap_interval(differences, seed=seed, resamples=resamples)
+    return {
+        "difference": float(differences.mean()),
+        "ci95": (low, high),
+        "p_value": _sign_flip_p_value(differences, np.random.default_rng([seed, 1]), resamples),
+    }
+
+
+def _resampled_means(values: NDArray[np.float64], rng: np.random.Generator, resamples: int) -> NDArray[np.float64]:
+    distinct, counts = np.unique(values, return_counts=True)
+    shares = counts / len(values)
+    return _in_blocks(resamples, len(distinct), lambda rows: rng.multinomial(len(values), shares, size=rows) @ distinct / len(values))
+
+
+def _sign_flip_p_value(differences: NDArray[np.float64], rng: np.random.Generator, resamples: int) -> float:
+    sizes, counts = np.unique(np.abs(differences), return_counts=True)
+    sums = _in_blocks(resamples, len(sizes), lambda rows: (2 * rng.binomial(counts, 0.5, size=(rows, len(sizes))) - counts) @ sizes)
+    # Sums of the same numbers in another order differ in the last digits, and a tie must count as a hit.
+    rounding = 1e-9 * float(counts @ sizes)
+    hits = int(np.count_nonzero(np.abs(sums) >= abs(float(differences.sum())) - rounding))
+    return (1 + hits) / (1 + resamples)
+
+
+def _in_blocks(resamples: int, width: int, draw: Callable[[int], NDArray[np.float64]]) -> NDArray[np.float64]:
+    block = max(1, _CELLS_PER_BLOCK // width)
+    return np.concatenate([draw(min(block, resamples - start)) for start in range(0, resamples, block)])
+
+
+def _finite_vector(name: str, scores: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"{name} has shape {values.shape}; give one score per question, at least one")
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise ValueError(f"{name}[{bad[0]}] is {values[bad[0]]}; give finite numbers only")
+    return values
+
+
+def _require_resamples(resamples: int) -> None:
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples!r}; give at least 1, such as 2000")

@@ -1,0 +1,59 @@
+"""The Parity Identifier (PI): which annotations the L-VLM stands by and the S-VLM gets wrong (Eq. 2).
+
+    S = E(L-VLM's answer) and not E(S-VLM's answer),    E(X) = [X = A]  (Eq. 1)
+
+Eq. 2 is a conjunction, so the S-VLM is asked only where the L-VLM agrees with itself. `identify.exhaustive` asks it everywhere; the verdicts are the
+same, and a test holds us to it.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mpa_ray import prompts
+from mpa_ray.config import Config
+from mpa_ray.engines import Sampling
+from mpa_ray.inference import Ask, Row, RowWorker, ask_model
+from mpa_ray.matchers import MATCHERS, judge
+from mpa_ray.schema import JUDGED_ROW, Stage
+from mpa_ray.tasks import TASKS
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+
+class ParityIdentifier(RowWorker):
+    """The actor."""
+
+    stage = Stage.PARITY_IDENTIFIER
+
+
+def matcher_of(config: Config) -> str:
+    """The name of Eq. 1's matcher in this run."""
+    return config.identify.matcher or TASKS[config.task].matcher
+
+
+async def identify_row(row: Row, ask: Ask, *, matcher: str, answering: Sampling, exhaustive: bool) -> list[Row]:
+    """The row with the S-VLM's answer, where it was asked, and the verdict."""
+    matches = MATCHERS[matcher]
+    answered: Row = {"svlm_answer": None}
+    if exhaustive or matches(row["lvlm_answer"], row["answer"]):
+        reply = await ask(prompts.ANSWERING.format(question=row["question"]), answering)
+        answered = {
+            "svlm_answer": reply.text.strip(),
+            "svlm_answer_prompt_tokens": reply.prompt_tokens,
+            "svlm_answer_cached_tokens": reply.cached_tokens,
+            "svlm_answer_output_tokens": reply.output_tokens,
+        }
+    verdict = judge(answer=row["answer"], lvlm_answer=row["lvlm_answer"], svlm_answer=answered["svlm_answer"], matches=matches)
+    return [row | answered | {"verdict": verdict}]
+
+
+def identify(dataset: "Dataset", config: Config) -> "Dataset":
+    """ANNOTATED_ROW parts in, JUDGED_ROW parts out."""
+    work = partial(
+        identify_row,
+        matcher=matcher_of(config),
+        answering=Sampling(max_tokens=config.identify.max_tokens),
+        exhaustive=config.identify.exhaustive,
+    )
+    return ask_model(dataset, ParityIdentifier, work, model=config.svlm, schema=JUDGED_ROW, config=config)

@@ -1,0 +1,181 @@
+"""The Parity Leveler (PL): full fine-tuning of the S-VLM on what it lacks, with Ray Train and DeepSpeed ZeRO.
+
+What is trained on is an arm: the parity set (MPA itself), or one of the paper's comparisons. Every arm leaves out the same held-out rows.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from mpa_ray.config import Config, LevelSection
+from mpa_ray.errors import RunError
+from mpa_ray.parts import dataset_of, part_name, part_number, with_image_struct, with_images
+from mpa_ray.schema import Verdict
+from mpa_ray.storage import Folder
+from mpa_ray.train_loop import Training, train
+from mpa_ray.training_data import draw, is_held_out
+
+if TYPE_CHECKING:
+    from ray.train import Result
+
+CONSISTENT = frozenset({Verdict.PARITY, Verdict.SVLM_CORRECT})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What one S-VLM is trained on.
+
+    Attributes:
+        name: under which its scores appear.
+        train_on: which rows: "parity", "consistent" or "all".
+        replay: rows the S-VLM had right per parity row, mixed in.
+        same_size_as_parity: draw only as many rows as the parity set has.
+    """
+
+    name: str
+    train_on: str
+    replay: float = 0.0
+    same_size_as_parity: bool = False
+
+
+def arms(config: Config) -> list[Arm]:
+    """The run's arms: MPA, as `pl` configures it, and the ablations asked for."""
+    ablations = {
+        "no_pi_same_size": Arm(name="no_pi_same_size", train_on="all", same_size_as_parity=True),
+        "no_pi_all": Arm(name="no_pi_all", train_on="all"),
+        "consistent": Arm(name="consistent", train_on="consistent"),
+    }
+    return [Arm(name="mpa", train_on=config.pl.train_on, replay=config.pl.replay), *(ablations[name] for name in config.ablations)]
+
+
+def training_folders(arm: Arm, output: Folder, config: Config) -> list[Folder]:
+    """PARITY folders that hold the arm's rows; rows that are not in parity/ are written to training/<arm>/ first, their images fetched again.
+
+    Raises:
+        RunError: there is nothing to train on.
+    """
+    if arm.train_on == "parity" and not arm.replay:
+        return [output.child("parity")]
+    target = output.child(f"training/{arm.name}")
+    verdicts = {"parity": {Verdict.SVLM_CORRECT}, "consistent": CONSISTENT, "all": set(Verdict)}[arm.train_on]
+    keep = partial(_selected, verdicts=frozenset(map(str, verdicts)), bound=_bound(arm, output, config), holdout=config.pl.holdout, salt=_salt(arm, config))
+    judgements = output.child("judgements")
+    numbers = [part_number(name) for name in judgements.names(".parquet")]
+    write = partial(_write_rows, judgements=judgements, target=target, keep=keep, max_image_bytes=config.max_image_bytes)
+    for _ in dataset_of(numbers, write).iter_batches(batch_size=None):
+        pass
+    return [output.child("parity"), target] if arm.train_on == "parity" else [target]
+
+
+def _salt(arm: Arm, config: Config) -> str:
+    return f"{arm.name}/{config.seed}"
+
+
+def _bound(arm: Arm, output: Folder, config: Config) -> float:
+    """The draw below which a row is taken: 1 for all of them, or what gives exactly the number wanted."""
+    if not arm.same_size_as_parity and not arm.replay:
+        return 1.0
+    import ray
+
+    return ray.get(ray.remote(num_cpus=1)(_draw_bound).remote(output.child("judgements"), arm, config.pl.holdout, _salt(arm, config)))
+
+
+def _draw_bound(judgements: Folder, arm: Arm, holdout: float, salt: str) -> float:
+    """Runs as a task, so that the ids of all rows are never in the driver's memory; their draws take 8 bytes a row."""
+    draws: list[float] = []
+    parity = 0
+    candidates = {Verdict.SVLM_CORRECT} if arm.replay else set(Verdict)
+    for table in judgements.tables(["sample_id", "verdict"]):
+        for sample_id, verdict in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            if is_held_out(sample_id, holdout):
+                continue
+            parity += verdict == Verdict.PARITY
+            if verdict in candidates:
+                draws.append(draw(sample_id, salt))
+    wanted = round(parity * arm.replay) if arm.replay else parity
+    draws.sort()
+    return draws[wanted] if wanted < len(draws) else 1.0
+
+
+def _selected(sample_ids: Iterable[str], verdicts_of: Iterable[str], *, verdicts: frozenset[str], bound: float, holdout: float, salt: str) -> list[bool]:
+    return [
+        verdict in verdicts and not is_held_out(sample_id, holdout) and draw(sample_id, salt) < bound
+        for sample_id, verdict in zip(sample_ids, verdicts_of, strict=True)
+    ]
+
+
+def _write_rows(number: int, *, judgements: Folder, target: Folder, keep: Any, max_image_bytes: int) -> pa.Table:
+    """Writes the chosen rows of one part with their images; gives back how many."""
+    table = judgements.read_table(part_name(number), ["image_id", "image_uri", "sample_id", "question", "answer", "verdict"])
+    table = table.filter(pa.array(keep(table.column("sample_id").to_pylist(), table.column("verdict").to_pylist()), pa.bool_()))
+    rows = with_images(table, max_image_bytes=max_image_bytes)
+    if rows.num_rows:
+        target.write_table(part_name(number), with_image_struct(rows))
+    return pa.table({"rows": [rows.num_rows]})
+
+
+def count_rows(folders: list[Folder], holdout: float) -> int:
+    """How many rows of `folders` are trained on."""
+    return sum(
+        not is_held_out(sample_id, holdout) for folder in folders for table in folder.tables(["sample_id"]) for sample_id in table.column(0).to_pylist()
+    )
+
+
+def level(config: Config, folders: list[Folder], *, name: str, target: Folder, work: Folder) -> dict[str, Any]:
+    """Trains the S-VLM on `folders` and writes the model to `target`. Gives back samples, loss and seconds.
+
+    A lost worker costs the steps since the newest checkpoint; so does a call that is killed, when the same call is made again.
+
+    Args:
+        config: `svlm`, `pl` and `seed` are used.
+        folders: of PARITY rows; those that hash into the held-out share are left out.
+        name: of the training, unique in `work`.
+        target: where the Hugging Face checkpoint goes.
+        work: where checkpoints are kept until the model is written.
+
+    Raises:
+        RunError: no row is left to train on, or training failed more often than `pl.max_failures`.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    settings = config.pl
+    if not count_rows(folders, settings.holdout):
+        raise RunError(f"{name}: no row to train on in {', '.join(folder.uri for folder in folders)}")
+    limits = {"max_pixels": config.svlm.max_pixels, "max_image_pixels": config.max_image_pixels, "max_image_bytes": config.max_image_bytes}
+    training = Training(
+        model=config.svlm.model,
+        revision=config.svlm.revision,
+        folders=folders,
+        target=target,
+        progress=work.child(name),
+        settings=settings,
+        seed=config.seed,
+        limits=limits,
+    )
+    trainer = TorchTrainer(
+        train,
+        train_loop_config={"training": training},
+        torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
+        scaling_config=_scaling(settings, ScalingConfig),
+        run_config=RunConfig(
+            name=name,
+            storage_path=work.path,
+            storage_filesystem=work.filesystem,
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    result: Result = trainer.fit()
+    if result.error:
+        raise RunError(f"{name}: training failed: {result.error}")
+    log = target.read_json("training_log.json")
+    return {key: log[key] for key in ("samples", "loss", "seconds", "tokens_per_second")}
+
+
+def _scaling(settings: LevelSection, scaling_config: Any) -> Any:
+    resources = {"CPU": settings.cpus_per_worker} | ({"GPU": 1} if settings.gpus_per_worker else {})
+    return scaling_config(num_workers=settings.workers, use_gpu=bool(settings.gpus_per_worker), resources_per_worker=resources)

@@ -1,0 +1,169 @@
+"""Parts: the unit of work. A part is read as one block, stays one block through every stage, and is committed whole.
+
+Each part has one name in every folder (`annotations/part-00000012.parquet`, ...), so doing it again replaces and never duplicates. Its commit,
+`commits/part-00000012.json`, is written after all its files, and says what is in them. A resume does the parts that have no commit.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mpa_ray import references
+from mpa_ray.errors import RunError
+from mpa_ray.images import UnreadableImage
+from mpa_ray.manifest import Manifest
+from mpa_ray.schema import ANNOTATIONS, JUDGEMENTS, PARITY, QUARANTINE, SOURCE_ROW, Stage, Verdict
+from mpa_ray.storage import Folder
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+TOKEN_COLUMNS = [name for name in JUDGEMENTS.names if name.endswith("_tokens")]
+_READERS = 32
+
+
+def part_name(number: int, suffix: str = ".parquet") -> str:
+    return f"part-{number:08d}{suffix}"
+
+
+def part_number(name: str) -> int:
+    return int(name.removeprefix("part-").partition(".")[0])
+
+
+def dataset_of(numbers: list[int], read: Callable[[int], pa.Table]) -> "Dataset":
+    """A Dataset whose blocks are exactly the parts `numbers`, each read by a task of its own when its turn comes."""
+    import ray.data
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    class Parts(Datasource):
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+        def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
+            unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+            return [ReadTask(partial(_read_as_block, read, number), unknown) for number in numbers]
+
+    return ray.data.read_datasource(Parts(), override_num_blocks=len(numbers))
+
+
+def _read_as_block(read: Callable[[int], pa.Table], number: int) -> list[pa.Table]:
+    return [read(number)]
+
+
+def read_images(number: int, *, manifest: Manifest, max_image_bytes: int) -> pa.Table:
+    """One part's images as SOURCE_ROW; a row whose bytes cannot be had is quarantined from here on."""
+    listed = manifest.part(number)
+    contents = references.fetch(listed.column("image_uri").to_pylist(), max_image_bytes=max_image_bytes)
+    failed = [content if isinstance(content, UnreadableImage) else None for content in contents]
+    columns = {
+        "part": [number] * len(contents),
+        "image_id": listed.column("image_id"),
+        "image_uri": listed.column("image_uri"),
+        "image": [None if error else content for content, error in zip(contents, failed, strict=True)],
+        "stage": [str(Stage.IMAGES) if error else None for error in failed],
+        "reason": [str(error.reason) if error else None for error in failed],
+        "detail": [error.detail if error else None for error in failed],
+    }
+    return pa.table(columns, schema=SOURCE_ROW)
+
+
+def with_images(table: pa.Table, *, max_image_bytes: int) -> pa.Table:
+    """Rows that have an `image_uri`, with the encoded image beside it.
+
+    Raises:
+        RunError: an image that could be read when it was annotated is gone.
+    """
+    contents = references.fetch(table.column("image_uri").to_pylist(), max_image_bytes=max_image_bytes)
+    for uri, content in zip(table.column("image_uri").to_pylist(), contents, strict=True):
+        if isinstance(content, UnreadableImage):
+            raise RunError(f"{uri}: could be read when it was annotated and cannot now ({content}); put it back and run again")
+    return table.append_column("image", pa.array(contents, pa.large_binary()))
+
+
+def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
+    """Writes a part's files and then its commit. Gives back one row: the part's number, images, and quarantined rows.
+
+    Args:
+        rows: a whole part of JUDGED_ROW, images included.
+        output: the run's folder.
+        call: when this call of the run began, in seconds since the epoch.
+    """
+    number = rows.column("part")[0].as_py()
+    well = pc.is_null(rows.column("reason"))
+    judged, rejected = rows.filter(well), rows.filter(pc.invert(well))
+    parity = judged.filter(pc.equal(judged.column("verdict"), str(Verdict.PARITY)))
+    _replace(output, "quarantine", number, rejected.select(QUARANTINE.names))
+    _replace(output, "annotations", number, judged.select(ANNOTATIONS.names))
+    _replace(output, "parity", number, with_image_struct(parity))
+    _replace(output, "judgements", number, judged.select(JUDGEMENTS.names))
+    counts = {
+        "part": number,
+        "images": len(pc.unique(rows.column("image_id"))),
+        "annotations": judged.num_rows,
+        "quarantined": dict(Counter(f"{stage}/{reason}" for stage, reason in zip(*(rejected.column(c).to_pylist() for c in ("stage", "reason")), strict=True))),
+        "verdicts": dict(Counter(judged.column("verdict").to_pylist())),
+        "tokens": {name: pc.sum(judged.column(name)).as_py() or 0 for name in TOKEN_COLUMNS},
+        "call": call,
+        "committed": time.time(),
+    }
+    output.write_json(f"commits/{part_name(number, '.json')}", counts)
+    return pa.table({"part": [number], "images": [counts["images"]], "quarantined": [rejected.num_rows]})
+
+
+def with_image_struct(rows: pa.Table) -> pa.Table:
+    """Rows as PARITY: self-contained, with the encoded image as {bytes, path}."""
+    images = [{"bytes": data, "path": uri} for data, uri in zip(rows.column("image").to_pylist(), rows.column("image_uri").to_pylist(), strict=True)]
+    columns = {name: rows.column(name) for name in PARITY.names if name != "image"} | {"image": pa.array(images, PARITY.field("image").type)}
+    return pa.table([columns[name] for name in PARITY.names], schema=PARITY)
+
+
+def _replace(output: Folder, folder: str, number: int, table: pa.Table) -> None:
+    """Writes a part's file. An empty one is left out, and what an interrupted attempt left under the name is removed."""
+    name = f"{folder}/{part_name(number)}"
+    if table.num_rows:
+        output.write_table(name, table)
+    else:
+        output.delete(name)
+
+
+def committed(output: Folder) -> set[int]:
+    """The numbers of the finished parts."""
+    return {part_number(name) for name in output.child("commits").names(".json")}
+
+
+def totals(output: Folder) -> dict[str, Any]:
+    """The sum of all commits: images, annotations, quarantined by stage/reason, verdicts, tokens, and seconds over all calls of the run."""
+    folder = output.child("commits")
+    with ThreadPoolExecutor(_READERS) as pool:
+        return add_up(pool.map(folder.read_json, folder.names(".json")))
+
+
+def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """See `totals`. The seconds of a call are counted from its start to its last commit, so a killed call counts too."""
+    images = annotations = 0
+    quarantined: Counter[str] = Counter()
+    verdicts: Counter[str] = Counter({str(verdict): 0 for verdict in Verdict})
+    tokens: Counter[str] = Counter()
+    calls: dict[float, float] = {}
+    for commit in commits:
+        images += commit["images"]
+        annotations += commit["annotations"]
+        quarantined.update(commit["quarantined"])
+        verdicts.update(commit["verdicts"])
+        tokens.update(commit["tokens"])
+        calls[commit["call"]] = max(calls.get(commit["call"], 0.0), commit["committed"])
+    return {
+        "images": images,
+        "annotations": annotations,
+        "quarantined": dict(quarantined.most_common()),
+        "verdicts": dict(verdicts),
+        "tokens": dict(tokens),
+        "seconds": sum(end - start for start, end in calls.items()),
+    }

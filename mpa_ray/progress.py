@@ -1,0 +1,71 @@
+"""The lines one sees while a run works: plain ones, a few seconds apart, that read as well in a job's log as on a terminal."""
+
+import time
+from collections.abc import Callable
+from threading import Event, Thread
+
+_EVERY_S = 5.0
+
+
+def say(line: str) -> None:
+    """A line of the run's own, at once."""
+    print(f"[{time.strftime('%H:%M:%S')}] {line}", flush=True)
+
+
+class Progress:
+    """Counts towards a known number and says how far it is: done, rate, what was quarantined, time to go."""
+
+    def __init__(self, stage: str, total: int, *, unit: str, done: int = 0) -> None:
+        self._stage, self._total, self._unit = stage, total, unit
+        self._done = self._before = done
+        self._quarantined = 0
+        self._started = self._said = time.monotonic()
+
+    def add(self, count: int, *, quarantined: int = 0) -> None:
+        """Counts `count` more; says so when the last line is some seconds old or all is done."""
+        self._done += count
+        self._quarantined += quarantined
+        if time.monotonic() - self._said > _EVERY_S or self._done >= self._total:
+            self._said = time.monotonic()
+            say(self.line())
+
+    def line(self) -> str:
+        elapsed = time.monotonic() - self._started
+        rate = (self._done - self._before) / max(elapsed, 1e-9)
+        to_go = (self._total - self._done) / rate if rate else 0.0
+        bad = f", {self._quarantined} quarantined" if self._quarantined else ""
+        return f"{self._stage}: {self._done:,} of {self._total:,} {self._unit}, {rate:.1f}/s{bad}, {duration(to_go)} to go"
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, 5 h 12 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+class Watch:
+    """Calls `look` every few seconds while a blocking call runs, and says what it returns when that is new."""
+
+    def __init__(self, look: Callable[[], str | None]) -> None:
+        self._look = look
+        self._stop = Event()
+        self._thread = Thread(target=self._work, daemon=True, name="watch")
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        last = None
+        while not self._stop.wait(_EVERY_S):
+            line = self._look()
+            if line and line != last:
+                say(line)
+                last = line

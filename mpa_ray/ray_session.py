@@ -1,0 +1,40 @@
+"""The Ray this process works with: the cluster a job was submitted to, or one of its own on this machine."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Restarts of an engine actor that dies while it loads, in a row: a node that comes up broken must not end the run, a broken model must.
+_ACTOR_INIT_DEATHS = 3
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connects to RAY_ADDRESS, or to Ray where this process already has; else starts Ray here and ends it afterwards."""
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        local = "RAY_ADDRESS" not in os.environ
+        # Workers' own logs stay in Ray's log folder: the run says itself what a person wants to see.
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, **({"include_dashboard": False} if local else {}))
+    _configure_data()
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _configure_data() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A part stays one block from its reading to its commit; splitting blocks by size would break that.
+    context.target_max_block_size = None
+    context.max_consecutive_actor_init_deaths = _ACTOR_INIT_DEATHS
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)

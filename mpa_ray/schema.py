@@ -1,0 +1,118 @@
+"""The names rows are made of: columns, Arrow schemas, verdicts and quarantine reasons. Stages add columns and never rename them."""
+
+import json
+from enum import StrEnum
+
+import pyarrow as pa
+
+
+class Verdict(StrEnum):
+    """What the Parity Identifier says of a row (Eq. 2 of the paper)."""
+
+    PARITY = "parity"
+    """The L-VLM agrees with its own annotation and the S-VLM does not: the row teaches something."""
+    SVLM_CORRECT = "svlm_correct"
+    """Both agree with the annotation: nothing to learn."""
+    LVLM_INCONSISTENT = "lvlm_inconsistent"
+    """The L-VLM, asked its own question, answers otherwise: the annotation is not trusted."""
+
+
+class Stage(StrEnum):
+    """Where a row can be quarantined."""
+
+    IMAGES = "images"
+    PSEUDO_ANNOTATOR = "pseudo_annotator"
+    PARITY_IDENTIFIER = "parity_identifier"
+    EVALUATE = "evaluate"
+
+
+class Reason(StrEnum):
+    """Why a row was quarantined. The list is fixed, so that counts can be compared between runs."""
+
+    MISSING = "missing"
+    """The file, member or row could not be found or opened."""
+    EMPTY = "empty"
+    """Zero bytes."""
+    NOT_AN_IMAGE = "not_an_image"
+    """No format on the allow list fits the bytes, whatever the name says."""
+    TRUNCATED = "truncated"
+    """The data ends before the image does."""
+    CORRUPT = "corrupt"
+    """The format was recognised, but its data is damaged."""
+    TOO_MANY_PIXELS = "too_many_pixels"
+    """Over `max_image_pixels`: a decompression bomb, or an image that needs tiling first."""
+    TOO_MANY_BYTES = "too_many_bytes"
+    """The encoded file is over `max_image_bytes`."""
+    TOO_SMALL = "too_small"
+    """A side is shorter than the models can take."""
+    ANIMATED = "animated"
+    """More than one frame: which one the question is about cannot be known."""
+    UNPARSABLE_ANNOTATION = "unparsable_annotation"
+    """The L-VLM's text holds no question and answer; the detail is the raw text."""
+    ENGINE_REJECTED = "engine_rejected"
+    """The engine refused this one request, for its length for example; the engine itself is well."""
+
+
+IMAGE_ID = pa.field("image_id", pa.string(), nullable=False)
+IMAGE_URI = pa.field("image_uri", pa.string(), nullable=False)
+
+MANIFEST = pa.schema([IMAGE_ID, IMAGE_URI])
+
+# While a row travels. `part` is the unit of work and of commitment; `reason` is null as long as the row is well.
+_STATUS = [pa.field("stage", pa.string()), pa.field("reason", pa.string()), pa.field("detail", pa.string())]
+SOURCE_ROW = pa.schema([pa.field("part", pa.int64(), nullable=False), IMAGE_ID, IMAGE_URI, pa.field("image", pa.large_binary()), *_STATUS])
+
+_ANNOTATION_COLUMNS = [
+    pa.field("sample_id", pa.string()),
+    pa.field("question", pa.string()),
+    pa.field("answer", pa.string()),
+    pa.field("annotation_text", pa.string()),
+    pa.field("lvlm_answer", pa.string()),
+    pa.field("annotation_prompt_tokens", pa.int32()),
+    pa.field("annotation_cached_tokens", pa.int32()),
+    pa.field("annotation_output_tokens", pa.int32()),
+    pa.field("lvlm_answer_prompt_tokens", pa.int32()),
+    pa.field("lvlm_answer_cached_tokens", pa.int32()),
+    pa.field("lvlm_answer_output_tokens", pa.int32()),
+]
+_JUDGEMENT_COLUMNS = [
+    pa.field("svlm_answer", pa.string()),
+    pa.field("svlm_answer_prompt_tokens", pa.int32()),
+    pa.field("svlm_answer_cached_tokens", pa.int32()),
+    pa.field("svlm_answer_output_tokens", pa.int32()),
+    pa.field("verdict", pa.string()),
+]
+ANNOTATED_ROW = pa.schema([*SOURCE_ROW, *_ANNOTATION_COLUMNS])
+JUDGED_ROW = pa.schema([*ANNOTATED_ROW, *_JUDGEMENT_COLUMNS])
+
+# What is written.
+ANNOTATIONS = pa.schema([IMAGE_ID, IMAGE_URI, *_ANNOTATION_COLUMNS])
+JUDGEMENTS = pa.schema([*ANNOTATIONS, *_JUDGEMENT_COLUMNS])
+QUARANTINE = pa.schema([IMAGE_ID, IMAGE_URI, *_STATUS])
+IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_TEXT_FEATURE = {"dtype": "string", "_type": "Value"}
+PARITY = pa.schema(
+    [
+        IMAGE_ID,
+        pa.field("sample_id", pa.string()),
+        pa.field("image", IMAGE_STRUCT),
+        pa.field("question", pa.string()),
+        pa.field("answer", pa.string()),
+    ],
+    # `datasets.load_dataset("parquet", ...)` reads this and decodes the column as images.
+    metadata={
+        "huggingface": json.dumps(
+            {
+                "info": {
+                    "features": {
+                        "image_id": _TEXT_FEATURE,
+                        "sample_id": _TEXT_FEATURE,
+                        "image": {"_type": "Image"},
+                        "question": _TEXT_FEATURE,
+                        "answer": _TEXT_FEATURE,
+                    }
+                }
+            }
+        )
+    },
+)

@@ -1,0 +1,223 @@
+"""What each training worker does: load the S-VLM, train all of it with DeepSpeed ZeRO, save it as a Hugging Face checkpoint.
+
+The loss is Eq. 3 of the paper: the answer's negative log likelihood, summed over its tokens and averaged over the samples of a batch.
+"""
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpa_ray import models
+from mpa_ray.collator import IGNORED, Collator
+from mpa_ray.config import LevelSection
+from mpa_ray.engines.chat import end_tokens
+from mpa_ray.storage import Folder
+from mpa_ray.training_data import TrainingSet, read_ahead
+from mpa_ray.training_state import load_state, save_model, save_state
+
+if TYPE_CHECKING:
+    import torch
+
+_BATCHES_AHEAD = 4
+_REPORTS = 20
+
+Batch = dict[str, "torch.Tensor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a worker gets.
+
+    Attributes:
+        model: the S-VLM to start from, a folder or hub name, and its revision.
+        folders: PARITY folders to train on.
+        target: where the trained model goes.
+        progress: where the first worker writes progress.json for those who watch.
+        limits: of decoding: max_pixels, max_image_pixels, max_image_bytes.
+    """
+
+    model: str
+    revision: str | None
+    folders: list[Folder]
+    target: Folder
+    progress: Folder
+    settings: LevelSection
+    seed: int
+    limits: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A worker's part of one optimizer step: micro-batches of (indices, how many of them are learned), all workers the same number of them."""
+
+    micro_batches: list[tuple[list[int], int]]
+    batch_size: int
+
+
+def shares(order: np.ndarray, *, batch_size: int, micro_batch_size: int, rank: int, workers: int, start: int = 0) -> Iterator[Share]:
+    """The worker's share of every step from sample `start` of `order` on. Every sample is learned exactly once, by one worker.
+
+    A last batch that is not full is trained on as it is. Where a batch does not divide evenly, workers repeat a sample without learning it, so
+    that all of them make the same calls: ZeRO waits for each.
+    """
+    for first in range(start, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        per_worker = -(-len(batch) // workers)
+        own = batch[rank * per_worker : (rank + 1) * per_worker].tolist()
+        learned = len(own)
+        own += [int(batch[0])] * (per_worker - learned)
+        micro = [
+            (own[begin : begin + micro_batch_size], max(0, min(micro_batch_size, learned - begin)))
+            for begin in range(0, per_worker, micro_batch_size)
+        ]
+        yield Share(micro_batches=micro, batch_size=len(batch))
+
+
+def learning_rate(step: int, steps: int, settings: LevelSection) -> float:
+    """Of the optimizer step `step` (from 0): a linear warm-up, then a cosine down to a tenth of the peak."""
+    warmup = math.ceil(settings.warmup * steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return settings.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def answer_loss(model: Any, batch: dict[str, "torch.Tensor"]) -> tuple["torch.Tensor", int]:
+    """The summed negative log likelihood of the answer tokens in a batch, and how many they are.
+
+    The head is computed only at positions from which an answer token is predicted in some row: with a vocabulary of 150,000, logits of the whole
+    prompt would be the largest tensor of the step.
+    """
+    import torch
+
+    batch = dict(batch)
+    labels = batch.pop("labels")
+    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    positions = (targets != IGNORED).any(0).nonzero()[:, 0]
+    if len(positions) == 0:
+        # A filled-up micro-batch that teaches nothing: the passes are made all the same, because the other workers wait in theirs.
+        positions = torch.tensor([labels.shape[1] - 1], device=labels.device)
+    logits = model(**batch, logits_to_keep=positions, use_cache=False).logits
+    targets = targets[:, positions]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return loss, int((targets != IGNORED).sum())
+
+
+def train(loop_config: dict[str, Training]) -> None:
+    """The `train_loop_per_worker` of Ray Train."""
+    training = loop_config["training"]
+    settings = training.settings
+    on_cpu = settings.gpus_per_worker == 0
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import ray.train
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    if on_cpu:
+        # Compiling the shared-memory collectives takes minutes and pays only for large CPU jobs; gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    torch.manual_seed(training.seed)
+
+    samples = TrainingSet(training.folders, holdout=settings.holdout, **training.limits)
+    order = np.concatenate([samples.order(training.seed + epoch) for epoch in range(settings.epochs)])
+    steps = math.ceil(len(order) / settings.batch_size)
+    report_every = max(1, steps // _REPORTS)
+
+    source = models.local(training.model)
+    processor = AutoProcessor.from_pretrained(source, revision=training.revision, trust_remote_code=False)
+    model = AutoModelForImageTextToText.from_pretrained(
+        source, revision=training.revision, dtype=getattr(torch, settings.precision), trust_remote_code=False
+    )
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    published_dtype = getattr(torch, str(AutoConfig.from_pretrained(source, revision=training.revision).dtype).removeprefix("torch."))
+    collator = Collator(processor, end_tokens=end_tokens(model))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(settings, workers))
+    engine.train()
+
+    def batches(start: int) -> Iterator[tuple[Share, list[Batch]]]:
+        for share in shares(
+            order, batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, rank=rank, workers=workers, start=start
+        ):
+            yield share, [collator([samples[index] for index in indices], learned=learned) for indices, learned in share.micro_batches]
+
+    done, curve = 0, []
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        # DeepSpeed makes Adam's state with the first step; what this one does to the weights is overwritten.
+        take_step(engine, next(batches(0))[1], scale=0.0, rate=0.0)
+        progress = load_state(engine, checkpoint)
+        done, curve = progress["samples"], progress["curve"]
+
+    started, tokens, metrics = time.time(), 0, {}
+    for share, micro_batches in read_ahead(lambda: batches(done), _BATCHES_AHEAD):
+        # DeepSpeed averages gradients over the workers; Eq. 3 divides their sum by the samples of the whole batch.
+        rate = learning_rate(len(curve), steps, settings)
+        loss, learned, seen = take_step(engine, micro_batches, scale=workers / share.batch_size, rate=rate)
+        done += share.batch_size
+        tokens += int(seen)
+        curve.append([len(curve) + 1, loss / share.batch_size, loss / learned])
+        metrics = {"samples": done, "of": len(order), "loss": curve[-1][1], "tokens_per_second": tokens / (time.time() - started)}
+        if done < len(order) and len(curve) % settings.checkpoint_every == 0:
+            with tempfile.TemporaryDirectory() as folder:
+                save_state(engine, Path(folder), {"samples": done, "curve": curve}, rank=rank, workers=workers)
+                ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        elif len(curve) % report_every == 0 or done >= len(order):
+            ray.train.report(metrics)
+            if rank == 0:
+                training.progress.write_json("progress.json", metrics)
+    save_model(engine, processor, training.target, dtype=published_dtype, rank=rank)
+    if rank == 0:
+        log = {"columns": ["step", "loss_per_sample", "nats_per_token"], "rows": curve}
+        training.target.write_json("training_log.json", metrics | {"seconds": time.time() - started} | log)
+
+
+def take_step(engine: Any, micro_batches: list[Batch], *, scale: float, rate: float) -> tuple[float, float, float]:
+    """One optimizer step. Gives back, summed over all workers: the loss, the answer tokens, the tokens that went through the model."""
+    import torch
+
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+    total = torch.zeros(3, dtype=torch.float64)
+    for number, batch in enumerate(micro_batches):
+        moved = {name: value.to(engine.device, engine.module.dtype if value.is_floating_point() else None) for name, value in batch.items()}
+        loss, learned = answer_loss(engine, moved)
+        engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
+        engine.backward(loss * scale)
+        engine.step()
+        total += torch.tensor([loss.item(), learned, int(batch["attention_mask"].sum())])
+    if engine.world_size > 1:
+        summed = total.to(engine.device)
+        torch.distributed.all_reduce(summed)
+        total = summed.cpu()
+    return tuple(total.tolist())
+
+
+def deepspeed_config(settings: LevelSection, workers: int) -> dict[str, Any]:
+    """DeepSpeed's settings. We set the accumulation's boundaries ourselves, because a last batch has fewer micro-batches."""
+    return {
+        "train_batch_size": settings.micro_batch_size * workers,
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.max_grad_norm,
+        "bf16": {"enabled": settings.precision == "bfloat16"},
+        "zero_optimization": {"stage": settings.zero_stage},
+        # The optimizer is torch's AdamW: DeepSpeed's own ones are compiled at first use, and it has tested only those with ZeRO.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "wall_clock_breakdown": False,
+        "steps_per_print": 10**9,
+    }

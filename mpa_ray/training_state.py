@@ -1,0 +1,102 @@
+"""What training leaves behind: checkpoints to go on from, on any number of workers and at any ZeRO stage, and the trained model itself.
+
+DeepSpeed's own checkpoints are cut for one number of workers. Here every parameter is gathered whole, one at a time, and the workers share the
+writing; a restart takes what it needs. Per parameter: the float32 weights and Adam's two moments, 12 bytes in all.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpa_ray.storage import Folder
+
+if TYPE_CHECKING:
+    import torch
+    from ray.train import Checkpoint
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_PROGRESS = "progress.json"
+
+
+def save_state(engine: Any, folder: Path, progress: dict[str, Any], *, rank: int, workers: int) -> None:
+    """Writes this worker's share of a checkpoint: every `workers`-th parameter. All workers must call it, because gathering needs them all.
+
+    Args:
+        engine: DeepSpeed's.
+        folder: an empty local folder.
+        progress: what the training loop wants back, JSON.
+        rank: of this worker.
+        workers: how many there are.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for number, (name, parameter) in enumerate(engine.module.named_parameters()):
+        whole = {"weight": safe_get_full_fp32_param(parameter)}
+        whole |= {moment: safe_get_full_optimizer_state(parameter, moment) for moment in _MOMENTS}
+        if number % workers == rank:
+            tensors |= {f"{kind}/{name}": tensor.detach().float().cpu().clone().contiguous() for kind, tensor in whole.items()}
+    save_file(tensors, folder / f"state-{rank:04d}.safetensors")
+    if rank == 0:
+        (folder / _PROGRESS).write_text(json.dumps(progress))
+
+
+def load_state(engine: Any, checkpoint: "Checkpoint") -> dict[str, Any]:
+    """Puts a checkpoint's weights and moments into `engine`, whatever number of workers wrote it. Gives back its progress.
+
+    The engine must have taken a step (any), because DeepSpeed makes the moments with the first. All workers must call it.
+    """
+    import deepspeed
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+    from safetensors import safe_open
+
+    parameters = dict(engine.module.named_parameters())
+    with checkpoint.as_directory() as folder:
+        progress = json.loads((Path(folder) / _PROGRESS).read_text())
+        for path in sorted(Path(folder).glob("state-*.safetensors")):
+            with safe_open(path, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 - not a dict
+                    kind, _, name = key.partition("/")
+                    value = tensors.get_tensor(key).to(engine.device)
+                    if kind != "weight":
+                        safe_set_full_optimizer_state(parameters[name], value, kind)
+                        continue
+                    safe_set_full_fp32_param(parameters[name], value)
+                    # The weights the forward pass uses are a copy, which DeepSpeed would refresh only after the next step.
+                    partitioned = hasattr(parameters[name], "ds_id")
+                    with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0, enabled=partitioned):
+                        parameters[name].data.copy_(value)
+    _set_adam_step(engine, len(progress["curve"]))
+    return progress
+
+
+def _set_adam_step(engine: Any, step: int) -> None:
+    """Adam corrects its moments by the number of steps taken."""
+    import torch
+
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    for state in inner.state.values():
+        if "step" in state:
+            state["step"] = torch.full_like(torch.as_tensor(state["step"]), step)
+
+
+def save_model(engine: Any, processor: Any, target: Folder, *, dtype: "torch.dtype", rank: int) -> None:
+    """Writes the trained model to `target` as `from_pretrained` and vLLM load it, in the precision `dtype`. All workers must call it."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    state = {}
+    for name, parameter in engine.module.named_parameters():
+        whole = safe_get_full_fp32_param(parameter)
+        if rank == 0:
+            state[name] = whole.detach().to("cpu", dtype)
+    if rank:
+        return
+    saved = set(engine.module.state_dict())
+    state |= {name: buffer.cpu() for name, buffer in engine.module.named_buffers() if name in saved}
+    with tempfile.TemporaryDirectory(prefix="mpa-model-") as local:
+        engine.module.config.dtype = dtype
+        engine.module.save_pretrained(local, state_dict=state)
+        processor.save_pretrained(local)
+        target.upload(local)

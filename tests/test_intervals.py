@@ -1,0 +1,74 @@
+import math
+
+import numpy as np
+import pytest
+
+from mpa_ray.intervals import bootstrap_interval, paired_test
+
+
+def test_interval_of_a_share_agrees_with_the_normal_approximation():
+    scores = [1.0] * 300 + [0.0] * 700
+    low, high = bootstrap_interval(scores)
+    error = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
+    assert low == pytest.approx(0.3 - error, abs=0.005)
+    assert high == pytest.approx(0.3 + error, abs=0.005)
+
+
+def test_interval_narrows_with_the_level_and_is_reproducible():
+    scores = np.random.default_rng(1).random(200)
+    wide, narrow = bootstrap_interval(scores), bootstrap_interval(scores, level=0.5)
+    assert wide[0] < narrow[0] < scores.mean() < narrow[1] < wide[1]
+    assert wide == bootstrap_interval(scores)
+    assert wide != bootstrap_interval(scores, seed=1)
+
+
+def test_constant_scores_have_no_width():
+    assert bootstrap_interval([0.6] * 10) == pytest.approx((0.6, 0.6))
+    assert bootstrap_interval([1.0]) == (1.0, 1.0)
+
+
+def test_many_distinct_scores_are_drawn_in_blocks():
+    scores = np.random.default_rng(0).random(3000)
+    low, high = bootstrap_interval(scores, resamples=700)
+    error = 1.96 * scores.std() / math.sqrt(3000)
+    assert high - low == pytest.approx(2 * error, rel=0.15)
+
+
+def test_paired_test_finds_a_difference():
+    b = np.array([0.0, 1.0] * 100)
+    a = b.copy()
+    a[:40:2] = 1.0
+    result = paired_test(a, b)
+    assert result["difference"] == pytest.approx(0.1)
+    assert result["ci95"][0] > 0.0
+    assert result["p_value"] < 0.001
+    mirrored = paired_test(b, a)
+    assert mirrored["difference"] == pytest.approx(-0.1)
+    assert mirrored["p_value"] == result["p_value"]
+
+
+def test_paired_test_of_equal_models_says_nothing():
+    result = paired_test([1.0, 0.0, 1.0], [1.0, 0.0, 1.0])
+    assert result == {"difference": 0.0, "ci95": (0.0, 0.0), "p_value": 1.0}
+
+
+def test_p_value_matches_the_exact_permutation_test():
+    # Five wins and no loss: two of 32 sign patterns are as extreme.
+    result = paired_test([1.0] * 5, [0.0] * 5, resamples=20000)
+    assert result["p_value"] == pytest.approx(2 / 32, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bootstrap_interval([]), "scores has shape"),
+        (lambda: bootstrap_interval([0.1, math.nan]), r"scores\[1\] is nan"),
+        (lambda: bootstrap_interval([0.1], level=95), "level is 95"),
+        (lambda: bootstrap_interval([0.1], resamples=0), "resamples is 0"),
+        (lambda: paired_test([0.1], [0.1, 0.2]), "in the same order"),
+        (lambda: paired_test([0.1], [math.inf]), r"scores_b\[0\]"),
+    ],
+)
+def test_refused_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
