@@ -206,7 +206,7 @@ class Installer:
                 return
         mend = (
             "Mend: look for the first ERROR above. With a broken connection, run `make venv` again (what was fetched is cached); "
-            "behind a mirror, set PIP_INDEX_URL; with a full disk, free about 5 GB (CPU) or 15 GB (CUDA)."
+            "with an index of your own, set PIP_INDEX_URL; with a full disk, free about 5 GB (CPU) or 15 GB (CUDA)."
         )
         self.must_run(self.python, "-m", "pip", "install", "--no-compile", *wanted, mend=mend)
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from mpa_ray.config import Config, LevelSection
 from mpa_ray.errors import RunError
 from mpa_ray.parts import dataset_of, part_name, part_number, with_image_struct, with_images
+from mpa_ray.presets import with_hyperparameters
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
 from mpa_ray.train_loop import Training, train
@@ -142,7 +143,7 @@ def level(config: Config, folders: list[Folder], *, name: str, target: Folder, w
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    settings = config.pl
+    settings = with_hyperparameters(config.pl, config.svlm.model)
     if not count_rows(folders, settings.holdout):
         raise RunError(f"{name}: no row to train on in {', '.join(folder.uri for folder in folders)}")
     limits = {"max_pixels": config.svlm.max_pixels, "max_image_pixels": config.max_image_pixels, "max_image_bytes": config.max_image_bytes}
@@ -173,7 +174,10 @@ def level(config: Config, folders: list[Folder], *, name: str, target: Folder, w
     if result.error:
         raise RunError(f"{name}: training failed: {result.error}")
     log = target.read_json("training_log.json")
-    return {key: log[key] for key in ("samples", "loss", "seconds", "tokens_per_second")}
+    return {key: log[key] for key in ("samples", "loss", "seconds", "tokens_per_second")} | {
+        "batch_size": settings.batch_size,
+        "learning_rate": settings.learning_rate,
+    }
 
 
 def _scaling(settings: LevelSection, scaling_config: Any) -> Any:

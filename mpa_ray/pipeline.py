@@ -16,6 +16,7 @@ from mpa_ray.ray_session import ray_session
 from mpa_ray.config import Config, identity
 from mpa_ray.errors import ConfigurationError, RunError
 from mpa_ray.manifest import Manifest
+from mpa_ray.model_card import model_card
 from mpa_ray.parity_identifier import identify
 from mpa_ray.parity_leveler import Arm, arms, level, training_folders
 from mpa_ray.progress import Progress, Watch, say
@@ -59,6 +60,7 @@ def run(config: Config) -> dict[str, Any]:
         "evaluation": evaluation,
         "stages": {name.removesuffix(".json"): output.read_json(f"stages/{name}")["seconds"] for name in output.child("stages").names(".json")},
     }
+    output.write_bytes("model/README.md", model_card(config, record).encode())
     output.write_json(_RUN, record)
     print(summary.table(record))
     return record

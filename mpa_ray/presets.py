@@ -1,24 +1,31 @@
-"""Named sets of settings: the demo's, and the paper's S-VLMs with Table 11's hyperparameters. A preset fills in; a YAML file and flags come after it."""
+"""Named sets of settings: the demo's, and the paper's S-VLMs; and Table 11's hyperparameters. A preset fills in; a YAML file and flags come after it."""
 
 from typing import Any
 
 from mpa_ray import demo
+from mpa_ray.config import LevelSection
 from mpa_ray.engines import vllm_is_installed
 
 DEMO_IMAGES = 4000
 DEMO_QUESTIONS = 1000
 
 
-def _paper(svlm: str, *, batch_size: int, learning_rate: float) -> dict[str, Any]:
-    return {"svlm": {"model": svlm}, "pl": {"batch_size": batch_size, "learning_rate": learning_rate}}
-
+# Table 11 of the paper: the part of a model's name that tells it, batch size, learning rate.
+TABLE_11 = {
+    "qwen2-vl-2b": (16, 1e-5),
+    "internvl2-2b": (16, 4e-5),
+    "internvl2-4b": (6, 4e-5),
+    "smolvlm-500m": (16, 1e-4),
+    "tinyllava-2": (16, 1e-4),
+}
+_OTHERS = (16, 1e-5)
 
 PAPER: dict[str, dict[str, Any]] = {
-    "qwen2vl-2b": _paper("Qwen/Qwen2-VL-2B-Instruct", batch_size=16, learning_rate=1e-5),
-    "internvl2-2b": _paper("OpenGVLab/InternVL2-2B", batch_size=16, learning_rate=4e-5),
-    "internvl2-4b": _paper("OpenGVLab/InternVL2-4B", batch_size=6, learning_rate=4e-5),
-    "smolvlm-500m": _paper("HuggingFaceTB/SmolVLM-500M-Instruct", batch_size=16, learning_rate=1e-4),
-    "tinyllava-2b": _paper("bczhou/TinyLLaVA-2.0B", batch_size=16, learning_rate=1e-4),
+    "qwen2vl-2b": {"svlm": {"model": "Qwen/Qwen2-VL-2B-Instruct"}},
+    "internvl2-2b": {"svlm": {"model": "OpenGVLab/InternVL2-2B"}},
+    "internvl2-4b": {"svlm": {"model": "OpenGVLab/InternVL2-4B"}},
+    "smolvlm-500m": {"svlm": {"model": "HuggingFaceTB/SmolVLM-500M-Instruct"}},
+    "tinyllava-2b": {"svlm": {"model": "bczhou/TinyLLaVA-2.0B"}},
 }
 
 NAMES = ("demo", *PAPER)
@@ -54,3 +61,12 @@ def _demo() -> dict[str, Any]:
         "ablations": ("no_pi_same_size", "no_pi_all"),
         "images_per_part": 128,
     }
+
+
+def with_hyperparameters(settings: LevelSection, svlm: str) -> LevelSection:
+    """`settings` with batch size and learning rate filled in from Table 11 where they are not set."""
+    name = svlm.lower()
+    batch_size, learning_rate = next((values for part, values in TABLE_11.items() if part in name), _OTHERS)
+    return settings.model_copy(
+        update={"batch_size": settings.batch_size or batch_size, "learning_rate": settings.learning_rate or learning_rate}
+    )

@@ -1,0 +1,68 @@
+"""Does MPA make the small model better, and by more than unfiltered labels do? The demo over several seeds.
+
+    python benchmarks/claim.py --seeds 0 1 2 --output runs/claim
+
+A seed changes the unlabeled images, the sampling of annotations, what is drawn for the comparisons, and the order of training. The benchmark stays.
+What an earlier call finished is taken from its output folder.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import result_file
+
+from mpa_ray.storage import Folder
+from mpa_ray.summary import aligned
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=["textvqa", "chartqa"], default="textvqa")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "claim")
+    arguments = parser.parse_args()
+    records = [_run(arguments.task, seed, arguments.output / f"{arguments.task}-{seed}") for seed in arguments.seeds]
+    text = describe(arguments.seeds, records)
+    print(text)
+    print(result_file.write(f"claim-{arguments.task}", text, {"seeds": arguments.seeds, "runs": records}))
+
+
+def _run(task: str, seed: int, output: Path) -> dict[str, Any]:
+    """One demo run, by the job that a user would call."""
+    started = time.time()
+    subprocess.run([sys.executable, f"jobs/mpa_{task}.py", "--preset", "demo", "--seed", str(seed), "--output", str(output)], cwd=ROOT, check=True)
+    record = Folder.at(output).read_json("run.json")
+    kept = ("images", "annotations", "quarantined", "verdicts", "training", "evaluation", "stages")
+    return {key: record[key] for key in kept} | {"seconds_of_this_call": time.time() - started}
+
+
+def describe(seeds: list[int], records: list[dict[str, Any]]) -> str:
+    """The scores of every seed, their mean and spread, and what of the claim holds."""
+    models = [score["model"] for score in records[0]["evaluation"]]
+    scores = {model: [next(s["score"] for s in record["evaluation"] if s["model"] == model) for record in records] for model in models}
+    rows = [["score in percent", *(f"seed {seed}" for seed in seeds), "mean", "standard deviation"]]
+    for model, values in scores.items():
+        spread = f"{statistics.stdev(values):.1f}" if len(values) > 1 else "-"
+        rows.append([model, *(f"{value:.1f}" for value in values), f"{statistics.mean(values):.1f}", spread])
+    shares = [record["verdicts"]["parity"] / record["annotations"] for record in records]
+    rows.append(["parity, % of annotations", *(f"{100 * share:.1f}" for share in shares), f"{100 * statistics.mean(shares):.1f}", ""])
+    gains = [mpa - before for mpa, before in zip(scores["mpa"], scores["zero_shot"], strict=True)]
+    margins = [mpa - other for mpa, other in zip(scores["mpa"], scores["no_pi_same_size"], strict=True)]
+    claims = [
+        ("the S-VLM gains at least 10 points in every seed", min(gains) >= 10, ", ".join(f"{gain:+.1f}" for gain in gains)),
+        ("MPA is at least as good as as many unfiltered labels, in every seed", min(margins) >= 0, ", ".join(f"{m:+.1f}" for m in margins)),
+        ("the parity set is smaller than half of the annotations, in every seed", max(shares) < 0.5, ", ".join(f"{s:.3f}" for s in shares)),
+    ]
+    verdicts = [f"- {'holds' if holds else 'DOES NOT HOLD'}: {claim} ({figures})" for claim, holds, figures in claims]
+    return "\n".join(["```", aligned(rows), "```", "", *verdicts, ""])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""mpa_ray: Model Parity Aligner on Ray. A small vision-language model gets better at a task from unlabeled images and a large model as guide.
+
+    from mpa_ray import Config, run
+
+    run(Config(images="photos", output="runs/mine", lvlm=..., svlm=...))
+
+Each stage stands alone too: `annotate` and `identify` take a Ray Dataset and give one back, `level` trains on folders of parity samples,
+`evaluate` scores a model, and `metrics` holds the official scores. Importing this loads neither Ray nor torch.
+"""
+
+from mpa_ray import metrics
+from mpa_ray.config import (
+    AnnotateSection,
+    Config,
+    DemoSection,
+    EvaluateSection,
+    IdentifySection,
+    LevelSection,
+    ModelSection,
+)
+from mpa_ray.errors import ConfigurationError, RunError
+from mpa_ray.evaluate import evaluate, learned_and_forgotten
+from mpa_ray.parity_identifier import identify
+from mpa_ray.parity_leveler import level
+from mpa_ray.pipeline import run
+from mpa_ray.pseudo_annotator import annotate
+from mpa_ray.tasks import TASKS, Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "TASKS",
+    "AnnotateSection",
+    "Config",
+    "ConfigurationError",
+    "DemoSection",
+    "EvaluateSection",
+    "IdentifySection",
+    "LevelSection",
+    "ModelSection",
+    "RunError",
+    "Task",
+    "annotate",
+    "evaluate",
+    "identify",
+    "learned_and_forgotten",
+    "level",
+    "metrics",
+    "run",
+]

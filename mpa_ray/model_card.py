@@ -1,0 +1,68 @@
+"""model/README.md: what the aligned S-VLM is, what it was made from, and how it scored."""
+
+from typing import Any
+
+import yaml
+
+from mpa_ray.config import Config
+from mpa_ray.summary import aligned
+
+
+def model_card(config: Config, record: dict[str, Any]) -> str:
+    """The card as the hub shows it: metadata in YAML, then text. Names of models and folders are shown as code, never as markup."""
+    metadata = {
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "base_model": config.svlm.model,
+        "tags": ["mpa_ray", "model-parity-aligner", config.task],
+    }
+    trained = record["training"]["mpa"]
+    lines = [
+        "---",
+        yaml.safe_dump(metadata, sort_keys=False).rstrip(),
+        "---",
+        "",
+        "# A vision-language model aligned with MPA",
+        "",
+        f"{code(config.svlm.model)}, fully fine-tuned on what {code(config.lvlm.model)} knew and it did not, found in {record['images']:,} unlabeled images",
+        f"(task {code(config.task)}). The method is the Model Parity Aligner (Penamakuri et al., EMNLP 2025, arXiv 2509.16633), by mpa_ray.",
+        "",
+        "## Data",
+        "",
+        f"- {record['annotations']:,} annotations by the large model, of which {record['verdicts']['parity']:,} are parity samples",
+        f"- trained on {trained['samples']:,} samples ({code(config.pl.train_on)}), one answer each; no human label was used",
+        "",
+        "## Training",
+        "",
+        f"- {config.pl.epochs} epoch, batch size {trained['batch_size']}, peak learning rate {trained['learning_rate']:g}, DeepSpeed ZeRO stage {config.pl.zero_stage}",
+        f"- loss on answer tokens only (Eq. 3), last step {trained['loss']:.4f} a sample",
+        *_held_out(trained),
+        "",
+        "## Scores",
+        "",
+        *(_scores(record) if record["evaluation"] else ["No labeled benchmark was given."]),
+        "",
+        "## Limits",
+        "",
+        "The large model's mistakes and biases carry over: a parity sample is what it stands by, not what is true. Scores are of the benchmark named above and",
+        "say nothing of other tasks; what was forgotten was looked for in rows like those it was trained on.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def code(text: str) -> str:
+    """Text of unknown origin as a Markdown code span, whatever backticks and line ends it holds."""
+    return f"`{' '.join(text.replace('`', chr(39)).split())}`"
+
+
+def _held_out(trained: dict[str, Any]) -> list[str]:
+    change = trained.get("holdout")
+    return [f"- on held-out rows it learned {change['learned']:,} and forgot {change['forgotten']:,}"] if change else []
+
+
+def _scores(record: dict[str, Any]) -> list[str]:
+    first = record["evaluation"][0]
+    rows = [[score["model"], f"{score['score']:.1f}", f"{score['ci95'][0]:.1f} to {score['ci95'][1]:.1f}"] for score in record["evaluation"]]
+    shown = aligned([["model", first["metric"], "95% interval"], *rows])
+    return [f"{code(first['benchmark'])}, {first['n']:,} questions, in percent:", "", "```", shown, "```"]

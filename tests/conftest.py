@@ -1,0 +1,56 @@
+"""What tests share: a Ray of their own, and small inputs rendered on the spot."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+# Before anything imports Ray or transformers: no hub, no token files in the home folder, and a short private folder (socket paths are short).
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_TMPDIR", tempfile.mkdtemp(prefix="mpa-ray-", dir="/tmp"))
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray's workers import what a test sends them from the test's own module.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Ray in this process, with more CPUs on paper than the machine may have: actors must not starve the tasks beside them."""
+    import ray
+
+    from mpa_ray.ray_session import ray_session as session
+
+    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=400 * 2**20, log_to_driver=False, logging_level="WARNING")
+    with session():
+        yield
+    ray.shutdown()
+
+
+def parity_rows(count: int, *, seed: int = 5) -> pa.Table:
+    """`count` rendered signs with a true question and answer, as PARITY."""
+    from mpa_ray.demo.inputs import BENCHMARK_SEED
+    from mpa_ray.demo.render import benchmark_rows
+    from mpa_ray.schema import PARITY
+
+    rows = benchmark_rows(kind="sign", count=count, seed=BENCHMARK_SEED + seed)
+    fields = [
+        {"image_id": f"{n:032x}", "sample_id": f"{n:032x}-0", "image": row["image"], "question": row["question"], "answer": row["answers"][0]}
+        for n, row in enumerate(rows)
+    ]
+    return pa.Table.from_pylist(fields, schema=PARITY)
+
+
+@pytest.fixture
+def parity_folder(tmp_path: Path) -> Path:
+    """A folder of 24 training rows in two files."""
+    from mpa_ray.storage import Folder
+
+    rows = parity_rows(24)
+    folder = Folder.at(tmp_path / "parity")
+    folder.write_table("part-00000000.parquet", rows.slice(0, 10))
+    folder.write_table("part-00000001.parquet", rows.slice(10))
+    return tmp_path / "parity"

@@ -1,0 +1,101 @@
+"""Real engines on the CPU with the embedded L-VLM: both give the same replies, refuse what they must, and count what they did."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mpa_ray import demo, engines, prompts
+from mpa_ray.config import ModelSection
+from mpa_ray.demo.inputs import BENCHMARK_SEED
+from mpa_ray.demo.render import benchmark_rows
+from mpa_ray.engines import Reply, RequestRejected, Sampling
+from mpa_ray.images import decode
+
+QUESTIONS = 48
+
+
+def settings(engine: str, **changes: Any) -> ModelSection:
+    return ModelSection(
+        **({"model": str(demo.LVLM), "engine": engine, "gpus_per_replica": 0, "max_model_len": 512, "images_in_flight": 16} | changes)
+    )
+
+
+def _ask_all(engine: str) -> dict[str, Any]:
+    """In a process of its own: everything the tests want to know of one engine."""
+    rows = list(benchmark_rows(kind="sign", count=QUESTIONS, seed=BENCHMARK_SEED + 1))
+    pictures = [decode(row["image"]["bytes"], max_image_pixels=10**6, max_image_bytes=10**6) for row in rows]
+    loaded = engines.load(settings(engine))
+
+    async def work() -> dict[str, Any]:
+        async def ask(index: int, prompt: str, sampling: Sampling) -> Reply:
+            return await loaded.ask(pictures[index], prompt, image_id=str(index), sampling=sampling)
+
+        greedy = Sampling(max_tokens=16)
+        answers = await asyncio.gather(*(ask(n, prompts.ANSWERING.format(question=row["question"]), greedy) for n, row in enumerate(rows)))
+        drawn = Sampling(max_tokens=48, temperature=1.0, seed=7)
+        annotations = await asyncio.gather(*(ask(n, prompts.SCENE_TEXT, drawn) for n in range(8)))
+        again = await asyncio.gather(*(ask(n, prompts.SCENE_TEXT, drawn) for n in range(8)))
+        cut = await ask(0, prompts.SCENE_TEXT, Sampling(max_tokens=2))
+        try:
+            refused = str(await ask(0, "word " * 600, greedy))
+        except RequestRejected as error:
+            refused = f"rejected: {error}"
+        after = await ask(0, prompts.ANSWERING.format(question=rows[0]["question"]), greedy)
+        return {
+            "answers": answers,
+            "truth": [row["answers"][0] for row in rows],
+            "annotations": annotations,
+            "again": again,
+            "cut": cut,
+            "refused": refused,
+            "after": after,
+        }
+
+    try:
+        return asyncio.run(work())
+    finally:
+        loaded.close()
+
+
+@pytest.fixture(scope="module")
+def replies(ray_session: None) -> Iterator[dict[str, dict[str, Any]]]:
+    import ray
+
+    names = ["transformers", *(["vllm"] if engines.vllm_is_installed() else [])]
+    task = ray.remote(num_cpus=1, max_calls=1)(_ask_all)
+    yield dict(zip(names, ray.get([task.remote(name) for name in names]), strict=True))
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_engine_answers_and_counts(replies: dict[str, dict[str, Any]], engine: str) -> None:
+    if engine not in replies:
+        pytest.skip("vLLM is not installed here")
+    found = replies[engine]
+    right = sum(reply.text.strip() == truth for reply, truth in zip(found["answers"], found["truth"], strict=True))
+    assert right >= 0.95 * QUESTIONS
+    assert all(reply.finish_reason == "stop" and reply.prompt_tokens > 16 and reply.output_tokens > 0 for reply in found["answers"])
+    assert all(reply.text.startswith("Question: ") for reply in found["annotations"])
+    assert found["cut"].finish_reason == "length"
+    assert found["cut"].output_tokens == 2
+    assert found["refused"].startswith("rejected: ")
+    assert found["after"].text == found["answers"][0].text, "a refused request must leave the engine well"
+
+
+def test_a_seed_makes_a_drawn_reply_repeatable_in_vllm(replies: dict[str, dict[str, Any]]) -> None:
+    if "vllm" not in replies:
+        pytest.skip("vLLM is not installed here")
+    texts = [reply.text for reply in replies["vllm"]["annotations"]]
+    # Near-ties can turn with the batch a request lands in, so not all of them need be equal.
+    assert sum(reply.text == text for reply, text in zip(replies["vllm"]["again"], texts, strict=True)) >= 6
+    assert len(set(texts)) > 1
+
+
+def test_engines_agree(replies: dict[str, dict[str, Any]]) -> None:
+    if "vllm" not in replies:
+        pytest.skip("vLLM is not installed here")
+    pairs = zip(replies["vllm"]["answers"], replies["transformers"]["answers"], strict=True)
+    agreeing = [(ours.text.strip() == theirs.text.strip(), ours.prompt_tokens == theirs.prompt_tokens) for ours, theirs in pairs]
+    assert all(tokens for _, tokens in agreeing), "the prompts differ"
+    assert sum(text for text, _ in agreeing) >= 0.95 * QUESTIONS

@@ -1,0 +1,135 @@
+"""The Parity Leveler on real Ray Train and DeepSpeed, and the choice of what each arm trains on."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from mpa_ray import demo
+from mpa_ray.config import Config, LevelSection, ModelSection
+from mpa_ray.errors import RunError
+from mpa_ray.images import image_id_of
+from mpa_ray.parity_leveler import Arm, arms, count_rows, level, training_folders
+from mpa_ray.schema import JUDGEMENTS, Verdict
+from mpa_ray.storage import Folder
+from mpa_ray.training_data import is_held_out
+from conftest import parity_rows
+
+
+def config_with(**pl: Any) -> Config:
+    settings = {"gpus_per_worker": 0, "cpus_per_worker": 1, "precision": "float32", "batch_size": 4, "micro_batch_size": 2, "holdout": 0.0}
+    return Config(svlm=ModelSection(model=str(demo.SVLM), gpus_per_replica=0), pl=LevelSection(**(settings | pl)))
+
+
+@pytest.mark.parametrize(("workers", "stage"), [(1, 2), (2, 1), (2, 3)])
+def test_workers_and_stages_train_alike(ray_session: None, parity_folder: Path, tmp_path: Path, workers: int, stage: int) -> None:
+    """Whatever the number of workers and the ZeRO stage, the loss curve is that of one worker at stage 2."""
+    config = config_with(workers=workers, zero_stage=stage, learning_rate=1e-3)
+    target = Folder.at(tmp_path / "model")
+    result = level(config, [Folder.at(parity_folder)], name="run", target=target, work=Folder.at(tmp_path / "work"))
+    assert result["samples"] == 24
+    losses = [row[1] for row in target.read_json("training_log.json")["rows"]]
+    assert len(losses) == 6
+    assert losses == pytest.approx(_same_as_the_first(losses), rel=2e-2)
+    assert losses[-1] < losses[0]
+
+
+_FIRST: list[list[float]] = []
+
+
+def _same_as_the_first(losses: list[float]) -> list[float]:
+    """The curve of the first case, which the later ones are compared with."""
+    _FIRST.append(losses)
+    return _FIRST[0]
+
+
+def judged(count: int, folder: Path) -> pa.Table:
+    """Judgements over images on disk: a third of each verdict, in turn."""
+    rows = []
+    for number, row in enumerate(parity_rows(count).to_pylist()):
+        path = folder / f"{number:04d}.png"
+        path.write_bytes(row["image"]["bytes"])
+        rows.append(
+            {
+                "image_id": image_id_of(str(path)),
+                "image_uri": str(path),
+                "sample_id": f"{image_id_of(str(path))}-0",
+                "question": row["question"],
+                "answer": row["answer"],
+                "verdict": str(list(Verdict)[number % 3]),
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=JUDGEMENTS)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Folder:
+    images = tmp_path / "images"
+    images.mkdir()
+    table = judged(90, images)
+    folder = Folder.at(tmp_path / "out")
+    for part in range(3):
+        folder.write_table(f"judgements/part-{part:08d}.parquet", table.slice(30 * part, 30))
+    from mpa_ray.parts import with_image_struct, with_images
+
+    for part in range(3):
+        rows = table.slice(30 * part, 30)
+        parity = rows.filter(pa.array([verdict == Verdict.PARITY for verdict in rows.column("verdict").to_pylist()]))
+        folder.write_table(f"parity/part-{part:08d}.parquet", with_image_struct(with_images(parity, max_image_bytes=10**6)))
+    return folder
+
+
+def verdicts_trained_on(folders: list[Folder], output: Folder, holdout: float) -> Counter[str]:
+    """Which verdicts the rows of training folders have, the held-out ones left out as training leaves them out."""
+    verdict_of = {
+        sample: verdict
+        for table in output.child("judgements").tables(["sample_id", "verdict"])
+        for sample, verdict in zip(*(column.to_pylist() for column in table.columns), strict=True)
+    }
+    ids = [sample for folder in folders for table in folder.tables(["sample_id"]) for sample in table.column(0).to_pylist()]
+    assert len(ids) == len(set(ids)), "a row is trained on twice"
+    return Counter(verdict_of[sample] for sample in ids if not is_held_out(sample, holdout))
+
+
+def test_each_arm_trains_on_its_rows(ray_session: None, output: Folder) -> None:
+    config = config_with(holdout=0.2)
+    rows = [row for table in output.child("judgements").tables() for row in table.to_pylist()]
+    expected = Counter(row["verdict"] for row in rows if not is_held_out(row["sample_id"], 0.2))
+    size = expected[Verdict.PARITY]
+
+    def chosen(arm: Arm) -> Counter[str]:
+        return verdicts_trained_on(training_folders(arm, output, config), output, 0.2)
+
+    assert chosen(Arm(name="mpa", train_on="parity")) == {Verdict.PARITY: size}
+    assert chosen(Arm(name="all", train_on="all")) == expected
+    assert chosen(Arm(name="consistent", train_on="consistent")) == {v: expected[v] for v in (Verdict.PARITY, Verdict.SVLM_CORRECT)}
+    same = chosen(Arm(name="same", train_on="all", same_size_as_parity=True))
+    assert same.total() == size
+    assert len(same) == 3, f"drawn from all annotations, found {same}"
+    replayed = chosen(Arm(name="replayed", train_on="parity", replay=0.5))
+    assert replayed == {Verdict.PARITY: size, Verdict.SVLM_CORRECT: round(0.5 * size)}
+
+
+def test_arms_of_a_configuration() -> None:
+    config = config_with(replay=0.25).model_copy(update={"ablations": ("no_pi_all", "no_pi_same_size")})
+    assert [arm.name for arm in arms(config)] == ["mpa", "no_pi_all", "no_pi_same_size"]
+    assert arms(config)[0].replay == 0.25
+
+
+def test_nothing_to_train_on_is_refused_before_ray_train_starts(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no row to train on"):
+        level(config_with(), [Folder.at(tmp_path)], name="run", target=Folder.at(tmp_path / "m"), work=Folder.at(tmp_path / "w"))
+
+
+def test_held_out_rows_are_not_counted(parity_folder: Path) -> None:
+    folders = [Folder.at(parity_folder)]
+    assert count_rows(folders, 0.0) == 24
+    assert 0 < count_rows(folders, 0.4) < 24
+
+
+def test_a_lost_image_is_named(ray_session: None, output: Folder, tmp_path: Path) -> None:
+    (tmp_path / "images" / "0001.png").unlink()
+    with pytest.raises(Exception, match=r"0001\.png: could be read when it was annotated and cannot now"):
+        training_folders(Arm(name="all", train_on="all"), output, config_with())
