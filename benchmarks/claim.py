@@ -45,9 +45,13 @@ def _run(task: str, seed: int, output: Path) -> dict[str, Any]:
 
 def describe(seeds: list[int], records: list[dict[str, Any]]) -> str:
     """The scores of every seed, their mean and spread, and what of the claim holds."""
-    models = [score["model"] for score in records[0]["evaluation"]]
-    scores = {model: [next(s["score"] for s in record["evaluation"] if s["model"] == model) for record in records] for model in models}
-    rows = [["score in percent", *(f"seed {seed}" for seed in seeds), "mean", "standard deviation"]]
+    metric = records[0]["evaluation"][0]["metric"]
+    models = [score["model"] for score in records[0]["evaluation"] if score["metric"] == metric]
+    scores = {
+        model: [next(s["score"] for s in record["evaluation"] if s["model"] == model and s["metric"] == metric) for record in records]
+        for model in models
+    }
+    rows = [[f"{metric}, percent", *(f"seed {seed}" for seed in seeds), "mean", "standard deviation"]]
     for model, values in scores.items():
         spread = f"{statistics.stdev(values):.1f}" if len(values) > 1 else "-"
         rows.append([model, *(f"{value:.1f}" for value in values), f"{statistics.mean(values):.1f}", spread])

@@ -19,7 +19,8 @@ from mpa_ray.config import (
     ModelSection,
 )
 from mpa_ray.errors import ConfigurationError, RunError
-from mpa_ray.evaluate import evaluate, learned_and_forgotten
+from mpa_ray.evaluate import evaluate
+from mpa_ray.forgetting import learned_and_forgotten
 from mpa_ray.parity_identifier import identify
 from mpa_ray.parity_leveler import level
 from mpa_ray.pipeline import run

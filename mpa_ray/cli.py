@@ -1,41 +1,27 @@
 """From a command line to a run: flags over a YAML file over a preset over the job's own configuration, all of it one typed tree."""
 
-import argparse
 import difflib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin
 
 import tyro
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from mpa_ray import presets
-from mpa_ray.config import Config
-from mpa_ray.errors import ConfigurationError, RunError
-
-USAGE = 2
-FAILED = 3
+from mpa_ray.config import TASK_TAGS, Config, TaskName
+from mpa_ray.errors import ConfigurationError, exit_codes
 
 
 def main(job: Config, argv: Sequence[str] | None = None) -> None:
     """Runs a job from the command line. Exits with 0, 2 (the configuration or an input cannot be used) or 3 (the run could not go on)."""
-    try:
+    with exit_codes():
         config = parse(job, sys.argv[1:] if argv is None else argv)
         from mpa_ray.pipeline import run
 
         run(config)
-    except ConfigurationError as error:
-        _fail(error, USAGE)
-    except RunError as error:
-        _fail(error, FAILED)
-
-
-def _fail(error: Exception, code: int) -> None:
-    for line in str(error).splitlines():
-        print(f"error: {line}", file=sys.stderr)
-    sys.exit(code)
 
 
 def parse(job: Config, argv: Sequence[str]) -> Config:
@@ -44,26 +30,114 @@ def parse(job: Config, argv: Sequence[str]) -> Config:
     Raises:
         ConfigurationError: a line for each setting that is unknown, of the wrong type, missing, or at odds with another.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", choices=presets.NAMES)
-    first.add_argument("--config", type=Path)
-    early, rest = first.parse_known_args(argv)
+    given = flags(argv)
+    preset, file, wants_help = (given.pop(name, None) for name in ("preset", "config", "help"))
     tree = job.model_dump(exclude_unset=True)
-    if early.preset:
-        tree = merge(tree, presets.preset(early.preset))
-    if early.config:
-        tree = merge(tree, _read_yaml(early.config))
-    base = validate(tree)
-    names = ", ".join(presets.NAMES)
-    description = f"{Config.__doc__} Before all other flags: --preset NAME ({names}) and --config FILE (YAML with the names below)."
-    try:
-        config = tyro.cli(Config, default=base, args=rest, description=description, use_underscores=True)
-    except ValidationError as error:
-        raise ConfigurationError(problems(error)) from error
+    if preset is not None:
+        if preset not in presets.NAMES:
+            raise ConfigurationError(f"--preset {preset}: there is no such preset; take one of {', '.join(presets.NAMES)}")
+        tree = merge(tree, presets.preset(preset))
+    if file is not None:
+        tree = merge(tree, _read_yaml(Path(file)))
+    if wants_help:
+        names = ", ".join(presets.NAMES)
+        description = f"{Config.__doc__} Beside the flags below: --preset NAME ({names}) and --config FILE (YAML with the names below)."
+        tyro.cli(_Shown, default=_shown(validate(tree)), args=["--help"], description=description, use_underscores=True)
+    config = validate(merge(tree, given))
     missing = config.missing()
     if missing:
-        raise ConfigurationError("\n".join(f"{flag} is not set; give it on the command line, in --config, or take a --preset" for flag in missing))
+        mend = "give it on the command line, in --config, or take a --preset"
+        raise ConfigurationError("\n".join(f"{flag} is not set; {mend}" for flag in missing))
     return config
+
+
+class _Shown(Config):
+    """The configuration as `--help` shows it: tyro would make subcommands of a setting that is a name or a section."""
+
+    task: TaskName = "textvqa"
+    """What the questions are about: decides prompt, matcher and metric. A task of your own is the section `task` in YAML (docs/own_task.md)."""
+
+
+def _shown(config: Config) -> _Shown:
+    own = {} if isinstance(config.task, str) else {"task": "textvqa"}
+    return _Shown.model_validate(config.model_dump(exclude_unset=True) | own)
+
+
+def flags(argv: Sequence[str]) -> dict[str, Any]:
+    """Flags as a tree: `--pl.workers 2`, `--pl.workers=2`, `--evaluate.lvlm`, `--evaluate.no_lvlm`, `--ablations consistent no_pi_all`.
+
+    Types are left to `validate`, which says of a flag what it says of the same setting in YAML.
+
+    Raises:
+        ConfigurationError: a value without a flag, or one that cannot be read.
+    """
+    tree: dict[str, Any] = {}
+    for flag, values in _grouped(argv):
+        path = flag.removeprefix("--").replace("-", "_").split(".")
+        negated = [*path[:-1], path[-1].removeprefix("no_")]
+        if not values and negated != path and _type_of(negated) is bool:
+            path, values = negated, ["false"]
+        kind = _type_of(path)
+        if not values and kind not in (bool, None):
+            raise ConfigurationError(f"{flag} needs a value; give it as {flag} VALUE")
+        read = [_value(flag, text, kind) for text in values]
+        section = tree
+        for part in path[:-1]:
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                raise ConfigurationError(f"{flag}: {part} was given a value of its own before; give one of the two")
+        one = read[0] if read else True
+        section[path[-1]] = read if len(read) > 1 or (get_origin(kind) is tuple and not isinstance(one, list)) else one
+    return tree
+
+
+def _grouped(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each flag with the values up to the next one."""
+    flag, values = "", []
+    for text in argv:
+        if text.startswith("--") or text == "-h":
+            if flag:
+                yield flag, values
+            flag, equals, value = text.partition("=")
+            flag, values = "--help" if flag == "-h" else flag, [value] if equals else []
+        elif not flag:
+            raise ConfigurationError(f"{text!r} comes before any flag; settings are given as --name value")
+        else:
+            values.append(text)
+    if flag:
+        yield flag, values
+
+
+def _value(flag: str, text: str, kind: Any) -> Any:
+    """Text stays text where the setting is one; else it is read as YAML, which knows numbers, true and false, lists and mappings."""
+    try:
+        text.encode()
+        return text if kind in (str, str | None) else yaml.safe_load(text)
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{flag}={text!r} is not UTF-8; rename what it names") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{flag}={text!r}: not YAML: {' '.join(str(error).split())}") from error
+
+
+def _type_of(path: Sequence[str]) -> Any:
+    """The type of a setting; None where there is no setting of the name."""
+    if path in (["preset"], ["config"]):
+        return str
+    kind: Any = Config
+    for part in path:
+        section = _section_in(kind)
+        field = section.model_fields.get(part) if section else None
+        if field is None:
+            return None
+        kind = field.annotation
+    return kind
+
+
+def _section_in(kind: Any) -> type[BaseModel] | None:
+    """The section that a setting is, may be (`task`), or is a list of (`jury`)."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind
+    return next((section for part in get_args(kind) if (section := _section_in(part))), None)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -71,6 +145,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise ConfigurationError(f"--config {path}: there is no such file") from None
+    except OSError as error:
+        raise ConfigurationError(f"--config {path}: cannot be read: {error.strerror}; give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -95,14 +171,15 @@ def validate(tree: Mapping[str, Any]) -> Config:
         raise ConfigurationError(problems(error)) from error
 
 
-def problems(error: ValidationError) -> str:
+def problems(error: ValidationError, root: type[BaseModel] = Config) -> str:
     """One line a problem: the setting, what is wrong, the value that was given, and the near name where one was mistyped."""
     lines = []
     for item in error.errors(include_url=False):
-        name = ".".join(str(part) for part in item["loc"])
+        path = [str(part) for part in item["loc"] if part not in TASK_TAGS]
+        name = ".".join(path)
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(item["loc"][-1]), _names(Config, item["loc"][:-1]), n=1)
-            hint = f"; did you mean {'.'.join([*map(str, item['loc'][:-1]), near[0]])}?" if near else ""
+            near = difflib.get_close_matches(path[-1], _names(root, path[:-1]), n=1)
+            hint = f"; did you mean {'.'.join([*path[:-1], near[0]])}?" if near else ""
             lines.append(f"{name}: unknown setting{hint}")
         elif item["type"] == "value_error":
             message = item["msg"].removeprefix("Value error, ")
@@ -112,7 +189,9 @@ def problems(error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-def _names(section: type[BaseModel], path: Sequence[Any]) -> list[str]:
+def _names(section: type[BaseModel], path: Sequence[str]) -> list[str]:
     for part in path:
-        section = get_type_hints(section).get(str(part), section)
+        # A place in a list, or a key of a mapping, is no field: what is there is the section that was found already.
+        field = section.model_fields.get(part)
+        section = (field and _section_in(field.annotation)) or section
     return list(section.model_fields)

@@ -3,10 +3,11 @@
 Families differ in their chat template and in what their processor makes of an image; nothing here names one.
 """
 
+import re
 from typing import Any
 
 from mpa_ray import prompts
-from mpa_ray.engines.chat import user_prompt
+from mpa_ray.engines.chat import user_prompt, with_reply
 from mpa_ray.training_data import Sample
 
 IGNORED = -100
@@ -21,14 +22,15 @@ class Collator:
     Args:
         processor: the S-VLM's own.
         end_tokens: the ids that end a reply of this model; the first that the chat template writes after a reply is learned too.
+        image_arguments: `engines.chat.image_arguments`.
     """
 
-    def __init__(self, processor: Any, *, end_tokens: set[int]) -> None:
+    def __init__(self, processor: Any, *, end_tokens: set[int], image_arguments: dict[str, Any] | None = None) -> None:
         self._processor = processor
+        self._image_arguments = image_arguments or {}
         self._tokenizer = processor.tokenizer
-        self._tokenizer.padding_side = "right"
         self._end_tokens = end_tokens
-        self._lead, self._tail = answer_form(processor)
+        self._last_word, self._lead, self._tail = answer_form(processor)
         pad = self._tokenizer.pad_token_id
         self._pad = pad if pad is not None else min(end_tokens)
 
@@ -41,7 +43,8 @@ class Collator:
         import torch
 
         prompt_texts = [user_prompt(self._processor, prompts.ANSWERING.format(question=sample.question)) for sample in samples]
-        inputs = dict(self._processor(text=prompt_texts, images=[[sample.image] for sample in samples], padding=True, return_tensors="pt"))
+        pictures = [[sample.image] for sample in samples]
+        inputs = dict(self._processor(text=prompt_texts, images=pictures, padding=True, return_tensors="pt", **self._image_arguments))
         shape = inputs["input_ids"].shape
         rows = [row[mask.bool()] for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
         answers = [torch.tensor(self.answer_tokens(sample.answer)) for sample in samples]
@@ -66,27 +69,34 @@ class Collator:
 
     def answer_tokens(self, answer: str) -> list[int]:
         """The answer as the model would write it, up to and with the token that ends its reply."""
-        tokens = self._tokenizer(f"{self._lead}{answer}{self._tail}", add_special_tokens=False)["input_ids"]
-        lead_and_answer = len(self._tokenizer(f"{self._lead}{answer}", add_special_tokens=False)["input_ids"])
-        end = next((index for index in range(lead_and_answer, len(tokens)) if tokens[index] in self._end_tokens), None)
-        # A template that ends no reply would never teach the model to stop.
-        return tokens[: end + 1] if end is not None else [*tokens, min(self._end_tokens)]
+        tokens = self._continuation(f"{self._lead}{answer}{self._tail}")
+        answer_alone = self._continuation(f"{self._lead}{answer}")
+        end = next((index for index in range(len(answer_alone), len(tokens)) if tokens[index] in self._end_tokens), None)
+        # A template that ends no reply (LLaVA's) would never teach the model to stop.
+        return tokens[: end + 1] if end is not None else [*answer_alone, min(self._end_tokens)]
+
+    def _continuation(self, text: str) -> list[int]:
+        """The tokens of `text` as they follow the prompt's last word: alone, some tokenizers (Llama's) would begin it with a mark of their own."""
+        before = self._tokenizer(self._last_word, add_special_tokens=False)["input_ids"]
+        both = self._tokenizer(f"{self._last_word}{text}", add_special_tokens=False)["input_ids"]
+        if both[: len(before)] == before:
+            return both[len(before) :]
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def answer_form(processor: Any) -> tuple[str, str]:
-    """What the chat template writes before and after a reply: ("", "<|im_end|>\\n") for Qwen2-VL, (" ", "<end_of_utterance>\\n") for SmolVLM.
+def answer_form(processor: Any) -> tuple[str, str, str]:
+    """The word that ends a prompt with the white space after it, and what the chat template writes before and after a reply.
+
+    ("<|im_start|>assistant\\n", "", "<|im_end|>\\n") for Qwen2-VL, ("Assistant:", " ", "<end_of_utterance>\\n") for SmolVLM.
 
     Raises:
         ValueError: the template writes a conversation with a reply differently from one without, so that it cannot be continued.
     """
-    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
-    reply = {"role": "assistant", "content": [{"type": "text", "text": _MARK}]}
-    before = user_prompt(processor, "?")
-    whole = processor.apply_chat_template([user, reply], tokenize=False)
+    before, whole = user_prompt(processor, "?"), with_reply(processor, "?", _MARK)
     if not whole.startswith(before):
         # Some templates open the reply with white space that the generation prompt lacks, or the reverse.
         before = before.rstrip()
     lead, mark, tail = whole.removeprefix(before).partition(_MARK)
     if not whole.startswith(before) or not mark or lead.strip():
         raise ValueError(f"the chat template does not continue its own prompt: {before[-40:]!r} is followed by {whole[-60:]!r}")
-    return lead, tail
+    return re.search(r"\S*\s*$", before).group(), lead, tail

@@ -5,20 +5,27 @@ Every field says below it what it means and in which unit. Combinations that can
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
-from mpa_ray.tasks import TASKS
+from mpa_ray.section import Section
+from mpa_ray.tasks import TASKS, MatcherName, Task
 
+Price = Annotated[float, Field(ge=0)] | None
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-ArmName = Literal["no_pi_same_size", "no_pi_all", "consistent"]
+ArmName = Literal["no_pi_same_size", "no_pi_all", "consistent", "human_labels", "few_shot_full", "few_shot_lora"]
+LABELED_ARMS = frozenset({"human_labels", "few_shot_full", "few_shot_lora"})
 
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+# So that a mistake in a task is reported of the kind of task that was meant, and not of both.
+TASK_TAGS = ("task by name", "own task")
+TaskName = Literal[tuple(TASKS)]  # type: ignore[valid-type]
+TaskChoice = Annotated[
+    Annotated[TaskName, Tag(TASK_TAGS[0])] | Annotated[Task, Tag(TASK_TAGS[1])],
+    Discriminator(lambda value: TASK_TAGS[isinstance(value, dict | Task)]),
+]
 
 
 class ModelSection(Section):
@@ -28,12 +35,20 @@ class ModelSection(Section):
     """A hub name (`Qwen/Qwen2-VL-7B-Instruct`) or a local folder in the Hugging Face layout."""
     revision: str | None = None
     """The hub revision: a branch, tag or commit. Without it the newest is taken, which may change between runs."""
-    engine: Literal["vllm", "transformers"] = "vllm"
-    """What serves the model: vLLM's async engine, or transformers' `generate` where vLLM cannot load (slower)."""
+    trust_remote_code: str | None = None
+    """Run the Python code that comes with a checkpoint: `name@commit`, this model's name and the 40 digits of the commit whose code you have read.
+    Weights are then taken from the same commit. Without it such code never runs."""
+    engine: Literal["vllm", "transformers", "openai"] = "vllm"
+    """What serves the model: vLLM's async engine, transformers' `generate` where vLLM cannot load (slower), or an OpenAI-compatible API."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """The precision of the weights while serving; `auto` takes the checkpoint's."""
     max_pixels: PositiveInt = 512 * 28 * 28
     """Images with more pixels are shrunk to this many before the model sees them (512 x 28 x 28: 512 visual tokens of Qwen2-VL)."""
+    processor_options: dict[str, Any] = {}
+    """What the model's image processor does differently, by its own names, while serving and training alike (SmolVLM: `{size: {longest_edge: 1024}}`,
+    four tiles where the default has 16; InternVL: `{max_patches: 4}`). The trained model's processor keeps them."""
+    chat_template: str | None = None
+    """A chat template (Jinja) in place of the checkpoint's, or where it has none."""
     max_model_len: PositiveInt = 4096
     """The longest prompt and reply together, in tokens. A request over it is quarantined, never cut."""
     images_in_flight: PositiveInt = 32
@@ -47,7 +62,26 @@ class ModelSection(Section):
     cpus_per_replica: PositiveFloat = 1
     """CPU cores of a replica. Leave one core of each node free, or nothing reads and writes."""
     engine_options: dict[str, Any] = {}
-    """Further arguments of vLLM's `AsyncEngineArgs`, as they are (`{gpu_memory_utilization: 0.9, quantization: fp8}`)."""
+    """Further arguments of vLLM's `AsyncEngineArgs`, as they are (`{gpu_memory_utilization: 0.9, quantization: fp8}`). With engine=openai, further
+    fields of the request (`{reasoning_effort: low, temperature: null}`); null leaves one of ours out."""
+    base_url: str | None = None
+    """engine=openai: where the API is (`http://host:8000/v1`). Without it, OpenAI's own."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """engine=openai: the name of the environment variable that holds the key, where Ray's workers run. The key itself is never part of a configuration."""
+    requests_per_minute: PositiveFloat | None = None
+    """engine=openai: requests that go out in a minute, over the whole stage. Without it, as fast as `images_in_flight` allows."""
+    tokens_per_minute: PositiveFloat | None = None
+    """engine=openai: tokens in a minute, prompts and replies together: estimated before a request, corrected by its reply."""
+    usd_per_million_input_tokens: Price = None
+    """engine=openai: the price of a million prompt tokens, in US dollars. With it and the price of output, a run says what it cost."""
+    usd_per_million_cached_tokens: Price = None
+    """engine=openai: the price of prompt tokens that the API had cached. Without it, they cost as the others."""
+    usd_per_million_output_tokens: Price = None
+    """engine=openai: the price of a million tokens of replies."""
+    max_cost_usd: PositiveFloat | None = None
+    """engine=openai: the run ends before its requests to this model cost more, over all calls on one output; raise it to go on (`mpa_ray.ledger`)."""
+    request_timeout_s: PositiveFloat = 120
+    """engine=openai: a request without a whole reply after so many seconds is given up and tried again."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -55,9 +89,95 @@ class ModelSection(Section):
             raise ValueError(f"max_replicas={self.max_replicas} is below min_replicas={self.min_replicas}; raise the first or lower the second")
         if self.gpus_per_replica > 1 and self.gpus_per_replica != int(self.gpus_per_replica):
             raise ValueError(f"gpus_per_replica={self.gpus_per_replica}: above one card it must be a whole number (the tensor parallel size)")
-        if self.engine != "vllm" and self.engine_options:
-            raise ValueError(f"engine_options are vLLM's and engine={self.engine!r} has none; remove engine_options or set engine=vllm")
+        if self.engine == "transformers" and self.engine_options:
+            raise ValueError(f"engine={self.engine!r} takes no engine_options={self.engine_options!r}; remove them or set engine=vllm")
+        if self.trust_remote_code is not None:
+            self._check_trust(self.trust_remote_code)
+        if self.engine == "openai":
+            self._check_api()
+        else:
+            self._refuse_api_settings()
         return self
+
+    def _check_trust(self, trusted: str) -> None:
+        name, _, commit = trusted.rpartition("@")
+        if name != self.model or not re.fullmatch(r"[0-9a-f]{40}", commit):
+            raise ValueError(
+                f"trust_remote_code={trusted!r} must name this model and a whole commit: {self.model or 'model'}@ and 40 hexadecimal digits (a branch or"
+                " tag can be moved to other code); write it so, or remove it"
+            )
+        if self.revision not in (None, commit):
+            raise ValueError(f"revision={self.revision!r} and trust_remote_code={trusted!r} exclude each other: the code of one commit is trusted; remove revision")
+
+    def _refuse_api_settings(self) -> None:
+        for name in _API_SETTINGS:
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                raise ValueError(f"{name}={value!r} is for models behind an API and engine={self.engine!r} runs the model itself; remove it or set engine=openai")
+
+    def _check_api(self) -> None:
+        if self.max_replicas != 1:
+            raise ValueError(
+                f"max_replicas={self.max_replicas} and engine='openai' exclude each other: rate limits and budget hold because one actor asks for the whole"
+                " stage, and images_in_flight sets how much it asks at a time; set max_replicas=1"
+            )
+        on_the_server = {
+            "revision": "versions are part of its model's name",
+            "dtype": "its precision is the server's",
+            "trust_remote_code": "its code is the server's",
+            "processor_options": "its processor is the server's",
+            "chat_template": "its chat template is the server's",
+        }
+        for name, what in on_the_server.items():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}={getattr(self, name)!r} cannot be asked of an API ({what}); remove {name}")
+        if self.base_url is not None:
+            _check_base_url(self.base_url)
+        # Not repeated in the message: what is no name may well be the key.
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env):
+            raise ValueError("api_key_env takes the name of an environment variable, never the key itself; export OPENAI_API_KEY=..., and leave it out")
+        for name in self.engine_options.keys() & {"model", "messages", "n", "stream"}:
+            raise ValueError(f"engine_options={{{name}: ...}}: this field of a request is set by mpa_ray; remove it")
+        self._check_prices()
+
+    def _check_prices(self) -> None:
+        prices = (self.usd_per_million_input_tokens, self.usd_per_million_output_tokens)
+        if (prices[0] is None) != (prices[1] is None) or (self.usd_per_million_cached_tokens is not None and None in prices):
+            raise ValueError("a cost needs the prices of input and of output; set usd_per_million_input_tokens and usd_per_million_output_tokens, or none of the prices")
+        if self.max_cost_usd is None:
+            return
+        if None in prices:
+            raise ValueError(
+                f"max_cost_usd={self.max_cost_usd} cannot be kept without prices; set usd_per_million_input_tokens and usd_per_million_output_tokens"
+            )
+        if self.engine_options.get("max_tokens", 1) is None and not self.engine_options.get("max_completion_tokens"):
+            raise ValueError(
+                f"max_cost_usd={self.max_cost_usd} and engine_options={{max_tokens: null}} exclude each other: the cost of a reply would have no"
+                " bound; set max_completion_tokens in engine_options"
+            )
+
+
+# What only a model behind an API has. None of it changes what comes out.
+_API_SETTINGS = (
+    "base_url",
+    "api_key_env",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "usd_per_million_input_tokens",
+    "usd_per_million_cached_tokens",
+    "usd_per_million_output_tokens",
+    "max_cost_usd",
+    "request_timeout_s",
+)
+
+
+def _check_base_url(url: str) -> None:
+    parts = urlsplit(url)
+    # Not repeated in the message: what is refused here may be a secret, and the configuration is written into the output.
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise ValueError(f"base_url holds a user, password or query, host {parts.hostname!r}; a key belongs into the environment variable api_key_env names")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"base_url={url!r} is no address of an API; write it as http://host:8000/v1 or https://host/v1")
 
 
 class AnnotateSection(Section):
@@ -76,7 +196,7 @@ class AnnotateSection(Section):
 class IdentifySection(Section):
     """The Parity Identifier."""
 
-    matcher: Literal["exact", "anls", "relaxed", "mpa_compat"] | None = None
+    matcher: MatcherName | None = None
     """Eq. 1, when an answer counts as the annotation's. Without it, the task's own."""
     exhaustive: bool = False
     """Ask the S-VLM about every row, also where the L-VLM disagreed with itself. Verdicts stay the same; it is for diagnosis."""
@@ -93,10 +213,10 @@ class LevelSection(Section):
     """Rows the S-VLM had right that are mixed in, per row of the parity set (0.25: one for every four), against forgetting."""
     holdout: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """The share of self-consistent rows kept out of training, to see what was learned and forgotten."""
-    learning_rate: PositiveFloat = 1e-5
-    """The peak. Table 11 of the paper: Qwen2-VL-2B 1e-5, InternVL2 4e-5, SmolVLM-500M and TinyLLaVA-2B 1e-4."""
-    batch_size: PositiveInt = 16
-    """Samples of an optimizer step over all workers. Table 11: 16, InternVL2-4B 6."""
+    learning_rate: PositiveFloat | None = None
+    """The peak. Without it, Table 11's for the paper's S-VLMs (Qwen2-VL-2B 1e-5, InternVL2 4e-5, SmolVLM-500M and TinyLLaVA-2B 1e-4), else 1e-5."""
+    batch_size: PositiveInt | None = None
+    """Samples of an optimizer step over all workers. Without it, Table 11's: 16, and 6 for InternVL2-4B."""
     micro_batch_size: PositiveInt = 4
     """Samples a worker runs through the model at once; the rest of its share of the batch is accumulated."""
     epochs: PositiveInt = 1
@@ -112,6 +232,8 @@ class LevelSection(Section):
     """Of the forward and backward pass. The optimizer's copy of the weights is always float32."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: a third more work for most of the activations' memory."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """0 trains every weight, as the paper does; above, LoRA of this rank on all linear layers, merged into the model at the end (a comparison)."""
     workers: PositiveInt = 1
     """Training processes, one card each."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 1
@@ -126,14 +248,25 @@ class LevelSection(Section):
     def _check(self) -> Self:
         if self.replay and self.train_on != "parity":
             raise ValueError(f"replay={self.replay} and train_on={self.train_on!r} exclude each other: those rows are trained on already; set replay=0")
+        if self.lora_rank and self.zero_stage == 3:
+            raise ValueError(f"lora_rank={self.lora_rank} and zero_stage=3 exclude each other: LoRA trains few weights, so nothing is gained; set zero_stage=2")
         return self
 
 
-class EvaluateSection(Section):
-    """Labeled benchmarks: the only labels there are, and nothing before the evaluation reads them."""
+class LabeledSection(Section):
+    """Questions with people's answers, for the supervised comparisons alone (Tables 5 and 6): MPA itself never reads them."""
 
     benchmark: str | None = None
-    """A Parquet file with question_id, image {bytes, path}, question, answers (a list) and, if there is one, question_kind."""
+    """The annotation file, as published for `format`. For `parquet`: question_id, image {bytes, path}, question, answers (a list), question_kind (optional)."""
+    format: Literal["parquet", "textvqa", "stvqa", "chartqa", "okvqa", "pathvqa", "icdar2015", "textcaps"] = "parquet"
+    """The layout of the annotation file; it decides the official score too. A Parquet file is scored as the task is."""
+    images: str | None = None
+    """The folder of the benchmark's images, for the formats whose files only name them."""
+
+
+class EvaluateSection(LabeledSection):
+    """Labeled benchmarks: the only labels there are, and nothing before the evaluation reads them."""
+
     max_tokens: PositiveInt = 32
     """The longest answer, in tokens."""
     lvlm: bool = False
@@ -156,24 +289,41 @@ class Config(Section):
     """A folder or prefix of image files, Parquet files (an image or URI column) or WebDataset tars; local, s3:// or gs://."""
     output: str = ""
     """The folder of the run, local, s3:// or gs://. The same command on the same folder goes on where it stopped."""
-    task: Literal[tuple(TASKS)] = "textvqa"  # type: ignore[valid-type]
-    """What the questions are about: decides prompt, parser, matcher and metric."""
+    task: TaskChoice = "textvqa"
+    """What the questions are about: decides prompt, matcher and metric. One of the paper's tasks by name (`--task chartqa`), or a task of your own: its
+    name, prompt, matcher and metric (docs/own_task.md)."""
     prompt: str | None = None
     """The Pseudo Annotator's prompt, in place of the task's."""
     lvlm: ModelSection = ModelSection()
     """The large model, the guide. Its weights are never touched."""
     svlm: ModelSection = ModelSection()
     """The small model that is made better (at most 5B parameters in the paper)."""
+    jury: tuple[ModelSection, ...] = ()
+    """Further large models, each asked every question the L-VLM stands by: an annotation counts only where all of them answer as it does. In YAML a list
+    of model sections; as flags `--jury "{model: A}" "{model: B}"`."""
     annotate: AnnotateSection = AnnotateSection()
     identify: IdentifySection = IdentifySection()
     pl: LevelSection = LevelSection()
     evaluate: EvaluateSection = EvaluateSection()
+    labels: LabeledSection = LabeledSection()
     ablations: tuple[ArmName, ...] = ()
-    """Further S-VLMs trained for comparison: as many unfiltered rows as MPA had, all pseudo-labels, all self-consistent rows."""
+    """Further S-VLMs trained for comparison: on as many unfiltered rows as MPA had; on all pseudo-labels; on all self-consistent rows; and, with `labels`,
+    on all human labels, or on `few_shot` of them with full fine-tuning or LoRA."""
+    few_shot: PositiveInt = 100
+    """Labeled samples of the few-shot comparisons (Table 5: 100)."""
+    annotations: str | None = None
+    """An annotations folder to start from instead of images (another run's, or an imported one): the Pseudo Annotator's work is not paid twice."""
+    rounds: PositiveInt = 1
+    """Above 1, the images are split into so many shares; each round judges a fresh share with the S-VLM of the round before and trains it further, until
+    that stops helping (docs/rounds.md)."""
     seed: int = 0
     """Of sampling, of what is drawn, and of the order of training."""
     images_per_part: PositiveInt = 256
     """The unit of work: a part is committed whole, and a killed run does at most the parts in flight again."""
+    max_quarantined: Share = 0.05
+    """The run stops when a larger share of its images than this is quarantined, and says which reason leads. 1 never stops it."""
+    max_quarantined_after: PositiveInt = 1000
+    """Images after which that share is looked at: a few bad ones at the start prove nothing."""
     max_image_pixels: PositiveInt = 64_000_000
     """Images with more are quarantined before they are decoded."""
     max_image_bytes: PositiveInt = 64 * 2**20
@@ -182,23 +332,56 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.svlm.engine == "openai":
+            raise ValueError("svlm.engine='openai': the S-VLM is trained here, so its weights must be here too; set svlm.engine to vllm or transformers")
+        own = self.task if isinstance(self.task, Task) else None
+        if own and own.name in TASKS and own != TASKS[own.name]:
+            raise ValueError(f"task.name={own.name!r} is one of the paper's tasks and this is another; give it a name of its own")
+        if own and self.demo.images:
+            raise ValueError(f"task.name={own.name!r} and the demo preset exclude each other: the demo renders images for the paper's tasks; name one of those")
         if self.demo.images and self.images:
             raise ValueError(f"images={self.images!r} and the demo preset exclude each other: the demo renders its own; remove one of the two")
+        if self.annotations and (self.images or self.demo.images):
+            raise ValueError(f"annotations={self.annotations!r} and images exclude each other: annotations name their images; remove one of the two")
+        labeled = sorted(LABELED_ARMS & set(self.ablations))
+        if labeled and not self.labels.benchmark and not self.demo.images:
+            raise ValueError(f"ablations={labeled} are trained on human labels and labels.benchmark is not set; set it or remove them")
         if len(set(self.ablations)) != len(self.ablations):
             raise ValueError(f"ablations={list(self.ablations)} names one twice; name each once")
+        self._check_jury()
+        self._check_rounds()
         return self
+
+    def _check_jury(self) -> None:
+        names = [self.lvlm.model, *(juror.model for juror in self.jury)]
+        for place, juror in enumerate(self.jury):
+            if not juror.model:
+                raise ValueError(f"jury.{place}.model is not set; name a model")
+            if names.count(juror.model) > 1:
+                raise ValueError(f"jury.{place}.model={juror.model!r} is asked twice, as L-VLM or juror: it would agree with itself; name another model")
+            if juror.max_cost_usd is not None:
+                raise ValueError(f"jury.{place}.max_cost_usd={juror.max_cost_usd}: a budget is kept for the L-VLM alone; remove it")
+
+    def _check_rounds(self) -> None:
+        if self.rounds > 1 and self.annotations:
+            raise ValueError(f"rounds={self.rounds} and annotations={self.annotations!r} exclude each other: every round annotates fresh images; give images")
+        if self.rounds > 1 and not self.pl.holdout:
+            raise ValueError(f"rounds={self.rounds} and pl.holdout=0 exclude each other: held-out rows tell when to stop; set pl.holdout, such as 0.1")
 
     def missing(self) -> list[str]:
         """The required settings that are not set, as flags."""
-        needed = {"--images": self.images or self.demo.images, "--output": self.output, "--lvlm.model": self.lvlm.model}
+        needed = {"--images": self.images or self.annotations or self.demo.images, "--output": self.output, "--lvlm.model": self.lvlm.model}
         needed["--svlm.model"] = self.svlm.model
         return [flag for flag, value in needed.items() if not value]
 
 
+# Ablations may be added to a run: each is a training of its own, and what is there stays.
+_NOT_IDENTITY = {"output", "ablations", "max_quarantined", "max_quarantined_after"}
 # What may change between two calls on one output folder: how fast and where it runs, not what comes out.
 _SPEED_ONLY = {
-    "lvlm": {"images_in_flight", "min_replicas", "max_replicas", "gpus_per_replica", "cpus_per_replica"},
-    "svlm": {"images_in_flight", "min_replicas", "max_replicas", "gpus_per_replica", "cpus_per_replica"},
+    "lvlm": {"images_in_flight", "min_replicas", "max_replicas", "gpus_per_replica", "cpus_per_replica", *_API_SETTINGS},
+    "svlm": {"images_in_flight", "min_replicas", "max_replicas", "gpus_per_replica", "cpus_per_replica", *_API_SETTINGS},
+    "jury": {"images_in_flight", "min_replicas", "max_replicas", "gpus_per_replica", "cpus_per_replica", *_API_SETTINGS},
     "pl": {"micro_batch_size", "zero_stage", "gradient_checkpointing", "workers", "gpus_per_worker", "cpus_per_worker", "max_failures", "checkpoint_every"},
 }
 
@@ -207,10 +390,12 @@ def identity(config: Config) -> dict[str, Any]:
     """The settings that decide what comes out, flat: {"lvlm.model": ...}. Two runs may share an output folder when these are equal."""
     flat: dict[str, Any] = {}
     for name, value in config.model_dump(mode="json").items():
-        if name == "output":
+        if name in _NOT_IDENTITY:
             continue
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": item for key, item in value.items() if key not in _SPEED_ONLY.get(name, ())}
+        elif name == "jury":
+            flat[name] = [{key: item for key, item in juror.items() if key not in _SPEED_ONLY[name]} for juror in value]
         else:
             flat[name] = value
     return flat

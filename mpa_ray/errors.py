@@ -1,9 +1,57 @@
 """The errors that are meant for people: one line that names the thing and the mend."""
 
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+USAGE = 2
+FAILED = 3
+INTERRUPTED = 130
+
+_IN_TRACEBACK = re.compile(r"^mpa_ray\.errors\.(ConfigurationError|RunError): (.+)$", re.MULTILINE)
+
 
 class ConfigurationError(ValueError):
     """The configuration or its inputs cannot be used. Raised before any model loads; a job exits with code 2."""
 
 
 class RunError(RuntimeError):
-    """The run cannot go on (nothing to train on, too much quarantined, storage failing). What is finished stays; a job exits with code 3."""
+    """The run cannot go on (nothing to train on, too much quarantined, storage failing). What is finished stays; a job exits with 3."""
+
+
+class StorageError(RunError):
+    """A disk or an object store failed for another reason than that something is not there, and again when asked again."""
+
+
+class NothingToTeach(RunError):
+    """No parity sample was found: the S-VLM lacks nothing that the L-VLM asked about."""
+
+
+def meant_for_people(error: BaseException) -> ConfigurationError | RunError | None:
+    """The error of ours that a worker raised, or None. Of the errors of a dataset's workers Ray keeps no more than the traceback, as text."""
+    found = _IN_TRACEBACK.search(str(error))
+    if found is None:
+        return None
+    return {"ConfigurationError": ConfigurationError, "RunError": RunError}[found[1]](found[2])
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Ends a job with 2 (the configuration or an input cannot be used), 3 (it could not go on) or 130 (Ctrl-C), each with its lines on stderr."""
+    try:
+        yield
+    except ConfigurationError as error:
+        _end(error, USAGE)
+    except RunError as error:
+        _end(error, FAILED)
+    except KeyboardInterrupt:
+        print("\nstopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _end(error: Exception, code: int) -> NoReturn:
+    for line in str(error).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    sys.exit(code)

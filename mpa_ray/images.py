@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+import re
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -9,9 +12,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mpa_ray.schema import Reason
 
 # Raster formats whose decoders are in wide use. EPS, PDF, FITS and the like are left out: their parsers start programs or read other files.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO")
+# An MPO (a JPEG with previews behind it) is opened by the JPEG plugin.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+
+# What Pillow's plugins raise over damaged bytes. They document none of it; fuzzing finds these (AVIF: RuntimeError; TIFF: struct.error).
+_DAMAGE = (OSError, ValueError, SyntaxError, TypeError, EOFError, LookupError, ArithmeticError, AttributeError, MemoryError, RuntimeError)
+_DAMAGE += (struct.error, zlib.error)
+
+# The end of a reference into a shard of jobs/pack.py (`mpa_ray.references`); no file's name can look like it, because `#` is encoded in names.
+_PACKED_ID = re.compile(r"#row_group=\d+&row=\d+&image_id=([0-9a-f]{32})\Z", re.ASCII)
 
 # A side shorter than this is less than one patch of any model of the paper.
 MIN_SIDE = 8
@@ -32,8 +43,9 @@ class UnreadableImage(ValueError):
 
 
 def image_id_of(image_uri: str) -> str:
-    """The id of an image reference: 32 hexadecimal digits, the same in every run for the same URI."""
-    return hashlib.sha256(image_uri.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    """The id of an image reference: 32 hexadecimal digits, the same in every run for the same URI. A packed image keeps the one it had before."""
+    packed = _PACKED_ID.search(image_uri)
+    return packed[1] if packed else hashlib.sha256(image_uri.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def decode(data: bytes, *, max_image_pixels: int, max_image_bytes: int) -> Image.Image:
@@ -57,8 +69,8 @@ def decode(data: bytes, *, max_image_pixels: int, max_image_bytes: int) -> Image
         raise UnreadableImage(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that begin with {data[:16]!r}") from None
     except Image.DecompressionBombError as error:
         raise UnreadableImage(Reason.TOO_MANY_PIXELS, str(error)) from None
-    except (OSError, ValueError, SyntaxError, TypeError, EOFError, IndexError, OverflowError, MemoryError) as error:
-        raise UnreadableImage(Reason.CORRUPT, f"header: {error}") from None
+    except _DAMAGE as error:
+        raise _damaged(error, "header") from None
     with image:
         _check_size(image, max_image_pixels)
         try:
@@ -70,10 +82,16 @@ def decode(data: bytes, *, max_image_pixels: int, max_image_bytes: int) -> Image
             return _to_rgb(ImageOps.exif_transpose(image))
         except UnreadableImage:
             raise
-        except (OSError, ValueError, SyntaxError, TypeError, EOFError, IndexError, KeyError, OverflowError, MemoryError, ZeroDivisionError) as error:
-            # Pillow's plugins speak of a short file in words only ("image file is truncated", "broken data stream", "unrecognized data stream").
-            short = "truncated" in str(error) or isinstance(error, EOFError)
-            raise UnreadableImage(Reason.TRUNCATED if short else Reason.CORRUPT, f"{image.format}: {error}") from None
+        except Image.DecompressionBombError as error:
+            raise UnreadableImage(Reason.TOO_MANY_PIXELS, str(error)) from None
+        except _DAMAGE as error:
+            raise _damaged(error, str(image.format)) from None
+
+
+def _damaged(error: Exception, where: str) -> UnreadableImage:
+    """Pillow's plugins speak of a short file in words only: "image file is truncated", "Truncated File Read"."""
+    short = "truncated" in str(error).lower() or isinstance(error, EOFError)
+    return UnreadableImage(Reason.TRUNCATED if short else Reason.CORRUPT, f"{where}: {error}")
 
 
 def _check_size(image: Image.Image, max_image_pixels: int) -> None:
@@ -88,9 +106,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB. Transparency is laid on white, as a viewer shows it; 16-bit and float values are scaled, where Pillow would clip them."""
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)
+        values = np.where(np.isfinite(values), values, np.nan)
         # 16-bit files use their full range by definition; other depths say nothing of theirs, so the values found are taken.
-        low, high = (0.0, 65535.0) if image.mode.startswith("I;16") or (image.mode == "I" and values.max() <= 65535) else (values.min(), values.max())
-        scaled = (values - low) * (255.0 / max(high - low, 1e-9))
+        low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (np.nanmin(values), np.nanmax(values))
+        scaled = np.nan_to_num((values - low) * (255.0 / max(high - low, 1e-9)))
         return Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8), mode="L").convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -107,4 +126,7 @@ def fit(image: Image.Image, max_pixels: int) -> Image.Image:
     if width * height <= max_pixels:
         return image
     scale = (max_pixels / (width * height)) ** 0.5
-    return image.resize((max(1, int(width * scale)), max(1, int(height * scale))), Image.Resampling.BICUBIC)
+    # A line cannot keep its shape: it is one pixel high, and as long as the bound lets it be.
+    width = min(max(1, int(width * scale)), max_pixels)
+    height = max(1, min(int(height * scale), max_pixels // width))
+    return image.resize((width, height), Image.Resampling.BICUBIC)

@@ -5,16 +5,20 @@ A stage gives the work of one row as a coroutine; everything of Ray and of the e
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from PIL import Image
 
-from mpa_ray import engines, images
+from mpa_ray import engines, images, stopping
 from mpa_ray.config import Config, ModelSection
-from mpa_ray.engines import Reply, RequestRejected, Sampling
+from mpa_ray.engines import Engine, EngineDied, Reply, RequestRejected, Sampling
+from mpa_ray.errors import RunError
 from mpa_ray.schema import Reason, Stage
+from mpa_ray.storage import Folder
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -30,41 +34,133 @@ _PARTS_IN_FLIGHT = 2
 class RowWorker:
     """An engine actor of Ray Data: takes a part, runs the work of all its rows at once, gives the part back.
 
-    A row whose image or request is at fault comes back quarantined. Any other error ends the actor, and Ray does the part again elsewhere.
+    A row whose image or request is at fault comes back quarantined. An engine that says that it cannot go on (RunError: a wrong key, a spent budget)
+    ends the stage in good order where `output` is given (`mpa_ray.stopping`); rows that were asked by then are kept there for the next call. An
+    engine that dies is loaded anew, and each row it served at that moment is asked again with no other beside it: a row that kills it then is
+    the culprit and is quarantined. Any other error ends the actor, and Ray does the part again elsewhere.
     """
 
     stage: Stage
+    keeps_rows = False
+    """Whether rows that are done are kept when the engine stops; only where a part's number says which rows it has."""
 
-    def __init__(self, model: ModelSection, work: RowWork, schema: pa.Schema, max_image_pixels: int, max_image_bytes: int) -> None:
-        self._engine = engines.load(model)
+    def __init__(
+        self,
+        model: ModelSection,
+        work: RowWork,
+        schema: pa.Schema,
+        max_image_pixels: int,
+        max_image_bytes: int,
+        output: Folder | None = None,
+    ) -> None:
+        self._load = partial(engines.load, model, stage=self.stage, output=output)
+        self._engine = self._load()
+        self._broken: Engine | None = None
+        self._reviving = asyncio.Lock()
+        self._waiting_to_be_alone = asyncio.Lock()
+        self._output = output
+        self._kept_parts = stopping.kept_parts(output) if output and self.keeps_rows else set()
+        self._stopping = False
         self._work = work
         self._schema = schema
         self._limits = {"max_image_pixels": max_image_pixels, "max_image_bytes": max_image_bytes}
         self._max_pixels = model.max_pixels
         self._slots = asyncio.Semaphore(model.images_in_flight)
+        self._slot_count = model.images_in_flight
 
     async def __call__(self, part: pa.Table) -> AsyncIterator[pa.Table]:
-        results = await asyncio.gather(*(self._one(row) for row in part.to_pylist()))
-        yield pa.Table.from_pylist([row for rows in results for row in rows], schema=self._schema)
+        rows = part.to_pylist()
+        kept = await asyncio.to_thread(self._kept, rows)
+        results = await asyncio.gather(*(self._one(row, kept.get(place)) for place, row in enumerate(rows)))
+        done = {place: result for place, result in enumerate(results) if result is not None}
+        if len(done) < len(rows):
+            await asyncio.to_thread(self._keep, rows, done)
+        complete = [row for result in done.values() for row in result] if len(done) == len(rows) else []
+        yield pa.Table.from_pylist(complete, schema=self._schema)
 
-    async def _one(self, row: Row) -> list[Row]:
+    def _kept(self, rows: list[Row]) -> dict[int, list[Row]]:
+        if not (self._kept_parts and self._output and rows):
+            return {}
+        return stopping.kept(self._output, rows[0]["part"], self._kept_parts)
+
+    def _keep(self, rows: list[Row], done: dict[int, list[Row]]) -> None:
+        # A row that was at fault before it came here is looked at again.
+        asked = {place: result for place, result in done.items() if rows[place]["reason"] is None}
+        if self.keeps_rows and self._output and asked:
+            stopping.keep(self._output, rows[0]["part"], asked, self._schema)
+
+    async def _one(self, row: Row, kept: list[Row] | None) -> list[Row] | None:
+        """The rows that come of `row`; None where the engine stopped before they were there."""
         if row["reason"] is not None:
             return [row]
+        if kept is not None:
+            return [row | known for known in kept]
+        try:
+            async with self._slots:
+                return await self._attempt(row)
+        except EngineDied:
+            pass
+        async with self._alone():
+            try:
+                return await self._attempt(row)
+            except EngineDied as error:
+                return [quarantined(row, self.stage, Reason.ENGINE_CRASH, str(error))]
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Holds every slot, so that nothing else is in the engine. One at a time may gather slots, or two would wait for each other's for ever."""
+        async with self._waiting_to_be_alone:
+            held = 0
+            try:
+                while held < self._slot_count:
+                    await self._slots.acquire()
+                    held += 1
+                yield
+            finally:
+                for _ in range(held):
+                    self._slots.release()
+
+    async def _attempt(self, row: Row) -> list[Row] | None:
+        """Asks about one row. Raises EngineDied where the engine did not outlive it."""
+        if self._stopping:
+            return None
         picture: Image.Image | None = None
 
         async def ask(prompt: str, sampling: Sampling) -> Reply:
             nonlocal picture
             if picture is None:
                 picture = await asyncio.to_thread(self._decode, row["image"])
-            return await self._engine.ask(picture, prompt, image_id=row["image_id"], sampling=sampling)
-
-        async with self._slots:
+            engine = await self._living_engine()
             try:
-                return await self._work(row, ask)
-            except images.UnreadableImage as error:
-                return [quarantined(row, Stage.IMAGES, error.reason, error.detail)]
-            except RequestRejected as error:
-                return [quarantined(row, self.stage, Reason.ENGINE_REJECTED, str(error))]
+                return await engine.ask(picture, prompt, image_id=row["image_id"], sampling=sampling)
+            except EngineDied:
+                self._broken = engine
+                raise
+
+        try:
+            return await self._work(row, ask)
+        except images.UnreadableImage as error:
+            return [quarantined(row, Stage.IMAGES, error.reason, error.detail)]
+        except RequestRejected as error:
+            return [quarantined(row, self.stage, Reason.ENGINE_REJECTED, str(error))]
+        except RunError as error:
+            if self._output is None:
+                raise
+            await asyncio.to_thread(self._stop, self._output, error)
+            return None
+
+    async def _living_engine(self) -> Engine:
+        """The engine, loaded anew where it has died. A model that cannot be loaded again ends the actor."""
+        async with self._reviving:
+            if self._broken is self._engine:
+                await asyncio.to_thread(self._engine.close)
+                self._engine = await asyncio.to_thread(self._load)
+            return self._engine
+
+    def _stop(self, output: Folder, error: RunError) -> None:
+        if not self._stopping:
+            self._stopping = True
+            stopping.stop(output, str(error))
 
     def _decode(self, data: bytes) -> Image.Image:
         return images.fit(images.decode(data, **self._limits), self._max_pixels)
@@ -80,13 +176,26 @@ def seed_for(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4]) >> 1
 
 
-def ask_model(dataset: "Dataset", worker: type[RowWorker], work: RowWork, *, model: ModelSection, schema: pa.Schema, config: Config) -> "Dataset":
-    """The rows of `dataset` after `work` on each, in parts as they came. `worker` names the stage on Ray's dashboard."""
+def ask_model(
+    dataset: "Dataset",
+    worker: type[RowWorker],
+    work: RowWork,
+    *,
+    model: ModelSection,
+    schema: pa.Schema,
+    config: Config,
+    output: Folder | None = None,
+) -> "Dataset":
+    """The rows of `dataset` after `work` on each, in parts as they came. `worker` names the stage on Ray's dashboard.
+
+    With `output`, a paid model's ledger is kept there, and an engine that cannot go on ends the stage in good order: parts are then missing, and the
+    caller must ask `stopping.reason`. Without it, that error fails the dataset.
+    """
     from ray.data import ActorPoolStrategy
 
     return dataset.map_batches(
         worker,
-        fn_constructor_args=(model, work, schema, config.max_image_pixels, config.max_image_bytes),
+        fn_constructor_args=(model, work, schema, config.max_image_pixels, config.max_image_bytes, output),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -97,5 +206,5 @@ def ask_model(dataset: "Dataset", worker: type[RowWorker], work: RowWork, *, mod
             max_tasks_in_flight_per_actor=2 * _PARTS_IN_FLIGHT,
         ),
         num_cpus=model.cpus_per_replica,
-        num_gpus=model.gpus_per_replica or None,
+        num_gpus=None if model.engine == "openai" else model.gpus_per_replica or None,
     )

@@ -2,6 +2,9 @@
 
 A manifest file is Parquet with `image_id` and `image_uri`, and each of its row groups is one part. A part is known by its number, so a resume
 compares lists of numbers, and nobody holds a list of images.
+
+Every id is there once. What a list of URIs names again becomes a reference of its own (`...#duplicate=1`), with its own id, and is quarantined
+(`duplicate_reference`): annotations and quarantine together are the references as they were given, each once, and no image is paid for twice.
 """
 
 import bisect
@@ -14,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from mpa_ray import references
-from mpa_ray.errors import ConfigurationError
+from mpa_ray.finding import find
 from mpa_ray.images import image_id_of
+from mpa_ray.progress import Tally, say
+from mpa_ray.repeats import Repeat, Repeats
 from mpa_ray.schema import MANIFEST
 from mpa_ray.storage import Folder
 
@@ -51,11 +56,13 @@ class Manifest:
             return pyarrow.parquet.ParquetFile(stream).read_row_group(number - (ends[position] - parts))
 
 
-def load(folder: Folder) -> Manifest | None:
-    """The manifest in `folder`, or None where there is no finished one."""
+def load(folder: Folder, *, source: str | None = None) -> Manifest | None:
+    """The manifest in `folder`, or None where there is no finished one (of `source`, where one is given)."""
     if not folder.exists(_INDEX):
         return None
     index = folder.read_json(_INDEX)
+    if source is not None and index["source"] != source:
+        return None
     return Manifest(folder, tuple((file["name"], file["parts"]) for file in index["files"]), index["images"])
 
 
@@ -63,25 +70,90 @@ def build(images: str, folder: Folder, *, images_per_part: int) -> Manifest:
     """Lists `images` and writes the manifest.
 
     Raises:
-        ConfigurationError: there is no image.
+        ConfigurationError: there is no image, or a Parquet file or tar cannot be read.
+        StorageError: the list could not be had.
     """
-    uris = references.find(images)
+    parts = (pa.table({"image_uri": chunk}) for chunk in _chunks(find(images), images_per_part))
+    return write(parts, folder, source=images, schema=MANIFEST)
+
+
+def write(parts: Iterable[pa.Table], folder: Folder, *, source: str, schema: pa.Schema) -> Manifest:
+    """Writes a manifest whose parts are `parts`, in their order; what an interrupted attempt left is removed.
+
+    Args:
+        parts: tables with `image_uri` and, where the schema has more than a manifest needs, its further columns.
+        folder: where it goes.
+        source: what was listed.
+        schema: MANIFEST, and columns beside it.
+    """
+    folder.delete_folder()
     files: list[dict[str, Any]] = []
-    for number, chunk in enumerate(_chunks(uris, images_per_part * _PARTS_PER_FILE)):
-        table = pa.table({"image_id": [image_id_of(uri) for uri in chunk], "image_uri": chunk}, schema=MANIFEST)
-        name = f"{number:05d}.parquet"
-        folder.write_table(name, table, row_group_size=images_per_part)
-        files.append({"name": name, "parts": -(-len(chunk) // images_per_part), "images": len(chunk)})
-    if not files:
-        kinds = ", ".join(sorted(references.EXTENSIONS))
-        raise ConfigurationError(f"images={images!r} holds no image; files that end in {kinds}, .parquet or .tar are taken")
-    folder.write_json(_INDEX, {"source": images, "images": sum(file["images"] for file in files), "files": files})
+    tally = Tally(f"listing {source}", unit="images")
+    with Repeats() as repeats:
+        for number, group in enumerate(_chunks(parts, _PARTS_PER_FILE)):
+            name, images = f"{number:05d}.parquet", 0
+            tables = []
+            for part in group:
+                ids = [image_id_of(uri) for uri in part.column("image_uri").to_pylist()]
+                digests = [bytes.fromhex(image_id) for image_id in ids]
+                repeats.add(digests, digests, tally.count)
+                tables.append(part.append_column("image_id", pa.array(ids, pa.string())).select(schema.names).cast(schema))
+                images += part.num_rows
+                tally.add(part.num_rows)
+            _write_file(folder, name, tables)
+            files.append({"name": name, "parts": len(tables), "images": images})
+        found = repeats.found()
+    if found:
+        say(f"listing {source}: {len(found):,} references name what was named before; they are quarantined as duplicate_reference")
+        _rename(found, files, folder)
+    index = {"source": source, "images": tally.count, "duplicates": len(found), "files": files}
+    folder.write_json(_INDEX, index)
     manifest = load(folder)
     assert manifest is not None
     return manifest
 
 
-def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
+
+
+def _write_file(folder: Folder, name: str, parts: list[pa.Table]) -> None:
+    sink = pa.BufferOutputStream()
+    with pyarrow.parquet.ParquetWriter(sink, parts[0].schema, compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(part)
+    folder.write_bytes(name, sink.getvalue())
+
+
+def _rename(repeats: list[Repeat], files: list[dict[str, Any]], folder: Folder) -> None:
+    """Gives the rows at the positions of `repeats` references and ids of their own. Only files that hold one are written again."""
+    repeat = iter(repeats)
+    following = next(repeat, None)
+    end = 0
+    for file in files:
+        begin, end = end, end + file["images"]
+        numbers: dict[int, int] = {}
+        while following is not None and following.position < end:
+            numbers[following.position - begin] = following.number
+            following = next(repeat, None)
+        if numbers:
+            _rename_in(folder, file["name"], numbers)
+
+
+def _rename_in(folder: Folder, name: str, numbers: dict[int, int]) -> None:
+    with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:
+        file = pyarrow.parquet.ParquetFile(stream)
+        parts = [file.read_row_group(group) for group in range(file.num_row_groups)]
+    row, renamed = 0, []
+    for part in parts:
+        uris, ids = part.column("image_uri").to_pylist(), part.column("image_id").to_pylist()
+        for place in range(part.num_rows):
+            if number := numbers.get(row + place):
+                uris[place] = references.duplicate(uris[place], number)
+                ids[place] = image_id_of(uris[place])
+        row += part.num_rows
+        columns = {column: part.column(column) for column in part.column_names} | {"image_uri": uris, "image_id": ids}
+        renamed.append(pa.table(columns, schema=part.schema))
+    _write_file(folder, name, renamed)

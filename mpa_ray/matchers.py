@@ -6,7 +6,8 @@ annotation's. None of them matches an empty answer.
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 
 from mpa_ray.answer_processing import ARTICLES
 from mpa_ray.metrics import anls, contains_reference, relaxed_accuracy
@@ -38,6 +39,8 @@ _DOTTED_LETTERS = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]?")
 _PERCENT = re.compile(r"(?<=\d) ?(?:%|percent(?!\w)|per cent(?!\w))")
 
 
+# An annotation's answer is compared twice, and short answers come up again and again.
+@lru_cache(maxsize=1 << 16)
 def normalize_answer(answer: str) -> str:
     """An answer as `exact` compares it: what is a matter of writing goes, what is a matter of meaning stays.
 
@@ -46,14 +49,18 @@ def normalize_answer(answer: str) -> str:
     "1000", "p.m." becomes "pm", "50 percent" becomes "50%". Decimals stay as written: "5" and "5.0" differ ("relaxed" is for values). An
     answer made of punctuation alone stays as it is.
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", answer).casefold()).translate(_PLAIN)
-    folded = "".join(_ascii_digit(character) for character in folded)
+    folded = answer.lower() if answer.isascii() else _unify(answer)
     words = [word for word in map(_normalize_word, folded.split()) if word]
     if not words:
         return " ".join(folded.split())
     while len(words) > 1 and words[0] in ARTICLES:
         words = words[1:]
     return _PERCENT.sub("%", " ".join(_join_number_words(words)))
+
+
+def _unify(answer: str) -> str:
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", answer).casefold()).translate(_PLAIN)
+    return "".join(_ascii_digit(character) for character in folded)
 
 
 def _ascii_digit(character: str) -> str:
@@ -116,7 +123,12 @@ MATCHERS: dict[str, Matcher] = {
 }
 
 
-def judge(*, answer: str, lvlm_answer: str, svlm_answer: str | None, matches: Matcher) -> Verdict:
+def is_consistent(answer: str, said: Iterable[str], matches: Matcher) -> bool:
+    """Whether everyone who was asked (the L-VLM, and a jury where there is one) answers as the annotation does."""
+    return all(matches(one, answer) for one in said)
+
+
+def judge(*, answer: str, lvlm_answer: str, svlm_answer: str | None, matches: Matcher, jury_answers: Sequence[str] = ()) -> Verdict:
     """Eq. 2, S = E(L-VLM's answer) and not E(S-VLM's answer): "parity" where S holds, else why it does not.
 
     Args:
@@ -124,11 +136,12 @@ def judge(*, answer: str, lvlm_answer: str, svlm_answer: str | None, matches: Ma
         lvlm_answer: what the L-VLM said when asked its own question.
         svlm_answer: what the S-VLM said. None if it was not asked, which Eq. 2 permits where the L-VLM is inconsistent.
         matches: one of `MATCHERS`.
+        jury_answers: what the jurors said who were asked.
 
     Raises:
         ValueError: the L-VLM is consistent and the S-VLM was never asked.
     """
-    if not matches(lvlm_answer, answer):
+    if not is_consistent(answer, [lvlm_answer, *jury_answers], matches):
         return Verdict.LVLM_INCONSISTENT
     if svlm_answer is None:
         raise ValueError(f"svlm_answer is None although the L-VLM agrees with the annotation {answer!r}; ask the S-VLM before judging")

@@ -104,6 +104,9 @@ def normalized_edit_distance(first: str, second: str) -> float:
 
 
 def _edit_distance(first: str, second: str) -> int:
+    # Most answers that are compared are equal.
+    if first == second:
+        return 0
     previous = list(range(len(second) + 1))
     for row, character in enumerate(first, start=1):
         current = [row]

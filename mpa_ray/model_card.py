@@ -5,7 +5,8 @@ from typing import Any
 import yaml
 
 from mpa_ray.config import Config
-from mpa_ray.summary import aligned
+from mpa_ray.summary import aligned, interval
+from mpa_ray.tasks import task_of
 
 
 def model_card(config: Config, record: dict[str, Any]) -> str:
@@ -14,7 +15,7 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
         "base_model": config.svlm.model,
-        "tags": ["mpa_ray", "model-parity-aligner", config.task],
+        "tags": ["mpa_ray", "model-parity-aligner", task_of(config).name],
     }
     trained = record["training"]["mpa"]
     lines = [
@@ -25,7 +26,7 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
         "# A vision-language model aligned with MPA",
         "",
         f"{code(config.svlm.model)}, fully fine-tuned on what {code(config.lvlm.model)} knew and it did not, found in {record['images']:,} unlabeled images",
-        f"(task {code(config.task)}). The method is the Model Parity Aligner (Penamakuri et al., EMNLP 2025, arXiv 2509.16633), by mpa_ray.",
+        f"(task {code(task_of(config).name)}). The method is the Model Parity Aligner (Penamakuri et al., EMNLP 2025, arXiv 2509.16633), by mpa_ray.",
         "",
         "## Data",
         "",
@@ -63,6 +64,6 @@ def _held_out(trained: dict[str, Any]) -> list[str]:
 
 def _scores(record: dict[str, Any]) -> list[str]:
     first = record["evaluation"][0]
-    rows = [[score["model"], f"{score['score']:.1f}", f"{score['ci95'][0]:.1f} to {score['ci95'][1]:.1f}"] for score in record["evaluation"]]
-    shown = aligned([["model", first["metric"], "95% interval"], *rows])
+    rows = [[score["model"], score["metric"], f"{score['score']:.1f}", interval(score["ci95"])] for score in record["evaluation"]]
+    shown = aligned([["model", "metric", "score", "95% interval"], *rows])
     return [f"{code(first['benchmark'])}, {first['n']:,} questions, in percent:", "", "```", shown, "```"]

@@ -1,12 +1,15 @@
 """Models as they are named: a hub name, a local folder, or a prefix in an object store. Names are checked before anything loads them."""
 
 import hashlib
+import importlib.util
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
+from mpa_ray.config import ModelSection
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.storage import Folder, is_remote
 
@@ -29,6 +32,29 @@ def check(flag: str, model: str) -> None:
             raise ConfigurationError(f"{flag}={model!r} is no model folder: it holds no config.json; give a folder in the Hugging Face layout")
     elif model.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(model):
         raise ConfigurationError(f"{flag}={model!r} is neither a folder nor a hub name such as Qwen/Qwen2-VL-2B-Instruct")
+
+
+def check_api(flag: str, model: ModelSection) -> None:
+    """Refuses what cannot be asked; any name may be a model behind an API, so the name is not looked at.
+
+    Raises:
+        ConfigurationError: the client is not installed, or OpenAI itself is to be asked and there is no key. A server of one's own may need none.
+    """
+    if not importlib.util.find_spec("openai"):
+        raise ConfigurationError(f"{flag}.engine='openai' needs the package openai; install mpa_ray[api]")
+    if not model.base_url and not os.environ.get(model.api_key_env):
+        raise ConfigurationError(
+            f"{flag}.engine='openai': OpenAI needs a key and the environment variable {model.api_key_env} is not set; export it, on a cluster for Ray's"
+            f" workers too ({flag}.api_key_env names another variable, {flag}.base_url another server)"
+        )
+
+
+def arguments(model: ModelSection) -> dict[str, Any]:
+    """What every `from_pretrained` is told of a model beside its place: the revision, and whether its own code may run (and then which)."""
+    if model.trust_remote_code is None:
+        return {"revision": model.revision, "trust_remote_code": False}
+    commit = model.trust_remote_code.rpartition("@")[2]
+    return {"revision": commit, "code_revision": commit, "trust_remote_code": True}
 
 
 def local(model: str) -> str:

@@ -13,9 +13,9 @@ from mpa_ray import prompts
 from mpa_ray.config import Config
 from mpa_ray.engines import Sampling
 from mpa_ray.inference import Ask, Row, RowWorker, ask_model
-from mpa_ray.matchers import MATCHERS, judge
+from mpa_ray.matchers import MATCHERS, is_consistent, judge
 from mpa_ray.schema import JUDGED_ROW, Stage
-from mpa_ray.tasks import TASKS
+from mpa_ray.tasks import task_of
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -29,14 +29,15 @@ class ParityIdentifier(RowWorker):
 
 def matcher_of(config: Config) -> str:
     """The name of Eq. 1's matcher in this run."""
-    return config.identify.matcher or TASKS[config.task].matcher
+    return config.identify.matcher or task_of(config).matcher
 
 
 async def identify_row(row: Row, ask: Ask, *, matcher: str, answering: Sampling, exhaustive: bool) -> list[Row]:
     """The row with the S-VLM's answer, where it was asked, and the verdict."""
     matches = MATCHERS[matcher]
     answered: Row = {"svlm_answer": None}
-    if exhaustive or matches(row["lvlm_answer"], row["answer"]):
+    jury_answers = row.get("jury_answers") or []
+    if exhaustive or is_consistent(row["answer"], [row["lvlm_answer"], *jury_answers], matches):
         reply = await ask(prompts.ANSWERING.format(question=row["question"]), answering)
         answered = {
             "svlm_answer": reply.text.strip(),
@@ -44,12 +45,14 @@ async def identify_row(row: Row, ask: Ask, *, matcher: str, answering: Sampling,
             "svlm_answer_cached_tokens": reply.cached_tokens,
             "svlm_answer_output_tokens": reply.output_tokens,
         }
-    verdict = judge(answer=row["answer"], lvlm_answer=row["lvlm_answer"], svlm_answer=answered["svlm_answer"], matches=matches)
+    verdict = judge(
+        answer=row["answer"], lvlm_answer=row["lvlm_answer"], svlm_answer=answered["svlm_answer"], matches=matches, jury_answers=jury_answers
+    )
     return [row | answered | {"verdict": verdict}]
 
 
 def identify(dataset: "Dataset", config: Config) -> "Dataset":
-    """ANNOTATED_ROW parts in, JUDGED_ROW parts out."""
+    """ANNOTATED_ROW parts in (after a jury, JURY_ROW), JUDGED_ROW parts out."""
     work = partial(
         identify_row,
         matcher=matcher_of(config),

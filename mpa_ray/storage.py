@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs
@@ -30,14 +31,37 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The file system of `uri` and the path in it.
 
     Raises:
-        ConfigurationError: the scheme is none of local, s3:// and gs://.
+        ConfigurationError: the scheme is none of local, s3:// and gs://, it is no URI, or there are keys or options in it.
     """
     if is_remote(uri):
-        return pyarrow.fs.FileSystem.from_uri(uri)
+        refuse_secrets(uri)
+        if "?" in uri:
+            place = uri.partition("?")[0]
+            raise ConfigurationError(f"{place}?...: options in a URI are not taken (a ? in a name is written %3F); an endpoint goes into AWS_ENDPOINT_URL")
+        try:
+            # Spaces and the like are encoded for Arrow; what is encoded already stays so.
+            return pyarrow.fs.FileSystem.from_uri(quote(uri, safe="%/:@!$&'()*+,;=~?#"))
+        except pa.ArrowInvalid as error:
+            raise ConfigurationError(f"{uri!r}: {error}") from error
     scheme, separator, _ = uri.partition("://")
     if separator and scheme != "file":
         raise ConfigurationError(f"{uri!r}: the scheme {scheme}:// is not supported; use a local path, s3:// or gs://")
     return pyarrow.fs.LocalFileSystem(), os.path.abspath(uri.removeprefix("file://"))
+
+
+def refuse_secrets(uri: str) -> None:
+    """URIs are stored and printed, so they hold no keys.
+
+    Raises:
+        ConfigurationError: a user or password is in it; the message does not repeat them.
+    """
+    scheme, separator, rest = uri.partition("://")
+    _, at, host = rest.partition("/")[0].rpartition("@")
+    if separator and at and scheme != "file":
+        raise ConfigurationError(
+            f"{scheme}://...@{host}: there is a user or password in the URI, which would be stored and printed; remove it, and put"
+            " credentials into the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS)"
+        )
 
 
 @dataclass(frozen=True)
@@ -65,11 +89,19 @@ class Folder:
         return self.filesystem.get_file_info(posixpath.join(self.path, name).rstrip("/")).type != pyarrow.fs.FileType.NotFound
 
     def names(self, suffix: str = "") -> list[str]:
-        """The names of the files directly in the folder that end in `suffix`, sorted; none where the folder is not there."""
+        """The names of the files directly in the folder that end in `suffix`, sorted; none where the folder is not there.
+
+        Raises:
+            ConfigurationError: there is a file in the folder's place.
+        """
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
+        try:
+            infos = self.filesystem.get_file_info(selector)
+        except NotADirectoryError:
+            raise ConfigurationError(f"{self.uri} is a file; give a folder") from None
         return sorted(
             info.base_name
-            for info in self.filesystem.get_file_info(selector)
+            for info in infos
             if info.is_file and info.base_name.endswith(suffix) and not info.base_name.startswith(".")
         )
 
@@ -126,6 +158,11 @@ class Folder:
     def delete_folder(self) -> None:
         if self.exists():
             self.filesystem.delete_dir(self.path)
+
+    def copy_from(self, other: "Folder") -> None:
+        """Copies the content of a folder, wherever it is, into this one."""
+        self.filesystem.create_dir(self.path, recursive=True)
+        pyarrow.fs.copy_files(other.path, self.path, source_filesystem=other.filesystem, destination_filesystem=self.filesystem)
 
     def upload(self, local: str | Path) -> None:
         """Copies a local folder's content into this one."""

@@ -29,7 +29,24 @@ def _stages(record: dict[str, Any]) -> str:
         change = arm.get("holdout")
         held_out = f"; held out: learned {change['learned']:,}, forgot {change['forgotten']:,}" if change else ""
         text[f"train_{name}"] = f"{arm['samples']:,} samples, {arm['tokens_per_second']:,.0f} tokens/s{held_out}"
+    for name, account in record.get("ledger", {}).items():
+        text[name] = "; ".join(filter(None, [text.get(name), _paid(account)]))
     return aligned([["stage", "time", ""], *([name, duration(seconds), text.get(name, "")] for name, seconds in record["stages"].items())])
+
+
+def _paid(account: dict[str, Any]) -> str:
+    """What an API was asked and cost; replies that went into quarantine and parts that were done twice are in it."""
+    line = f"API: {account['requests']:,} requests, {account['prompt_tokens']:,} tokens in, {account['output_tokens']:,} out"
+    if "cost_usd" in account:
+        line += f", {dollars(account['cost_usd'])}"
+    if account.get("at_most_usd", 0.0) > account.get("cost_usd", 0.0):
+        line += f" (at most {dollars(account['at_most_usd'])}, with requests that had no reply)"
+    return line
+
+
+def dollars(amount: float) -> str:
+    """$0.0123, $12.34"""
+    return f"${amount:,.4f}" if amount < 1 else f"${amount:,.2f}"
 
 
 def _sum(tokens: dict[str, int], *names: str) -> str:
@@ -37,27 +54,44 @@ def _sum(tokens: dict[str, int], *names: str) -> str:
 
 
 def _scores(record: dict[str, Any]) -> str:
-    first = record["evaluation"][0]
-    header = [f"{first['benchmark']}, {first['metric']}", "score", "95% interval", "questions", "trained on"]
-    rows = [
-        [
-            score["model"],
-            f"{score['score']:.1f}",
-            f"{score['ci95'][0]:.1f} to {score['ci95'][1]:.1f}",
-            f"{score['n']:,}",
-            f"{record['training'][score['model']]['samples']:,} samples" if score["model"] in record["training"] else "-",
-        ]
-        for score in record["evaluation"]
-    ]
-    return aligned([header, *rows])
+    """A line a model: the official score with its interval first, further scores beside it, each under its own name."""
+    metrics = list(dict.fromkeys(score["metric"] for score in record["evaluation"]))
+    by_model: dict[str, dict[str, dict[str, Any]]] = {}
+    for score in record["evaluation"]:
+        by_model.setdefault(score["model"], {})[score["metric"]] = score
+    rows = [[record["evaluation"][0]["benchmark"], metrics[0], "95% interval", *metrics[1:], "questions", "trained on"]]
+    for model, scores in by_model.items():
+        official = scores[metrics[0]]
+        trained = record["training"].get(model)
+        rows.append(
+            [
+                model,
+                f"{official['score']:.1f}",
+                interval(official["ci95"]),
+                *(f"{scores[metric]['score']:.1f}" for metric in metrics[1:]),
+                f"{official['n']:,}",
+                f"{trained['samples']:,} samples" if trained else "-",
+            ]
+        )
+    return aligned(rows)
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """A 95% interval in percent; scores of a whole set have none."""
+    return f"{bounds[0]:.1f} to {bounds[1]:.1f}" if bounds else "-"
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> str:
-    """Rows as columns; figures (columns after the first whose cells begin with a digit) stand to the right."""
+    """Rows as columns, the first to the left, those whose cells are figures to the right."""
     rows = [list(row) for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [cell.rjust(width) if column and cell[:1].isdigit() and column == 1 else cell.ljust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    to_the_right = [bool(number) and all(_is_figure(cell) for cell in column[1:]) for number, column in enumerate(columns)]
+    widths = [max(map(len, column)) for column in columns]
+    return "\n".join(
+        "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(row, widths, to_the_right, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _is_figure(cell: str) -> bool:
+    return cell in ("", "-") or cell.lstrip("+-").replace(",", "").replace(".", "", 1).isdigit()

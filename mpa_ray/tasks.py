@@ -1,26 +1,52 @@
-"""The tasks of the paper. A new one is one entry: what to ask for, how to compare answers, how to score."""
+"""The tasks of the paper, and what one is: what to ask for, which answers count, how to compare and how to score them.
 
-from dataclasses import dataclass
+A task of one's own is the same `Task`, in Python or as the section `task` in YAML; docs/own_task.md has a worked example.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from mpa_ray import prompts
+from mpa_ray.section import Section
+
+if TYPE_CHECKING:
+    from mpa_ray.config import Config
+
+MatcherName = Literal["exact", "anls", "relaxed", "mpa_compat"]
+MetricName = Literal[
+    "textvqa_accuracy", "vqa_accuracy", "anls", "relaxed_accuracy", "exact_match", "word_recognition_rate", "mpa_compat_accuracy"
+]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What the Pseudo Annotator asks for and how its answers are compared."""
+class Task(Section):
+    """What the Pseudo Annotator asks for and how its answers are compared and scored."""
 
-    prompt: str
-    """The Pseudo Annotator's prompt; it follows the image."""
-    matcher: str = "exact"
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    """By which reports and model cards call it."""
+    prompt: Annotated[str, Field(min_length=1)]
+    """The Pseudo Annotator's prompt; it follows the image, and asks for a reply of the form "Question: ..., Answer: ..."."""
+    matcher: MatcherName = "exact"
     """Eq. 1 for this task, a key of `mpa_ray.matchers.MATCHERS`."""
-    metric: str
-    """The official score, a key of `mpa_ray.evaluate.METRICS`."""
+    metric: MetricName
+    """The official score, a key of `mpa_ray.benchmark.METRICS`."""
+    answers: tuple[str, ...] = ()
+    """The only answers an annotation may have, compared as `exact` compares them; an annotation with another is quarantined. Without them, any."""
 
 
 TASKS: dict[str, Task] = {
-    "textvqa": Task(prompt=prompts.SCENE_TEXT, metric="textvqa_accuracy"),
-    "stvqa": Task(prompt=prompts.SCENE_TEXT, metric="anls"),
-    "chartqa": Task(prompt=prompts.CHART, metric="relaxed_accuracy"),
-    "okvqa": Task(prompt=prompts.WORLD_KNOWLEDGE, metric="vqa_accuracy"),
-    "pathvqa": Task(prompt=prompts.PATHOLOGY_YES_NO, metric="exact_match"),
+    task.name: task
+    for task in (
+        Task(name="textvqa", prompt=prompts.SCENE_TEXT, metric="textvqa_accuracy"),
+        Task(name="stvqa", prompt=prompts.SCENE_TEXT, metric="anls"),
+        Task(name="chartqa", prompt=prompts.CHART, metric="relaxed_accuracy"),
+        Task(name="okvqa", prompt=prompts.WORLD_KNOWLEDGE, metric="vqa_accuracy"),
+        # The paper evaluates PathVQA's binary questions (Table 7): an annotation with another answer is not of this task.
+        Task(name="pathvqa", prompt=prompts.PATHOLOGY_YES_NO, metric="exact_match", answers=("yes", "no")),
+    )
 }
+
+
+def task_of(config: "Config") -> Task:
+    """The run's task: one of `TASKS`, or the configuration's own."""
+    return TASKS[config.task] if isinstance(config.task, str) else config.task

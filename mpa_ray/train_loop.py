@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpa_ray import models
+from mpa_ray import families, models
 from mpa_ray.collator import IGNORED, Collator
-from mpa_ray.config import LevelSection
-from mpa_ray.engines.chat import end_tokens
+from mpa_ray.config import LevelSection, ModelSection
+from mpa_ray.engines.chat import end_tokens, image_arguments, load_processor, settle_generation
 from mpa_ray.storage import Folder
 from mpa_ray.training_data import TrainingSet, read_ahead
 from mpa_ray.training_state import load_state, save_model, save_state
@@ -36,15 +36,14 @@ class Training:
     """What a worker gets.
 
     Attributes:
-        model: the S-VLM to start from, a folder or hub name, and its revision.
+        svlm: the S-VLM to start from.
         folders: PARITY folders to train on.
         target: where the trained model goes.
         progress: where the first worker writes progress.json for those who watch.
         limits: of decoding: max_pixels, max_image_pixels, max_image_bytes.
     """
 
-    model: str
-    revision: str | None
+    svlm: ModelSection
     folders: list[Folder]
     target: Folder
     progress: Folder
@@ -110,6 +109,19 @@ def answer_loss(model: Any, batch: dict[str, "torch.Tensor"]) -> tuple["torch.Te
     return loss, int((targets != IGNORED).sum())
 
 
+def load_svlm(svlm: ModelSection, precision: str) -> tuple[Any, Any, "torch.dtype"]:
+    """The S-VLM to train, in `precision`; its processor; and the precision its weights were published in."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    families.check_loaded("svlm.model", svlm, trained=True)
+    source = {"pretrained_model_name_or_path": models.local(svlm.model), **models.arguments(svlm)}
+    model = AutoModelForImageTextToText.from_pretrained(**source, dtype=getattr(torch, precision))
+    processor = load_processor(svlm)
+    settle_generation(model, processor)
+    return model, processor, families.published_dtype(source) or model.dtype
+
+
 def train(loop_config: dict[str, Training]) -> None:
     """The `train_loop_per_worker` of Ray Train."""
     training = loop_config["training"]
@@ -120,7 +132,6 @@ def train(loop_config: dict[str, Training]) -> None:
     import deepspeed
     import ray.train
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     if on_cpu:
         # Compiling the shared-memory collectives takes minutes and pays only for large CPU jobs; gloo does without.
@@ -135,16 +146,15 @@ def train(loop_config: dict[str, Training]) -> None:
     steps = math.ceil(len(order) / settings.batch_size)
     report_every = max(1, steps // _REPORTS)
 
-    source = models.local(training.model)
-    processor = AutoProcessor.from_pretrained(source, revision=training.revision, trust_remote_code=False)
-    model = AutoModelForImageTextToText.from_pretrained(
-        source, revision=training.revision, dtype=getattr(torch, settings.precision), trust_remote_code=False
-    )
+    model, processor, published_dtype = load_svlm(training.svlm, settings.precision)
+    ends = end_tokens(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    published_dtype = getattr(torch, str(AutoConfig.from_pretrained(source, revision=training.revision).dtype).removeprefix("torch."))
-    collator = Collator(processor, end_tokens=end_tokens(model))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay)
+    if settings.lora_rank:
+        model = with_lora(model, settings.lora_rank)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    collator = Collator(processor, end_tokens=ends, image_arguments=image_arguments(training.svlm))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(settings, workers))
     engine.train()
 
@@ -182,7 +192,7 @@ def train(loop_config: dict[str, Training]) -> None:
     save_model(engine, processor, training.target, dtype=published_dtype, rank=rank)
     if rank == 0:
         log = {"columns": ["step", "loss_per_sample", "nats_per_token"], "rows": curve}
-        training.target.write_json("training_log.json", metrics | {"seconds": time.time() - started} | log)
+        training.target.write_json("training_log.json", metrics | {"seconds": time.time() - started, "parameters": parameters} | log)
 
 
 def take_step(engine: Any, micro_batches: list[Batch], *, scale: float, rate: float) -> tuple[float, float, float]:
@@ -204,6 +214,14 @@ def take_step(engine: Any, micro_batches: list[Batch], *, scale: float, rate: fl
         torch.distributed.all_reduce(summed)
         total = summed.cpu()
     return tuple(total.tolist())
+
+
+def with_lora(model: Any, rank: int) -> Any:
+    """The model with adapters on all its linear layers, which alone are trained."""
+    from peft import LoraConfig, get_peft_model
+
+    model.enable_input_require_grads()
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
 def deepspeed_config(settings: LevelSection, workers: int) -> dict[str, Any]:

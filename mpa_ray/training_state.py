@@ -33,7 +33,8 @@ def save_state(engine: Any, folder: Path, progress: dict[str, Any], *, rank: int
     from safetensors.torch import save_file
 
     tensors = {}
-    for number, (name, parameter) in enumerate(engine.module.named_parameters()):
+    trained = [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
+    for number, (name, parameter) in enumerate(trained):
         whole = {"weight": safe_get_full_fp32_param(parameter)}
         whole |= {moment: safe_get_full_optimizer_state(parameter, moment) for moment in _MOMENTS}
         if number % workers == rank:
@@ -86,6 +87,13 @@ def save_model(engine: Any, processor: Any, target: Folder, *, dtype: "torch.dty
     """Writes the trained model to `target` as `from_pretrained` and vLLM load it, in the precision `dtype`. All workers must call it."""
     from deepspeed.utils import safe_get_full_fp32_param
 
+    if hasattr(engine.module, "merge_and_unload"):
+        # LoRA: its weights are whole in every worker (ZeRO stage 3 is refused), and merged they are an ordinary checkpoint.
+        if rank == 0:
+            merged = engine.module.merge_and_unload()
+            merged.config.dtype = dtype
+            _upload(merged, {name: tensor.detach().to("cpu", dtype) for name, tensor in merged.state_dict().items()}, processor, target)
+        return
     state = {}
     for name, parameter in engine.module.named_parameters():
         whole = safe_get_full_fp32_param(parameter)
@@ -95,8 +103,12 @@ def save_model(engine: Any, processor: Any, target: Folder, *, dtype: "torch.dty
         return
     saved = set(engine.module.state_dict())
     state |= {name: buffer.cpu() for name, buffer in engine.module.named_buffers() if name in saved}
+    engine.module.config.dtype = dtype
+    _upload(engine.module, state, processor, target)
+
+
+def _upload(model: Any, state: dict[str, "torch.Tensor"], processor: Any, target: Folder) -> None:
     with tempfile.TemporaryDirectory(prefix="mpa-model-") as local:
-        engine.module.config.dtype = dtype
-        engine.module.save_pretrained(local, state_dict=state)
+        model.save_pretrained(local, state_dict=state)
         processor.save_pretrained(local)
         target.upload(local)

@@ -59,7 +59,7 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 def test_a_submitted_job_runs_the_demo_and_shows_its_table(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     address, environment = head
     job = ["python", "jobs/mpa_textvqa.py", "--preset", "demo", "--output", str(tmp_path / "out"), "--demo.images", "160", "--demo.questions", "64"]
-    job += ["--ablations", "--pl.workers", "1", "--evaluate.no-lvlm"]
+    job += ["--ablations", "[]", "--pl.workers", "1", "--evaluate.lvlm", "false"]
     command = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", ".", "--", *job]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -14,7 +14,7 @@ from mpa_ray.storage import Folder
 SETTINGS = {"gpus_per_worker": 0, "precision": "float32", "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3, "holdout": 0.0}
 
 
-def _alone() -> None:
+def process_group_of_one() -> None:
     """A process group of one: DeepSpeed wants one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -64,7 +64,7 @@ def _save_and_reload(folder: Path, target: Path, stage: int) -> dict[str, Any]:
     from mpa_ray.train_loop import take_step
     from mpa_ray.training_state import save_model
 
-    _alone()
+    process_group_of_one()
     engine, processor = _engine(LevelSection(**SETTINGS, zero_stage=stage))
     batches = _batches(folder, processor, engine.module)
     for micro_batches in batches[:2]:
@@ -100,7 +100,7 @@ def _resume(folder: Path, work: Path, stage: int) -> tuple[list[float], list[flo
     from mpa_ray.train_loop import take_step
     from mpa_ray.training_state import load_state, save_state
 
-    _alone()
+    process_group_of_one()
     settings = LevelSection(**SETTINGS, zero_stage=stage)
     engine, processor = _engine(settings)
     batches = _batches(folder, processor, engine.module)

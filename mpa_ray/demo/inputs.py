@@ -1,4 +1,4 @@
-"""The demo's inputs: unlabeled images and, from another seed, a labeled benchmark. PA, PI and PL see only the first."""
+"""The demo's inputs: unlabeled images and, from other seeds, a labeled benchmark and human labels. MPA sees only the first."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,18 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from mpa_ray.demo import render
+from mpa_ray.demo.questions import CHART_YES_NO, SIGN_YES_NO
+from mpa_ray.errors import ConfigurationError
 from mpa_ray.schema import IMAGE_STRUCT
 from mpa_ray.storage import Folder
 
 # Images of a run's seed and of the benchmark are never the same: `tests/test_demo_render.py` compares them by hash.
 BENCHMARK_SEED = 777_000_000
+LABELS_SEED = 555_000_000
 
 KINDS = {"textvqa": "sign", "stvqa": "sign", "chartqa": "chart", "okvqa": "mixed", "pathvqa": "mixed"}
+# What a task's labeled questions are of; where nothing is said, all but yes-or-no.
+QUESTION_KINDS = {"pathvqa": (SIGN_YES_NO, CHART_YES_NO)}
 
 _BENCHMARK = pa.schema(
     [
@@ -27,12 +32,26 @@ _BENCHMARK = pa.schema(
 
 
 def write(folder: Folder, *, task: str, images: int, questions: int, seed: int) -> dict[str, Any]:
-    """Renders into `folder`; gives back where the images and the benchmark are."""
-    kind = KINDS[task]
-    local = Path(folder.path) if folder.is_local else Path(".")
-    render.write_images(local / "images", kind=kind, count=images, seed=seed)
-    rows = list(render.benchmark_rows(kind=kind, count=questions, seed=BENCHMARK_SEED))
-    # Ten equal answers a question, as the official files have them: the official scores then are what one right answer deserves.
-    rows = [row | {"answers": row["answers"] * 10} for row in rows]
-    folder.write_table("benchmark.parquet", pa.Table.from_pylist(rows, schema=_BENCHMARK), row_group_size=128)
+    """Renders unlabeled images and a benchmark into `folder`. Gives back where they are.
+
+    Raises:
+        ConfigurationError: `folder` is in an object store: the demo renders files, and its images are read back one by one.
+    """
+    if not folder.is_local:
+        raise ConfigurationError(f"output={folder.uri!r}: the demo renders its images into the output, which must be a local folder")
+    render.write_images(Path(folder.path) / "images", kind=KINDS[task], count=images, seed=seed)
+    _write_labeled(folder, "benchmark.parquet", task=task, count=questions, seed=BENCHMARK_SEED)
     return {"images": f"{folder.uri}/images", "benchmark": f"{folder.uri}/benchmark.parquet"}
+
+
+def write_labels(folder: Folder, *, task: str, count: int, seed: int) -> dict[str, Any]:
+    """Renders labeled questions for the supervised comparisons, on images of their own. Gives back where they are."""
+    _write_labeled(folder, "labels.parquet", task=task, count=count, seed=LABELS_SEED + seed)
+    return {"labels": f"{folder.uri}/labels.parquet"}
+
+
+def _write_labeled(folder: Folder, name: str, *, task: str, count: int, seed: int) -> None:
+    found = render.benchmark_rows(kind=KINDS[task], count=count, seed=seed, question_kinds=QUESTION_KINDS.get(task))
+    # Ten equal answers a question, as the official files have them: the official scores then are what one right answer deserves.
+    rows = [row | {"answers": row["answers"] * 10} for row in found]
+    folder.write_table(name, pa.Table.from_pylist(rows, schema=_BENCHMARK), row_group_size=128)

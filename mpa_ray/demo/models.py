@@ -195,10 +195,9 @@ def reply(
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     replies = []
     for start in range(0, len(images), batch_size):
-        prompts = [_chat(processor, text) for text in texts[start : start + batch_size]]
-        inputs = processor(
-            images=list(images[start : start + batch_size]), text=prompts, padding=True, padding_side="left", return_tensors="pt"
-        )
+        shown = list(images[start : start + batch_size])
+        said = [_chat(processor, text) for text in texts[start : start + batch_size]]
+        inputs = processor(images=shown, text=said, padding=True, padding_side="left", return_tensors="pt")
         generated = model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)
         replies += processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return replies

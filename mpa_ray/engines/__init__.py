@@ -1,4 +1,4 @@
-"""What answers a prompt about an image. One small protocol; `vllm` is the default and `transformers` the fallback."""
+"""What answers a prompt about an image. One small protocol; `vllm` is the default, `transformers` the fallback, `openai` any API of that kind."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -7,10 +7,16 @@ from typing import Protocol
 from PIL import Image
 
 from mpa_ray.config import ModelSection
+from mpa_ray.schema import Stage
+from mpa_ray.storage import Folder
 
 
 class RequestRejected(ValueError):
     """The engine refused one request, for its length for example. The row is at fault and is quarantined; the engine is well."""
+
+
+class EngineDied(RuntimeError):
+    """The engine broke while it served this request, and perhaps because of it. It serves nothing more and must be loaded anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +57,32 @@ class Engine(Protocol):
         `image_id` names the image to the engine's caches: equal ids must mean equal pixels.
 
         Raises:
-            RequestRejected: this request cannot be served. Any other error means that the engine is broken.
+            RequestRejected: this request cannot be served; others can.
+            EngineDied: the engine is broken.
+            RunError: no request can be served from here on (the API's key is wrong, the budget is spent), and nothing is broken.
         """
 
     def close(self) -> None:
         """Frees the device."""
 
 
-def load(model: ModelSection) -> Engine:
-    """Loads a model into this process; seconds to minutes."""
+def load(model: ModelSection, *, stage: str = "", output: Folder | None = None) -> Engine:
+    """Loads a model into this process; seconds to minutes.
+
+    Args:
+        model: which, and how.
+        stage: who asks; a paid model's ledger says so.
+        output: the run's folder, where a paid model's ledger is kept.
+    """
+    if model.engine == "openai":
+        from mpa_ray.engines.openai import OpenAIEngine
+        from mpa_ray.ledger import Ledger
+
+        return OpenAIEngine(model, Ledger(model, stage=stage, output=output))
+    from mpa_ray import families
+
+    # What the Parity Identifier asks is trained afterwards: what cannot be is refused now, not after all images are annotated.
+    families.check_loaded("model", model, trained=stage == Stage.PARITY_IDENTIFIER)
     if model.engine == "vllm":
         from mpa_ray.engines.vllm import VllmEngine
 

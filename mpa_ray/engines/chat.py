@@ -1,12 +1,79 @@
-"""The conversation as the model's own chat template writes it, and what ends a reply. Families differ in nothing else that we have to know."""
+"""The conversation as the model's own chat template writes it, what its processor makes of an image, and what ends a reply.
+
+Families differ in nothing else that we have to know; nothing here or in training names one.
+"""
 
 from typing import Any
+
+from mpa_ray import models
+from mpa_ray.config import ModelSection
+from mpa_ray.errors import ConfigurationError
+
+
+def load_processor(model: ModelSection) -> Any:
+    """The model's processor, with `processor_options` and `chat_template` in it. Where a checkpoint has no processor it is the tokenizer.
+
+    Raises:
+        ConfigurationError: its image processor has no option of a given name, or there is no chat template.
+    """
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(models.local(model.model), **models.arguments(model))
+    image_processor = getattr(processor, "image_processor", None)
+    if model.processor_options and image_processor is not None:
+        known = sorted(type(image_processor).valid_kwargs.__annotations__)
+        for name in model.processor_options.keys() - set(known):
+            raise ConfigurationError(f"processor_options={{{name}: ...}}: {type(image_processor).__name__} has no such option; it has {', '.join(known)}")
+        processor.image_processor = type(image_processor).from_dict(image_processor.to_dict() | model.processor_options)
+    processor.chat_template = model.chat_template or processor.chat_template or getattr(tokenizer_of(processor), "chat_template", None)
+    if not processor.chat_template:
+        raise ConfigurationError(f"{model.model} has no chat template, so how it is asked is not known; give it as chat_template")
+    return processor
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer in a processor; a checkpoint without a processor gives the tokenizer itself."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def image_arguments(model: ModelSection) -> dict[str, Any]:
+    """Arguments for a call of the processor. Some classes (InternVL's) have defaults for calls, which come before what the processor was loaded with."""
+    return {"images_kwargs": model.processor_options} if model.processor_options else {}
 
 
 def user_prompt(processor: Any, text: str) -> str:
     """The text of a conversation of one user message, the image first and then `text`, up to where the model begins to speak."""
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-    return processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+    return _one_start(processor, processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
+
+
+def with_reply(processor: Any, text: str, reply: str) -> str:
+    """`user_prompt` with the model's reply after it, as the template writes a conversation that has one."""
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+    assistant = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
+    return _one_start(processor, processor.apply_chat_template([user, assistant], tokenize=False))
+
+
+def _one_start(processor: Any, conversation: str) -> str:
+    """`conversation` without the start token that some templates write and the tokenizer puts in front of any text: two of them derail a model."""
+    tokenizer = tokenizer_of(processor)
+    start = tokenizer.bos_token
+    if start and conversation.startswith(start) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        return conversation.removeprefix(start)
+    return conversation
+
+
+def settle_generation(model: Any, processor: Any) -> None:
+    """Makes a transformers model's generation settings whole: they decide where replies end, in both engines, and are saved with the trained model.
+
+    A published file may lack the end token (then it is the tokenizer's), and may hold settings of sampling without saying that it samples, which
+    transformers loads but refuses to save.
+    """
+    settings = model.generation_config
+    if settings.eos_token_id is None:
+        settings.eos_token_id = tokenizer_of(processor).eos_token_id
+    if not settings.do_sample:
+        settings.temperature = settings.top_p = settings.top_k = settings.min_p = settings.typical_p = None
 
 
 def end_tokens(model: Any) -> set[int]:

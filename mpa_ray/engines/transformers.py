@@ -9,7 +9,7 @@ from PIL import Image
 from mpa_ray import models
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import Reply, RequestRejected, Sampling
-from mpa_ray.engines.chat import end_tokens, user_prompt
+from mpa_ray.engines.chat import end_tokens, image_arguments, load_processor, settle_generation, user_prompt
 
 _Request = tuple[Image.Image, str, Sampling, asyncio.Future[Reply]]
 
@@ -19,14 +19,14 @@ class TransformersEngine:
 
     def __init__(self, model: ModelSection) -> None:
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText
 
         self._device = "cuda" if model.gpus_per_replica else "cpu"
-        self._processor = AutoProcessor.from_pretrained(models.local(model.model), revision=model.revision, trust_remote_code=False)
-        # Replies begin where prompts end, so prompts of different lengths are aligned at their ends.
-        self._processor.tokenizer.padding_side = "left"
+        self._processor = load_processor(model)
+        self._image_arguments = image_arguments(model)
         dtype = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
-        loaded = AutoModelForImageTextToText.from_pretrained(models.local(model.model), revision=model.revision, dtype=dtype, trust_remote_code=False)
+        loaded = AutoModelForImageTextToText.from_pretrained(models.local(model.model), dtype=dtype, **models.arguments(model))
+        settle_generation(loaded, self._processor)
         self._model = loaded.to(self._device).eval()
         self._max_model_len = model.max_model_len
         self._batch_size = model.images_in_flight
@@ -69,7 +69,10 @@ class TransformersEngine:
         import torch
 
         prompts = [user_prompt(self._processor, prompt) for _, prompt, _ in requests]
-        inputs: Any = self._processor(text=prompts, images=[[image] for image, _, _ in requests], padding=True, return_tensors="pt").to(self._device)
+        # Replies begin where prompts end, so prompts of different lengths are aligned at their ends.
+        layout = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        pictures = [[image] for image, _, _ in requests]
+        inputs: Any = self._processor(text=prompts, images=pictures, **self._image_arguments, **layout).to(self._device, self._model.dtype)
         lengths = inputs["attention_mask"].sum(1).tolist()
         sampling = requests[0][2]
         if max(lengths) + sampling.max_tokens > self._max_model_len:
@@ -78,7 +81,8 @@ class TransformersEngine:
         # `generate` draws from torch's generator: one seed for the batch, taken from its first request.
         torch.manual_seed(sampling.seed or 0)
         with torch.inference_mode():
-            tokens = self._model.generate(**inputs, max_new_tokens=sampling.max_tokens, **drawn)
+            # A checkpoint's own penalty (Qwen2.5-VL's is 1.05) is left out, as vLLM leaves it out.
+            tokens = self._model.generate(**inputs, max_new_tokens=sampling.max_tokens, repetition_penalty=1.0, **drawn)
         replies: list[Reply | BaseException] = []
         ends = end_tokens(self._model)
         for row, length in zip(tokens[:, inputs["input_ids"].shape[1] :].tolist(), lengths, strict=True):

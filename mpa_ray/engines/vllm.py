@@ -10,8 +10,8 @@ from PIL import Image
 
 from mpa_ray import models
 from mpa_ray.config import ModelSection
-from mpa_ray.engines import Reply, RequestRejected, Sampling
-from mpa_ray.engines.chat import user_prompt
+from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling
+from mpa_ray.engines.chat import load_processor, user_prompt
 
 
 class VllmEngine:
@@ -21,7 +21,6 @@ class VllmEngine:
         on_cpu = model.gpus_per_replica == 0
         if on_cpu:
             _set_up_cpu(model)
-        from transformers import AutoProcessor
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -35,23 +34,24 @@ class VllmEngine:
         }
         arguments = AsyncEngineArgs(
             model=models.local(model.model),
-            revision=model.revision,
             dtype=model.dtype,
             max_model_len=model.max_model_len,
             limit_mm_per_prompt={"image": 1, "video": 0},
             enable_prefix_caching=True,
             enable_log_requests=False,
             disable_log_stats=True,
-            trust_remote_code=False,
+            mm_processor_kwargs=model.processor_options or None,
+            **models.arguments(model),
             **options,
         )
         self._engine = AsyncLLM.from_engine_args(arguments)
-        self._processor = AutoProcessor.from_pretrained(models.local(model.model), revision=model.revision, trust_remote_code=False)
+        self._processor = load_processor(model)
         self._request_ids = itertools.count()
 
     async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         request = {
             "prompt": user_prompt(self._processor, prompt),
@@ -71,8 +71,10 @@ class VllmEngine:
             async for final in self._engine.generate(request, parameters, request_id=str(next(self._request_ids))):
                 pass
         except ValueError as error:
-            # vLLM checks a request before it queues it: too long, or an image its processor cannot take. A dead engine raises EngineDeadError.
+            # vLLM checks a request before it queues it: too long, or an image its processor cannot take.
             raise RequestRejected(str(error)) from error
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineDied(f"vLLM's engine died: {error}") from error
         assert final is not None, "vLLM ended a request without an output"
         output = final.outputs[0]
         return Reply(

@@ -1,4 +1,4 @@
-"""What a run looks like."""
+"""A picture of some parity samples, for a README or a slide."""
 
 import io
 import textwrap
@@ -23,7 +23,7 @@ def parity_picture(output: Folder, name: str = "report/parity_samples.png") -> N
         image = Image.open(io.BytesIO(data)).convert("RGB")
         image.thumbnail((_THUMBNAIL, _THUMBNAIL)) if image.width > _THUMBNAIL else None
         scale = _THUMBNAIL / max(image.size)
-        image = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.LANCZOS)
+        image = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))), Image.Resampling.LANCZOS)
         sheet.paste(image, (left, top))
         lines = [*textwrap.wrap(question, 28)[:2], f"answer: {answer[:22]}"]
         draw.multiline_text((left, top + _THUMBNAIL + 4), "\n".join(lines), font=font, fill=(20, 20, 20))

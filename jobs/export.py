@@ -1,0 +1,28 @@
+"""Export the parity set of a run for other trainers.
+
+    python jobs/export.py --run runs/demo --format datasets --output exports/demo
+    python jobs/export.py --run s3://bucket/run1 --format llava --output s3://bucket/llava
+"""
+
+import argparse
+
+from mpa_ray.errors import exit_codes
+from mpa_ray.exports import LAYOUTS, export
+from mpa_ray.storage import Folder
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--run", required=True, metavar="RUN", help="the output folder of a run, local, s3:// or gs://")
+    layouts = "Hugging Face datasets, TRL's prompt/completion, or LLaVA's conversation JSON"
+    parser.add_argument("--format", required=True, choices=list(LAYOUTS), help=layouts)
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--instruction", action="store_true", help="trl, llava: put the answering prompt before each question")
+    return parser
+
+
+if __name__ == "__main__":
+    given = arguments().parse_args()
+    with exit_codes():
+        record = export(Folder.at(given.run), Folder.at(given.output), layout=given.format, instruction=given.instruction)
+        print(f"{record['samples']:,} samples in {Folder.at(given.output).uri}")

@@ -1,0 +1,29 @@
+"""Judge the stored answers of a run again with another matcher. Loads no model; the run stays as it is.
+
+    python jobs/rejudge.py --run runs/demo --matcher anls --output runs/demo-anls
+"""
+
+import argparse
+
+from mpa_ray.errors import exit_codes
+from mpa_ray.matchers import MATCHERS
+from mpa_ray.rejudge import rejudge, table
+from mpa_ray.storage import Folder
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--run", required=True, metavar="RUN", help="the output folder of a run, local, s3:// or gs://")
+    parser.add_argument("--matcher", required=True, choices=list(MATCHERS), help="when two answers count as the same (Eq. 1)")
+    parser.add_argument("--output", required=True, metavar="NEW", help="a new folder")
+    parser.add_argument("--no-parity", action="store_true", help="write no parity/: verdicts and counts alone, no image is touched")
+    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: one for each core)")
+    return parser
+
+
+if __name__ == "__main__":
+    given = arguments().parse_args()
+    with exit_codes():
+        run, output = Folder.at(given.run), Folder.at(given.output)
+        record = rejudge(run, matcher=given.matcher, output=output, parity=not given.no_parity, processes=given.processes)
+        print(table(record))

@@ -1,0 +1,151 @@
+"""Which checkpoints can be served and trained, told from their `config.json`, and how large they are.
+
+Any family works whose model transformers knows as image-text-to-text and whose processor has a chat template. What is refused here is refused with
+the reason before weights are loaded: for a folder when the job starts, for a hub name where it is loaded.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpa_ray import models
+from mpa_ray.config import ModelSection
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.storage import Folder, is_remote
+
+if TYPE_CHECKING:
+    import torch
+
+SVLM_PARAMETERS = 5_000_000_000
+"""The paper's bound between small and large (its taxonomy)."""
+
+# Published in a layout of their authors' own: model type, whether vLLM has the model itself (so that custom code is run for configuration and tokenizer
+# only), and what to take instead. transformers 5 has none of these model types.
+_ORIGINAL_LAYOUTS = {
+    "internvl_chat": (True, "a checkpoint in the transformers layout (OpenGVLab/InternVL3-2B-hf and the like, or one that transformers' InternVL script converted)"),
+    "tiny_llava_stablelm": (False, "a TinyLLaVA in the LLaVA layout (bczhou/tiny-llava-v1-hf, or one converted as transformers converts LLaVA)"),
+    "tiny_llava_phi": (False, "a TinyLLaVA in the LLaVA layout (bczhou/tiny-llava-v1-hf, or one converted as transformers converts LLaVA)"),
+    "tinyllava": (False, "a TinyLLaVA in the LLaVA layout (bczhou/tiny-llava-v1-hf, or one converted as transformers converts LLaVA)"),
+    "llava_llama": (False, "the same model in the transformers layout (llava-hf/...)"),
+}
+
+
+def check(flag: str, model: ModelSection, *, trained: bool) -> None:
+    """Refuses a local checkpoint that cannot be served, or not trained where it must be. A hub name is left to `check_loaded`.
+
+    Raises:
+        ConfigurationError: with the reason and the mend.
+    """
+    config = _local_config(model)
+    if config is not None:
+        _refuse(flag, model, config, trained=trained)
+
+
+def check_loaded(flag: str, model: ModelSection, *, trained: bool) -> None:
+    """`check` where a model is loaded, for hub names too; what a checkpoint with trusted code may run is checked here.
+
+    Raises:
+        ConfigurationError: with the reason and the mend.
+    """
+    from transformers import PreTrainedConfig
+
+    arguments = models.arguments(model)
+    config, _ = PreTrainedConfig.get_config_dict(models.local(model.model), revision=arguments["revision"])
+    _refuse(flag, model, config, trained=trained)
+    for place in _code_places(config) if model.trust_remote_code else ():
+        repository, dashes, _ = place.partition("--")
+        if dashes and repository != model.model:
+            raise ConfigurationError(
+                f"{flag}={model.model!r}: its code is not in it but in {repository}, which trust_remote_code={model.trust_remote_code!r} does not name;"
+                " take a copy of the model with the code inside"
+            )
+
+
+def _refuse(flag: str, model: ModelSection, config: Mapping[str, Any], *, trained: bool) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    kind = config.get("model_type")
+    by_transformers = trained or model.engine == "transformers"
+    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return
+    named = f"{flag}={model.model!r} is of the type {kind!r}"
+    if kind in _ORIGINAL_LAYOUTS:
+        served, instead = _ORIGINAL_LAYOUTS[kind]
+        if not served or by_transformers:
+            why = "which transformers cannot train" if trained and served else "a layout of its authors' own that neither transformers nor vLLM loads"
+            raise ConfigurationError(f"{named}, {why}; take {instead}")
+        if model.trust_remote_code is None:
+            raise ConfigurationError(
+                f"{named}: vLLM has the model, but its configuration and tokenizer are custom code, which stays off; read that code and set"
+                f" trust_remote_code to {model.model}@ and its commit, or take {instead}"
+            )
+        return
+    if by_transformers and "AutoModelForImageTextToText" not in (config.get("auto_map") or {}):
+        known = "a text model without images" if kind in CONFIG_MAPPING_NAMES else "unknown to transformers"
+        raise ConfigurationError(f"{named}, {known}; take a model that transformers lists as image-text-to-text, in its layout")
+    if by_transformers and model.trust_remote_code is None:
+        raise ConfigurationError(
+            f"{named}, which needs custom code of its own, and such code stays off; read it and set trust_remote_code to {model.model}@ and its commit"
+        )
+
+
+def _code_places(config: Mapping[str, Any]) -> Iterator[str]:
+    """Where a configuration says that code is: "module.Class", or "repository--module.Class" for another repository's."""
+    for value in (config.get("auto_map") or {}).values():
+        yield from (place for place in (value if isinstance(value, list | tuple) else [value]) if place)
+
+
+def _local_config(model: ModelSection) -> dict[str, Any] | None:
+    if is_remote(model.model):
+        return Folder.at(model.model).read_json("config.json")
+    path = Path(model.model).expanduser() / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is no JSON: {error}; copy the model anew") from error
+
+
+def published_dtype(source: Mapping[str, Any]) -> "torch.dtype | None":
+    """The precision that a checkpoint's configuration names, for itself or for its language model; None where it names none.
+
+    Args:
+        source: the arguments of its `from_pretrained`.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(**source)
+    named = config.dtype or config.get_text_config().dtype
+    return getattr(torch, str(named).removeprefix("torch.")) if named else None
+
+
+def count_parameters(model: ModelSection) -> int | None:
+    """Parameters of a local folder's safetensors, from their headers alone; None for hub names, object stores and other formats."""
+    if is_remote(model.model):
+        return None
+    files = sorted(Path(model.model).expanduser().glob("*.safetensors"))
+    return sum(_parameters_in(file) for file in files) or None
+
+
+def _parameters_in(file: Path) -> int:
+    # https://huggingface.co/docs/safetensors: 8 bytes of length, then JSON.
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def size_warning(model: ModelSection, parameters: int | None) -> str | None:
+    """A line for a person where an S-VLM is larger than the paper's small ones. It is trained all the same."""
+    if parameters is None or parameters <= SVLM_PARAMETERS:
+        return None
+    return (
+        f"warning: svlm.model={model.model!r} has {parameters / 1e9:.1f}B parameters; the paper calls a model small up to {SVLM_PARAMETERS / 1e9:.0f}B, and"
+        " full training takes 16 bytes a parameter before activations (pl.zero_stage=3 and more pl.workers spread them)"
+    )

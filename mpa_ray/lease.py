@@ -1,0 +1,171 @@
+"""One run at a time on an output folder.
+
+On a disk this is the kernel's lock on a file, which is gone with the process that held it, however it ended. An object store has no such thing: there
+the lease is an object that is created only where there is none, renewed every few seconds, and taken over only when it was not renewed for long, each
+by a conditional PUT, of which one of several at the same time succeeds.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.progress import say
+from mpa_ray.storage import Folder
+
+RENEW_EVERY_S = 10.0
+EXPIRES_AFTER_S = 45.0
+_NAME = "lease.json"
+
+
+@contextmanager
+def lease(output: Folder) -> Iterator["Lease"]:
+    """Holds `output` for this process.
+
+    Raises:
+        ConfigurationError: another run holds it; the message says which.
+    """
+    if output.is_local:
+        with _file_lock(output):
+            yield Lease()
+    elif output.uri.startswith("s3://"):
+        with _object_lease(output) as held:
+            yield held
+    else:
+        # Google's store has conditional PUTs too, but not through the libraries we have; see docs/limits.md.
+        yield Lease()
+
+
+class Lease:
+    """Says whether the lease is still ours."""
+
+    def __init__(self) -> None:
+        self.lost = Event()
+
+    def check(self) -> None:
+        """Raises ConfigurationError where another run took the output over, because this one was not heard of for long."""
+        if self.lost.is_set():
+            raise ConfigurationError("another run has taken over this output, because this one could not renew its lease; nothing more is written here")
+
+
+@contextmanager
+def _file_lock(output: Folder) -> Iterator[None]:
+    path = Path(output.path) / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise _refused(output, file.read().strip() or "another process") from None
+        file.seek(0)
+        file.truncate()
+        file.write(_holder())
+        file.flush()
+        yield
+
+
+def _refused(output: Folder, holder: str) -> ConfigurationError:
+    return ConfigurationError(f"output={output.uri!r} is in use by {holder}; wait for it, or give another output")
+
+
+def _holder() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+
+
+@contextmanager
+def _object_lease(output: Folder) -> Iterator[Lease]:
+    store = _Object(output)
+    content = {"holder": _holder(), "token": uuid.uuid4().hex}
+    etag = _take(store, output, content)
+    held, stop = Lease(), Event()
+
+    def renew() -> None:
+        nonlocal etag
+        while not stop.wait(RENEW_EVERY_S):
+            renewed = store.put(content | {"renewed": time.time()}, if_match=etag)
+            if renewed is None:
+                held.lost.set()
+                return
+            etag = renewed
+
+    thread = Thread(target=renew, daemon=True, name="lease")
+    thread.start()
+    try:
+        yield held
+    finally:
+        stop.set()
+        thread.join(RENEW_EVERY_S)
+        if not held.lost.is_set():
+            store.delete()
+
+
+def _take(store: "_Object", output: Folder, content: dict[str, Any]) -> str:
+    """Creates the lease, or takes over one that is not renewed. Its age is measured by watching it: clocks of two machines may differ."""
+    first, began = None, time.monotonic()
+    while True:
+        etag = store.put(content | {"renewed": time.time()}, if_match=None)
+        if etag:
+            return etag
+        found = store.get()
+        if found is None:
+            continue
+        holder, current = found
+        if first is None:
+            first = current
+            say(f"{output.uri} is held by {holder}; looking for up to {EXPIRES_AFTER_S:.0f} s whether it still runs")
+        elif current != first:
+            raise _refused(output, holder)
+        elif time.monotonic() - began > EXPIRES_AFTER_S:
+            etag = store.put(content | {"renewed": time.time()}, if_match=current)
+            if etag:
+                say(f"{output.uri}: taken over from {holder}, which was not heard of for {EXPIRES_AFTER_S:.0f} s")
+                return etag
+        time.sleep(RENEW_EVERY_S / 10)
+
+
+class _Object:
+    """The lease's object, with the conditional requests that pyarrow's file systems lack."""
+
+    def __init__(self, output: Folder) -> None:
+        import boto3
+
+        self._client = boto3.client("s3")
+        self._bucket, _, prefix = output.path.partition("/")
+        self._key = f"{prefix}/{_NAME}".lstrip("/")
+
+    def put(self, content: dict[str, Any], *, if_match: str | None) -> str | None:
+        """Writes where there is nothing (None) or where the object is still `if_match`; gives back the new ETag, or None where it was not so."""
+        from botocore.exceptions import ClientError
+
+        condition = {"IfMatch": if_match} if if_match else {"IfNoneMatch": "*"}
+        try:
+            return self._client.put_object(Bucket=self._bucket, Key=self._key, Body=json.dumps(content).encode(), **condition)["ETag"]
+        except ClientError as error:
+            # 409: a request on the same key was under way; 404: the object to match is gone.
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412):
+                return None
+            raise
+
+    def get(self) -> tuple[str, str] | None:
+        """Who holds the lease, and its ETag; None where it is free."""
+        from botocore.exceptions import ClientError
+
+        try:
+            found = self._client.get_object(Bucket=self._bucket, Key=self._key)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return None
+            raise
+        return json.loads(found["Body"].read()).get("holder", "another run"), found["ETag"]
+
+    def delete(self) -> None:
+        self._client.delete_object(Bucket=self._bucket, Key=self._key)

@@ -1,0 +1,207 @@
+"""What a paid model was asked, in tokens: `ledger/` in the output, one small JSON file for each actor that asked.
+
+The commits cannot tell it: they know nothing of replies that could not be parsed, of parts that a killed run left half done, or of requests that
+were cut off and may have been billed. The ledger counts tokens; money is those times the prices of the configuration that reads it.
+
+What is guaranteed:
+
+- A file is never too low. It holds what the replies said, and beside it, as `unsure`, the most that requests without a reply may have cost. A request
+  goes out only when the file already allows for it, so this holds for a killed process too: what it had in flight, and a few requests more that
+  the file allowed for, then count as `unsure` for good.
+- A file is exact whenever no request is in flight, so at the end of every stage.
+- A request goes out only if everything before it, everything in flight, and its own bound are within `max_cost_usd`. Its bound is its `max_tokens`,
+  and for the prompt an estimate that is a quarter over the largest prompt so far; the first request goes alone, to learn that. The budget can be
+  passed only by a prompt that the server counts more than that quarter over all before it.
+"""
+
+import asyncio
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from mpa_ray.config import ModelSection
+from mpa_ray.errors import RunError
+from mpa_ray.schema import Stage
+from mpa_ray.storage import Folder
+from mpa_ray.summary import dollars
+
+_FOLDER = "ledger"
+# So many requests more than are in flight does a file allow for; else every request would wait for a write of its own.
+_AHEAD = 16
+# A ledger says which actor asked; run.json says which step of the run that was. The L-VLM and jurors can be paid models, each with an account of its own.
+_STEPS = {Stage.PSEUDO_ANNOTATOR: "annotate_and_identify", Stage.JURY: "annotate_and_identify", Stage.EVALUATE: "evaluate_lvlm"}
+
+
+class BudgetSpent(RunError):
+    """One more request could pass `max_cost_usd`."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Of one or many requests. `cached` are among `prompt`."""
+
+    prompt: int = 0
+    cached: int = 0
+    output: int = 0
+
+    def __add__(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.prompt + other.prompt, self.cached + other.cached, self.output + other.output)
+
+    def __sub__(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.prompt - other.prompt, self.cached - other.cached, self.output - other.output)
+
+    def times(self, count: int) -> "Tokens":
+        return Tokens(self.prompt * count, self.cached * count, self.output * count)
+
+
+def usd(tokens: Tokens, model: ModelSection) -> float:
+    """What `tokens` cost at the prices of `model`; 0 without prices. Cached tokens cost as the others where they have no price of their own."""
+    price_in, price_out = model.usd_per_million_input_tokens or 0.0, model.usd_per_million_output_tokens or 0.0
+    price_cached = price_in if model.usd_per_million_cached_tokens is None else model.usd_per_million_cached_tokens
+    return ((tokens.prompt - tokens.cached) * price_in + tokens.cached * price_cached + tokens.output * price_out) / 1e6
+
+
+class Ledger:
+    """One actor's account. Every request is reserved before it goes out, and then ends in `answered`, `refused` or `unanswered`.
+
+    Args:
+        model: its prices and `max_cost_usd`.
+        stage: what asks.
+        output: the run's folder, or None to keep the account in memory only.
+    """
+
+    def __init__(self, model: ModelSection, *, stage: str, output: Folder | None) -> None:
+        self._model = model
+        self._stage = stage
+        self._folder = output and output.child(_FOLDER)
+        self._name = f"{stage}-{uuid.uuid4().hex}.json"
+        before = _entries(output, model) if output else []
+        self._earlier_usd = sum(usd(_answered(entry) + _unsure(entry), model) for entry in before)
+        self._requests = 0
+        self._in_flight = 0
+        self._answered = self._unsure = self._noted = Tokens()
+        self._changed = asyncio.Condition()
+        self._writing = asyncio.Lock()
+        self.is_first = not any(entry["requests"] for entry in before)
+
+    @property
+    def at_most_usd(self) -> float:
+        """Of the whole run so far, earlier calls and requests in flight included."""
+        return self._earlier_usd + usd(self._answered + self._unsure, self._model)
+
+    async def reserve(self, most: Tokens) -> None:
+        """Sets `most` aside for a request that is about to go out; waits for others to end where only their reservations are in the way.
+
+        Raises:
+            BudgetSpent: the request does not fit although no other is in flight.
+        """
+        async with self._changed:
+            while self._is_over(most):
+                if not self._in_flight:
+                    raise BudgetSpent(
+                        f"the budget is spent: {dollars(self.at_most_usd)} of lvlm.max_cost_usd={self._model.max_cost_usd}, and the next request"
+                        f" could cost {dollars(usd(most, self._model))}. Raise --lvlm.max_cost_usd to go on"
+                    )
+                await self._changed.wait()
+            self._unsure += most
+            self._in_flight += 1
+        await self._allow_for(most)
+
+    async def answered(self, most: Tokens, used: Tokens) -> None:
+        """The reply came and says what it cost."""
+        self._answered += used
+        self._unsure -= most
+        self._requests += 1
+        await self._ended()
+
+    async def refused(self, most: Tokens) -> None:
+        """The server did not take the request, which costs nothing."""
+        self._unsure -= most
+        await self._ended()
+
+    async def unanswered(self, most: Tokens) -> None:
+        """No reply, or one that does not say what it cost: it may have been billed, so what was set aside for it (`most`) stays counted."""
+        assert self._in_flight, f"no request is in flight that {most} was reserved for"
+        await self._ended()
+
+    def _is_over(self, most: Tokens) -> bool:
+        bound = self._model.max_cost_usd
+        return bound is not None and self.at_most_usd + usd(most, self._model) > bound
+
+    async def _ended(self) -> None:
+        async with self._changed:
+            self._in_flight -= 1
+            self._changed.notify_all()
+        async with self._writing:
+            if not self._in_flight:
+                await self._write(Tokens())
+
+    async def _allow_for(self, most: Tokens) -> None:
+        async with self._writing:
+            now = self._answered + self._unsure
+            if now.prompt > self._noted.prompt or now.output > self._noted.output:
+                await self._write(most.times(self._ahead(most)))
+
+    def _ahead(self, most: Tokens) -> int:
+        if self._model.max_cost_usd is None:
+            return _AHEAD
+        # Not over the budget: a killed run would else count as one that had passed it.
+        return min(_AHEAD, int((self._model.max_cost_usd - self.at_most_usd) / max(usd(most, self._model), 1e-12)))
+
+    async def _write(self, ahead: Tokens) -> None:
+        unsure = self._unsure + ahead
+        self._noted = self._answered + unsure
+        entry = {
+            "stage": self._stage,
+            "model": self._model.model,
+            "requests": self._requests,
+            "prompt_tokens": self._answered.prompt,
+            "cached_tokens": self._answered.cached,
+            "output_tokens": self._answered.output,
+            "unsure_prompt_tokens": unsure.prompt,
+            "unsure_output_tokens": unsure.output,
+        }
+        if self._folder:
+            await asyncio.to_thread(self._folder.write_json, self._name, entry)
+
+
+def totals(output: Folder, model: ModelSection) -> dict[str, dict[str, Any]]:
+    """Step of the run -> its requests, tokens, `cost_usd` (what the replies said) and `at_most_usd` (with the unsure ones); empty where nothing was paid."""
+    sums: dict[str, dict[str, Any]] = {}
+    for entry in _entries(output, model):
+        step = sums.setdefault(_STEPS[Stage(entry["stage"])], {})
+        for name, value in entry.items():
+            if isinstance(value, int):
+                step[name] = step.get(name, 0) + value
+    for step in sums.values() if _has_prices(model) else ():
+        step["cost_usd"] = usd(_answered(step), model)
+        step["at_most_usd"] = usd(_answered(step) + _unsure(step), model)
+    return sums
+
+
+def require_budget(output: Folder, model: ModelSection) -> None:
+    """Spares a run whose budget is spent from loading anything.
+
+    Raises:
+        BudgetSpent: all of it; what the next request would need is the actor's to know.
+    """
+    spent = sum(step["at_most_usd"] for step in totals(output, model).values()) if _has_prices(model) else 0.0
+    if model.max_cost_usd is not None and spent >= model.max_cost_usd:
+        raise BudgetSpent(f"the budget is spent: {dollars(spent)} of lvlm.max_cost_usd={model.max_cost_usd}. Raise --lvlm.max_cost_usd to go on")
+
+
+def _has_prices(model: ModelSection) -> bool:
+    return model.usd_per_million_input_tokens is not None
+
+
+def _entries(output: Folder, model: ModelSection) -> list[dict[str, Any]]:
+    folder = output.child(_FOLDER)
+    return [entry for name in folder.names(".json") if (entry := folder.read_json(name))["model"] == model.model]
+
+
+def _answered(entry: dict[str, Any]) -> Tokens:
+    return Tokens(entry["prompt_tokens"], entry["cached_tokens"], entry["output_tokens"])
+
+
+def _unsure(entry: dict[str, Any]) -> Tokens:
+    return Tokens(entry["unsure_prompt_tokens"], 0, entry["unsure_output_tokens"])

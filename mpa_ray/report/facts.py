@@ -1,0 +1,145 @@
+"""What a run's folder says of the run, finished or not: its record where there is one, its books otherwise."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mpa_ray import ledger, manifest, parts
+from mpa_ray.config import Config
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.run_folder import config_of
+from mpa_ray.storage import Folder
+
+_NOTHING: dict[str, Any] = {"images": 0, "annotations": 0, "quarantined": {}, "verdicts": {}, "tokens": {}, "seconds": 0.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """A run as its report shows it.
+
+    Attributes:
+        uri: of the run's folder.
+        digest: of the configuration; ratings are kept under it.
+        finished: run.json is there, or is about to be.
+        config: the tree of settings, as run.json has it; empty where the folder does not say.
+        settings: the same, typed; None where it is of another version.
+        listed: how many images the run has to do; None where that is not known.
+        data: images, annotations, quarantined, verdicts, tokens, seconds (see `parts.totals`).
+        training: arm -> its record. evaluation: scores. ledger: step -> account. stages: step -> seconds. versions: package -> version.
+        gaps: studies/gaps.json. curves: arm -> (step, loss a sample).
+    """
+
+    uri: str
+    digest: str
+    finished: bool
+    config: dict[str, Any]
+    settings: Config | None
+    listed: int | None
+    data: dict[str, Any]
+    training: dict[str, dict[str, Any]]
+    evaluation: list[dict[str, Any]]
+    ledger: dict[str, dict[str, Any]]
+    stages: dict[str, float]
+    versions: dict[str, str]
+    gaps: dict[str, Any] | None
+    curves: dict[str, list[tuple[float, float]]]
+
+    @property
+    def name(self) -> str:
+        return self.uri.rstrip("/").rpartition("/")[2] or self.uri
+
+    @property
+    def task(self) -> str:
+        """Its name; a task of one's own has it among its settings."""
+        task = self.config.get("task", "")
+        return task if isinstance(task, str) else task["name"]
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What an API's replies cost; None where nothing was paid or there are no prices."""
+        costs = [account["cost_usd"] for account in self.ledger.values() if "cost_usd" in account]
+        return sum(costs) if costs else None
+
+
+def read(run: Folder, record: dict[str, Any] | None = None) -> Facts:
+    """The facts of a run.
+
+    Args:
+        run: its output folder.
+        record: what is about to be written as run.json; None reads it, or the books where it is not there yet.
+
+    Raises:
+        ConfigurationError: the folder holds no run.
+    """
+    if record is None and run.exists("run.json"):
+        record = run.read_json("run.json")
+    flat = run.read_json("config.json") if run.exists("config.json") else None
+    if record is None and flat is None and not run.child("judgements").names(".parquet"):
+        raise ConfigurationError(f"{run.uri}: holds no run; give the output folder of one")
+    settings = _settings(run)
+    finished = record is not None
+    record = record or _from_books(run, flat or {}, settings)
+    listed = manifest.load(run.child("manifest"))
+    return Facts(
+        uri=run.uri,
+        digest=hashlib.sha256(json.dumps(flat or run.uri, sort_keys=True).encode("utf-8", "replace")).hexdigest()[:12],
+        finished=finished,
+        config=record["config"],
+        settings=settings,
+        listed=listed.images if listed else None,
+        data={name: record.get(name, empty) for name, empty in _NOTHING.items()},
+        training=record["training"],
+        evaluation=record["evaluation"],
+        ledger=record.get("ledger", {}),
+        stages=record["stages"],
+        versions=record.get("versions", {}),
+        gaps=run.read_json("studies/gaps.json") if run.exists("studies/gaps.json") else None,
+        curves=dict(_curves(run, record["training"])),
+    )
+
+
+def _settings(run: Folder) -> Config | None:
+    try:
+        return config_of(run)
+    except ConfigurationError:
+        return None
+
+
+def _from_books(run: Folder, flat: dict[str, Any], settings: Config | None) -> dict[str, Any]:
+    """What run.json would say now."""
+    steps = {name.removesuffix(".json"): run.read_json(f"stages/{name}") for name in run.child("stages").names(".json")}
+    training = {name.removeprefix("train_"): step for name, step in steps.items() if name.startswith("train_")}
+    for arm, step in training.items():
+        if change := steps.get(f"holdout_{arm}"):
+            step["holdout"] = {name: change[name] for name in ("learned", "forgotten", "kept", "still_wrong")}
+    return {
+        "config": _nested(flat),
+        **(parts.totals(run) if run.child("commits").exists() else _NOTHING),
+        "training": training,
+        "evaluation": [score for name, step in steps.items() if name.startswith("evaluate_") for score in step["scores"]],
+        "ledger": ledger.totals(run, settings.lvlm) if settings else {},
+        "stages": {name: step["seconds"] for name, step in steps.items()},
+    }
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        section, dot, key = name.partition(".")
+        if dot:
+            tree.setdefault(section, {})[key] = value
+        else:
+            tree[name] = value
+    return tree
+
+
+def _curves(run: Folder, arms: Iterable[str]) -> Iterable[tuple[str, list[tuple[float, float]]]]:
+    for arm in arms:
+        folder = run.child("model" if arm == "mpa" else f"models/{arm}")
+        if folder.exists("training_log.json"):
+            log = folder.read_json("training_log.json")
+            if log.get("rows"):
+                step, loss = (log["columns"].index(name) for name in ("step", "loss_per_sample"))
+                yield arm, [(float(row[step]), float(row[loss])) for row in log["rows"]]

@@ -1,0 +1,188 @@
+"""Rounds (the paper's future work): the S-VLM just trained judges fresh images, and is trained further on what it still lacks.
+
+The images' parts are dealt out in turn, part p to round 1 + p mod N, so that every round sees images no round before it has seen, and its parity
+yield (parity samples per annotation) says how much the model of the round before still lacks. Round k is a whole run in `rounds/<k>/`, whose S-VLM is
+the model of round k - 1.
+
+    another round   while a round learned more than it forgot on its held-out rows, and needed fewer parity samples per annotation than the one before
+    model/          of the last round that learned more than it forgot; of the first, where none did
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from mpa_ray import manifest
+from mpa_ray.config import Config, DemoSection
+from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
+from mpa_ray.manifest import Manifest
+from mpa_ray.presets import with_hyperparameters
+from mpa_ray.progress import say
+from mpa_ray.schema import Verdict
+from mpa_ray.storage import Folder
+from mpa_ray.summary import aligned
+
+Record = dict[str, Any]
+
+
+def split(config: Config, output: Folder) -> list[Manifest]:
+    """The images of each round, listed once; a round's manifest is where its run looks for one.
+
+    Raises:
+        ConfigurationError: there are fewer parts than rounds.
+    """
+    folder = output.child("manifest")
+    whole = manifest.load(folder, source=config.images) or manifest.build(config.images, folder, images_per_part=config.images_per_part)
+    if whole.parts < config.rounds:
+        raise ConfigurationError(
+            f"rounds={config.rounds} and the {whole.images:,} images are {whole.parts} parts of up to {config.images_per_part}: a round needs one at"
+            " least; lower rounds or images_per_part"
+        )
+    return [
+        manifest.load(_round(output, number).child("manifest"), source=config.images)
+        or manifest.select(whole, range(number - 1, whole.parts, config.rounds), _round(output, number).child("manifest"), source=config.images)
+        for number in range(1, config.rounds + 1)
+    ]
+
+
+def run_rounds(config: Config, output: Folder, *, shares: list[Manifest], run: Callable[[Config], Record]) -> Record:
+    """Makes the rounds, by `run`, until one stops helping, and copies the model that is kept to `model/`.
+
+    Returns:
+        What run.json says beside configuration and versions: the sums over all rounds, and `rounds`, one entry a round (see `figures`).
+    """
+    curve: list[Record] = []
+    records: list[Record] = []
+    why = f"all {config.rounds} rounds are done"
+    for number, share in enumerate(shares, 1):
+        say(f"round {number} of at most {config.rounds}: {share.images:,} images, in {_round(output, number).uri}")
+        try:
+            record = run(round_config(config, output, number, spent=sum(map(spent_usd, records))))
+        except NothingToTeach as error:
+            if not records:
+                raise
+            why = f"round {number} found no parity sample ({error})"
+            break
+        records.append(record)
+        curve.append(figures(number, record))
+        if found := stop_reason(curve):
+            why = found
+            break
+    keep = kept(curve)
+    say(f"rounds end: {why}. The model is that of round {keep}")
+    output.child("model").delete_folder()
+    output.child("model").copy_from(_round(output, keep).child("model"))
+    return totals(records) | {
+        "training": training(records, keep),
+        "evaluation": evaluation(records, keep),
+        "rounds": curve,
+        "kept_round": keep,
+        "stopped": why,
+    }
+
+
+def round_config(config: Config, output: Folder, number: int, *, spent: float) -> Config:
+    """Round `number`'s configuration: its own output, the model of the round before, and what is left of the budget.
+
+    The comparisons and the L-VLM's score belong to the first round. The learning rate stays that of the S-VLM the user named.
+
+    Raises:
+        RunError: the budget is spent.
+    """
+    changes: Record = {"output": _round(output, number).uri, "rounds": 1, "demo": DemoSection(), "pl": with_hyperparameters(config.pl, config.svlm.model)}
+    if number > 1:
+        before = _round(output, number - 1).child("model").uri
+        changes |= {"svlm": config.svlm.model_copy(update={"model": before, "revision": None})}
+        changes |= {"ablations": (), "evaluate": config.evaluate.model_copy(update={"lvlm": False})}
+    budget = config.lvlm.max_cost_usd
+    if budget is not None:
+        if spent >= budget:
+            raise RunError(f"lvlm.max_cost_usd={budget} is spent by the rounds before round {number}. Raise --lvlm.max_cost_usd to go on")
+        changes |= {"lvlm": config.lvlm.model_copy(update={"max_cost_usd": budget - spent})}
+    return config.model_copy(update=changes)
+
+
+def spent_usd(record: Record) -> float:
+    """The most a round's L-VLM may have cost."""
+    return sum(account.get("at_most_usd", 0.0) for name, account in record.get("ledger", {}).items() if not name.startswith("jury_"))
+
+
+def figures(number: int, record: Record) -> Record:
+    """A point of the curve: round, images, annotations, parity, parity_yield, learned, forgotten, improved, and score with its metric (or None)."""
+    change = record["training"]["mpa"]["holdout"]
+    official = next((score for score in record["evaluation"] if score["model"] == "mpa"), None)
+    parity = record["verdicts"][Verdict.PARITY]
+    return {
+        "round": number,
+        "images": record["images"],
+        "annotations": record["annotations"],
+        "parity": parity,
+        "parity_yield": parity / record["annotations"],
+        "learned": change["learned"],
+        "forgotten": change["forgotten"],
+        "improved": change["learned"] > change["forgotten"],
+        "score": official and official["score"],
+        "metric": official and official["metric"],
+    }
+
+
+def stop_reason(curve: list[Record]) -> str | None:
+    """Why there is no further round after the last of `curve`; None where there may be one."""
+    last = curve[-1]
+    if not last["improved"]:
+        return f"round {last['round']} forgot as much as it learned ({last['forgotten']:,} against {last['learned']:,} held-out rows)"
+    if len(curve) > 1 and last["parity_yield"] >= curve[-2]["parity_yield"]:
+        yields = f"{100 * last['parity_yield']:.1f}% after {100 * curve[-2]['parity_yield']:.1f}% of annotations"
+        return f"round {last['round']} had as much to learn as the round before it ({yields})"
+    return None
+
+
+def kept(curve: list[Record]) -> int:
+    """The last round that learned more than it forgot, or the first."""
+    return max((point["round"] for point in curve if point["improved"]), default=1)
+
+
+def totals(records: list[Record]) -> Record:
+    """Counts of data, tokens, money and seconds over all rounds; what was paid and how long it took, by round."""
+    counts = {name: sum((Counter(record[name]) for record in records), Counter()) for name in ("quarantined", "tokens")}
+    paid = {f"round_{number}": sum((Counter(account) for account in record["ledger"].values()), Counter()) for number, record in enumerate(records, 1)}
+    return {
+        "images": sum(record["images"] for record in records),
+        "annotations": sum(record["annotations"] for record in records),
+        "quarantined": dict(counts["quarantined"].most_common()),
+        "verdicts": {str(verdict): sum(record["verdicts"][verdict] for record in records) for verdict in Verdict},
+        "tokens": {name: counts["tokens"][name] for name in records[0]["tokens"]},
+        "ledger": {name: dict(account) for name, account in paid.items() if account},
+        "cost_usd": {f"round_{number}": sum(record["cost_usd"].values()) for number, record in enumerate(records, 1) if record["cost_usd"]},
+        "stages": {f"round_{number}": sum(record["stages"].values()) for number, record in enumerate(records, 1)},
+    }
+
+
+def training(records: list[Record], keep: int) -> dict[str, Record]:
+    """How the model that is kept was trained, over its rounds; and the comparisons of the first round."""
+    chain = [record["training"]["mpa"] for record in records[:keep]]
+    seconds = sum(arm["seconds"] for arm in chain)
+    summed = {"samples": sum(arm["samples"] for arm in chain), "seconds": seconds}
+    return {**records[0]["training"], "mpa": chain[-1] | summed}
+
+
+def evaluation(records: list[Record], keep: int) -> list[Record]:
+    """The first round's scores before training and of its comparisons, each round's model as `round_<k>`, and the kept one's as `mpa`."""
+    scores = [score for score in records[0]["evaluation"] if score["model"] != "mpa"]
+    for number, record in enumerate(records, 1):
+        scores += [score | {"model": f"round_{number}"} for score in record["evaluation"] if score["model"] == "mpa"]
+    return scores + [score for score in records[keep - 1]["evaluation"] if score["model"] == "mpa"]
+
+
+def table(curve: list[Record]) -> str:
+    """The curve for a terminal."""
+    rows = [["round", "images", "annotations", "parity", "% of annotations", "learned", "forgot", "score"]]
+    for point in curve:
+        counts = [f"{point[name]:,}" for name in ("round", "images", "annotations", "parity")]
+        score = "-" if point["score"] is None else f"{point['score']:.1f}"
+        rows.append([*counts, f"{100 * point['parity_yield']:.1f}", f"{point['learned']:,}", f"{point['forgotten']:,}", score])
+    return aligned(rows)
+
+
+def _round(output: Folder, number: int) -> Folder:
+    return output.child(f"rounds/{number}")

@@ -1,0 +1,154 @@
+"""The engine actor without Ray and with an engine that does as it is told: what it does when an engine rejects, stops or dies."""
+
+import asyncio
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from mpa_ray import engines
+from mpa_ray.config import ModelSection
+from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling
+from mpa_ray.inference import Ask, Row, RowWorker, seed_for
+from mpa_ray.schema import SOURCE_ROW, Stage
+
+
+class Scripted:
+    """An engine whose reply to each image a function decides; raising EngineDied breaks it for everyone."""
+
+    loaded = 0
+    in_flight = most_in_flight = 0
+
+    def __init__(self, reply: Callable[[str], str]) -> None:
+        Scripted.loaded += 1
+        self._reply = reply
+        self._dead = False
+
+    async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+        Scripted.in_flight += 1
+        Scripted.most_in_flight = max(Scripted.most_in_flight, Scripted.in_flight)
+        try:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            if self._dead:
+                raise EngineDied("dead already")
+            try:
+                text = self._reply(image_id)
+            except EngineDied:
+                self._dead = True
+                raise
+        finally:
+            Scripted.in_flight -= 1
+        return Reply(text=text, prompt_tokens=1, cached_tokens=0, output_tokens=1, finish_reason="stop")
+
+    def close(self) -> None:
+        pass
+
+
+class Worker(RowWorker):
+    stage = Stage.EVALUATE
+
+
+async def work(row: Row, ask: Ask) -> list[Row]:
+    reply = await ask("?", Sampling(max_tokens=1))
+    return [row | {"detail": reply.text}]
+
+
+def part(count: int) -> pa.Table:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, format="PNG")
+    rows = [{"part": 3, "image_id": f"{n}", "image_uri": f"/{n}.png", "image": buffer.getvalue()} for n in range(count)]
+    return pa.Table.from_pylist(rows, schema=SOURCE_ROW)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, reply: Callable[[str], str], *tables: pa.Table, in_flight: int = 8) -> list[dict[str, Any]]:
+    Scripted.loaded = Scripted.most_in_flight = Scripted.in_flight = 0
+    monkeypatch.setattr(engines, "load", lambda model, **_: Scripted(reply))
+    worker = Worker(ModelSection(model="m", images_in_flight=in_flight), work, SOURCE_ROW, 10**6, 10**6)
+
+    async def one(table: pa.Table) -> list[dict[str, Any]]:
+        return [row async for found in worker(table) for row in found.to_pylist()]
+
+    async def all_of_them() -> list[dict[str, Any]]:
+        return [row for rows in await asyncio.gather(*map(one, tables)) for row in rows]
+
+    return asyncio.run(all_of_them())
+
+
+def test_rows_come_back_in_order_and_bounded_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = run(monkeypatch, lambda image: f"reply {image}", part(40), part(40), in_flight=5)
+    assert [row["detail"] for row in rows] == [f"reply {n}" for n in range(40)] * 2
+    assert Scripted.most_in_flight == 5, "the bound is the actor's, over all of its parts"
+
+
+def test_a_rejected_request_quarantines_its_row_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reply(image: str) -> str:
+        if image == "2":
+            raise RequestRejected("too long")
+        return "fine"
+
+    rows = run(monkeypatch, reply, part(4))
+    assert [row["reason"] for row in rows] == [None, None, "engine_rejected", None]
+    assert rows[2]["detail"] == "too long"
+
+
+def test_an_engine_that_dies_once_costs_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    deaths = iter([True])
+
+    def reply(image: str) -> str:
+        if image == "5" and next(deaths, False):
+            raise EngineDied("killed from outside")
+        return "fine"
+
+    rows = run(monkeypatch, reply, part(20))
+    assert [row["reason"] for row in rows] == [None] * 20
+    assert Scripted.loaded == 2
+
+
+def test_a_row_that_kills_the_engine_twice_is_quarantined_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reply(image: str) -> str:
+        if image in ("3", "17"):
+            raise EngineDied(f"killed by {image}")
+        return "fine"
+
+    rows = run(monkeypatch, reply, part(30), part(10))
+    assert {row["image_id"] for row in rows if row["reason"] == "engine_crash"} == {"3", "17"}
+    assert len(rows) == 40
+    assert all(row["detail"] == "fine" for row in rows if row["reason"] is None)
+
+
+def test_an_unexpected_error_ends_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reply(image: str) -> str:
+        raise KeyError("a bug of ours is not the row's fault")
+
+    with pytest.raises(KeyError):
+        run(monkeypatch, reply, part(2))
+
+
+def test_a_quarantined_row_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = part(2)
+    rows = table.to_pylist()
+    rows[0] |= {"stage": "images", "reason": "missing", "detail": "gone"}
+
+    def reply(image: str) -> str:
+        assert image != "0"
+        return "fine"
+
+    found = run(monkeypatch, reply, pa.Table.from_pylist(rows, schema=SOURCE_ROW))
+    assert [row["reason"] for row in found] == ["missing", None]
+
+
+def test_an_undecodable_image_is_quarantined_where_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = part(2).to_pylist()
+    rows[1]["image"] = b"no image"
+    found = run(monkeypatch, lambda image: "fine", pa.Table.from_pylist(rows, schema=SOURCE_ROW))
+    assert [(row["stage"], row["reason"]) for row in found] == [(None, None), ("images", "not_an_image")]
+
+
+def test_a_seed_depends_on_its_parts_alone() -> None:
+    assert seed_for(0, "a", 1) == seed_for(0, "a", 1)
+    assert len({seed_for(run, image, number) for run in range(2) for image in "ab" for number in range(2)}) == 8
+    assert all(0 <= seed_for(n) < 2**31 for n in range(100))

@@ -1,0 +1,77 @@
+"""Model names are checked before anything loads them."""
+
+from pathlib import Path
+
+import pytest
+
+from mpa_ray import models
+from mpa_ray.errors import ConfigurationError
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_what_can_be_a_model(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model_folder.parent)
+    monkeypatch.setenv("HOME", str(model_folder.parent))
+    for name in (str(model_folder), "model", "./model", "~/model", "Qwen/Qwen2-VL-2B-Instruct", "bczhou/TinyLLaVA-2.0B"):
+        models.check("svlm.model", name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/no/such/folder", "./missing", "~/missing", "missing", "", "Qwen/Qwen2-VL/extra", "Qwen/Qwen2 VL", "Qwen/", "../Qwen", "http://host/model"],
+)
+def test_what_cannot_be_a_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"svlm\.model=") as caught:
+        models.check("svlm.model", name)
+    assert "\n" not in str(caught.value) and repr(name) in str(caught.value)
+
+
+def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"")
+    for name in (tmp_path, tmp_path / "weights.bin"):
+        with pytest.raises(ConfigurationError, match=r"holds no config\.json; give a folder in the Hugging Face layout"):
+            models.check("lvlm.model", str(name))
+
+
+def test_local_names_stay_and_home_is_expanded(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(model_folder.parent))
+    assert models.local("~/model") == str(model_folder)
+    assert models.local(str(model_folder)) == str(model_folder)
+    assert models.local("Qwen/Qwen2-VL-2B-Instruct") == "Qwen/Qwen2-VL-2B-Instruct"
+
+
+def test_a_model_in_an_object_store_is_downloaded_once(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mpa_ray.storage import Folder
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = []
+
+    def at(uri: str) -> Folder:
+        asked.append(uri)
+        return Folder.at(model_folder)
+
+    monkeypatch.setattr(models, "Folder", type("Store", (), {"at": staticmethod(at)}))
+    first = models.local("s3://bucket/model")
+    assert (Path(first) / "config.json").read_text() == "{}"
+    assert models.local("s3://bucket/model") == first
+    assert asked == ["s3://bucket/model"]
+
+
+def test_an_interrupted_download_is_made_again(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mpa_ray.storage import Folder
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(models, "Folder", type("Store", (), {"at": staticmethod(lambda uri: Folder.at(model_folder))}))
+    first = Path(models.local("s3://bucket/model"))
+    (first / ".complete").unlink()
+    (first / "config.json").unlink()
+    assert (Path(models.local("s3://bucket/model")) / "config.json").exists()

@@ -1,0 +1,155 @@
+"""Parts without Ray: read, committed, done again, added up. Every image ends in one row."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from mpa_ray import manifest
+from mpa_ray.errors import RunError
+from mpa_ray.parts import TOKEN_COLUMNS, add_up, commit_part, committed, part_name, part_number, read_images, totals, with_images
+from mpa_ray.schema import ANNOTATIONS, JUDGED_ROW, JUDGEMENTS, PARITY, QUARANTINE, SOURCE_ROW, Reason, Stage, Verdict
+from mpa_ray.storage import Folder
+
+
+def judged(image_id: str, verdict: Verdict, *, part: int = 7, number: int = 0, **changes: Any) -> dict[str, Any]:
+    row = {"part": part, "image_id": image_id, "image_uri": f"/{image_id}.png", "image": image_id.encode()}
+    row |= {"sample_id": f"{image_id}-{number}", "question": "What?", "answer": "red", "lvlm_answer": "red"}
+    row |= {"annotation_text": "Question: What?, Answer: red"}
+    return row | {"svlm_answer": "blue", "verdict": str(verdict)} | {name: 10 for name in TOKEN_COLUMNS} | changes
+
+
+def rejected(image_id: str, stage: Stage, reason: Reason, *, part: int = 7) -> dict[str, Any]:
+    row = {"part": part, "image_id": image_id, "image_uri": f"/{image_id}.png", "image": None}
+    return row | {"stage": str(stage), "reason": str(reason), "detail": "why"}
+
+
+def commit(output: Folder, *rows: dict[str, Any], call: float = 100.0) -> dict[str, Any]:
+    [counts] = commit_part(pa.Table.from_pylist(list(rows), schema=JUDGED_ROW), output=output, call=call).to_pylist()
+    return counts
+
+
+ROWS = [
+    judged("a", Verdict.PARITY),
+    judged("b", Verdict.SVLM_CORRECT),
+    judged("b", Verdict.PARITY, number=1),
+    judged("c", Verdict.LVLM_INCONSISTENT, svlm_answer=None, svlm_answer_prompt_tokens=None),
+    rejected("d", Stage.IMAGES, Reason.EMPTY),
+    rejected("e", Stage.PSEUDO_ANNOTATOR, Reason.UNPARSABLE_ANNOTATION),
+]
+
+
+def test_part_names_come_back() -> None:
+    for number in (0, 12, 99_999_999):
+        assert part_number(part_name(number)) == part_number(part_name(number, ".json")) == number
+    assert sorted([part_name(10), part_name(9)]) == [part_name(9), part_name(10)]
+
+
+def test_a_part_is_split_over_the_folders(tmp_path: Path) -> None:
+    output = Folder.at(tmp_path)
+    counts = commit(output, *ROWS)
+    assert counts == {"part": 7, "images": 5, "quarantined": 2}
+    found = {name: output.read_table(f"{name}/part-00000007.parquet") for name in ("annotations", "judgements", "parity", "quarantine")}
+    assert {name: table.num_rows for name, table in found.items()} == {"annotations": 4, "judgements": 4, "parity": 2, "quarantine": 2}
+    for name, schema in (("annotations", ANNOTATIONS), ("judgements", JUDGEMENTS), ("parity", PARITY), ("quarantine", QUARANTINE)):
+        assert found[name].schema.equals(schema), name
+    ids = [set(found[name].column("image_id").to_pylist()) for name in ("annotations", "quarantine")]
+    assert ids[0] | ids[1] == set("abcde") and not ids[0] & ids[1]
+    assert found["parity"].column("image").to_pylist() == [{"bytes": b"a", "path": "/a.png"}, {"bytes": b"b", "path": "/b.png"}]
+    assert found["parity"].column("sample_id").to_pylist() == ["a-0", "b-1"]
+    assert list(found["quarantine"].to_pylist()[0].values()) == ["d", "/d.png", "images", "empty", "why"]
+
+
+def test_parity_says_that_it_holds_images(tmp_path: Path) -> None:
+    commit(Folder.at(tmp_path), *ROWS)
+    metadata = Folder.at(tmp_path).read_table("parity/part-00000007.parquet").schema.metadata
+    assert json.loads(metadata[b"huggingface"])["info"]["features"]["image"] == {"_type": "Image"}
+    assert set(json.loads(metadata[b"huggingface"])["info"]["features"]) == set(PARITY.names)
+
+
+def test_the_commit_says_what_is_in_the_part(tmp_path: Path) -> None:
+    output = Folder.at(tmp_path)
+    commit(output, *ROWS)
+    record = output.read_json("commits/part-00000007.json")
+    assert record["committed"] > record.pop("call") == 100.0
+    assert record["annotations"] == 4 and record["images"] == 5
+    assert record["quarantined"] == {"images/empty": 1, "pseudo_annotator/unparsable_annotation": 1}
+    assert record["verdicts"] == {"parity": 2, "svlm_correct": 1, "lvlm_inconsistent": 1}
+    assert record["tokens"]["annotation_prompt_tokens"] == 40 and record["tokens"]["svlm_answer_prompt_tokens"] == 30
+    assert committed(output) == {7}
+
+
+def test_a_part_done_again_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    output = Folder.at(tmp_path)
+    commit(output, *ROWS)
+    commit(output, judged("a", Verdict.SVLM_CORRECT), call=200.0)
+    assert output.child("annotations").names() == ["part-00000007.parquet"]
+    assert output.child("parity").names() == [] and output.child("quarantine").names() == []
+    assert totals(output)["images"] == 1 and totals(output)["verdicts"]["parity"] == 0
+
+
+def test_files_without_a_commit_are_no_part(tmp_path: Path) -> None:
+    output = Folder.at(tmp_path)
+    commit(output, *ROWS)
+    output.delete("commits/part-00000007.json")
+    assert committed(output) == set()
+    assert totals(output)["images"] == 0
+
+
+def test_a_part_that_was_not_finished_is_not_committed(tmp_path: Path) -> None:
+    output = Folder.at(tmp_path)
+    nothing = commit_part(JUDGED_ROW.empty_table(), output=output, call=1.0)
+    assert nothing.num_rows == 0 and nothing.column_names == ["part", "images", "quarantined"]
+    assert not output.child("commits").exists()
+
+
+def test_a_part_of_nothing_but_rejected_rows(tmp_path: Path) -> None:
+    output = Folder.at(tmp_path)
+    assert commit(output, ROWS[4], ROWS[5]) == {"part": 7, "images": 2, "quarantined": 2}
+    assert totals(output)["annotations"] == 0 and totals(output)["verdicts"] == {"parity": 0, "svlm_correct": 0, "lvlm_inconsistent": 0}
+
+
+def test_totals_are_sums_over_parts_and_calls(tmp_path: Path) -> None:
+    output = Folder.at(tmp_path)
+    commit(output, *ROWS, call=100.0)
+    commit(output, judged("f", Verdict.PARITY, part=8), rejected("g", Stage.IMAGES, Reason.EMPTY, part=8), call=300.0)
+    found = totals(output)
+    assert (found["images"], found["annotations"]) == (7, 5)
+    assert found["quarantined"] == {"images/empty": 2, "pseudo_annotator/unparsable_annotation": 1}
+    assert found["verdicts"] == Counter(parity=3, svlm_correct=1, lvlm_inconsistent=1)
+    assert found["tokens"]["lvlm_answer_output_tokens"] == 50
+
+
+def test_seconds_are_those_of_every_call() -> None:
+    def record(call: float, committed: float) -> dict[str, Any]:
+        return {"images": 1, "annotations": 1, "quarantined": {}, "verdicts": {}, "tokens": {}, "call": call, "committed": committed}
+
+    # A call of 60 s with three commits, and one of 5 s that was killed after its first.
+    assert add_up([record(1000, 1030), record(1000, 1060), record(1000, 1045), record(5000, 5005)])["seconds"] == 65
+    assert add_up([])["seconds"] == 0
+
+
+def test_reading_a_part_quarantines_what_cannot_be_had(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(name.encode() * (50 if name == "c.png" else 1))
+    listed = manifest.build(str(tmp_path / "images"), Folder.at(tmp_path / "manifest"), images_per_part=8)
+    (tmp_path / "images/b.png").unlink()
+    table = read_images(0, manifest=listed, max_image_bytes=100)
+    assert table.schema == SOURCE_ROW
+    rows = table.to_pylist()
+    assert [row["image"] for row in rows] == [b"a.png", None, None]
+    assert [(row["stage"], row["reason"]) for row in rows] == [(None, None), ("images", "missing"), ("images", "too_many_bytes")]
+    assert all((row["detail"] is None) == (row["reason"] is None) for row in rows)
+
+
+def test_an_image_that_went_away_later_stops_the_run(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    rows = pa.table({"image_uri": [f"{tmp_path}/a.png"]})
+    assert with_images(rows, max_image_bytes=100).column("image").to_pylist() == [b"a"]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(RunError, match=r"a\.png: could be read when it was annotated and cannot now .*; put it back and run again"):
+        with_images(rows, max_image_bytes=100)

@@ -1,0 +1,106 @@
+"""One image's way through the Pseudo Annotator, with a teacher that says what the test wrote."""
+
+import asyncio
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from mpa_ray import prompts
+from mpa_ray.engines import Reply, Sampling
+from mpa_ray.pseudo_annotator import annotate_row
+from mpa_ray.schema import ANNOTATED_ROW, QUARANTINE, Reason, Stage
+
+ROW = {"part": 3, "image_id": "i1", "image_uri": "/a.png", "image": b"bytes", "stage": None, "reason": None, "detail": None}
+PROMPT = "Ask something about this image."
+
+
+class Teacher:
+    """Writes the given annotations in turn, and answers every question with `own`."""
+
+    def __init__(self, *annotations: str, own: str = " Red. \n") -> None:
+        self.annotations = list(annotations)
+        self.own = own
+        self.asked: list[tuple[str, Sampling]] = []
+
+    async def __call__(self, prompt: str, sampling: Sampling) -> Reply:
+        self.asked.append((prompt, sampling))
+        if prompt == PROMPT:
+            return Reply(text=self.annotations.pop(0), prompt_tokens=100, cached_tokens=0, output_tokens=9, finish_reason="stop")
+        return Reply(text=self.own, prompt_tokens=80, cached_tokens=64, output_tokens=2, finish_reason="stop")
+
+
+def annotate(teacher: Teacher, *, row: dict[str, Any] = ROW, questions: int = 1, seed: int = 0) -> list[dict[str, Any]]:
+    annotating, answering = Sampling(max_tokens=50, temperature=0.7, top_p=0.9), Sampling(max_tokens=20)
+    work = annotate_row(row, teacher, prompt=PROMPT, annotating=annotating, answering=answering, questions=questions, seed=seed)
+    return asyncio.run(work)
+
+
+def test_an_annotation_and_the_teachers_own_answer() -> None:
+    teacher = Teacher("Question: What color is the sign?, Answer: Red")
+    [row] = annotate(teacher)
+    assert {name: row[name] for name in ("sample_id", "question", "answer", "lvlm_answer", "annotation_text")} == {
+        "sample_id": "i1-0",
+        "question": "What color is the sign?",
+        "answer": "Red",
+        "lvlm_answer": "Red.",
+        "annotation_text": "Question: What color is the sign?, Answer: Red",
+    }
+    tokens = [row[f"{call}_{kind}_tokens"] for call in ("annotation", "lvlm_answer") for kind in ("prompt", "cached", "output")]
+    assert tokens == [100, 0, 9, 80, 64, 2]
+    assert row["reason"] is None and {name: row[name] for name in ROW} == ROW
+    pa.Table.from_pylist([row], schema=ANNOTATED_ROW)
+
+
+def test_the_own_answer_follows_at_once_greedily_and_without_the_annotation() -> None:
+    teacher = Teacher("Question: What color is the sign?, Answer: Red")
+    annotate(teacher)
+    (prompt, drawn), (answering, greedy) = teacher.asked
+    assert prompt == PROMPT and (drawn.max_tokens, drawn.temperature, drawn.top_p) == (50, 0.7, 0.9)
+    assert answering == prompts.ANSWERING.format(question="What color is the sign?") and "Red" not in answering
+    assert greedy == Sampling(max_tokens=20) and greedy.temperature == 0
+
+
+def test_seeds_belong_to_the_run_the_image_and_the_question() -> None:
+    def seeds(**changes: Any) -> list[int | None]:
+        teacher = Teacher("no", "no")
+        annotate(teacher, questions=2, row=ROW | {"image_id": changes.pop("image_id", "i1")}, **changes)
+        return [sampling.seed for _, sampling in teacher.asked]
+
+    assert seeds() == seeds()
+    found = [*seeds(), *seeds(seed=1), *seeds(image_id="i2")]
+    assert len(set(found)) == 6 and all(seed is not None and 0 <= seed < 2**31 for seed in found)
+
+
+@pytest.mark.parametrize("text", ["It is a sign.", "", "Question: What is it?", "I'm sorry, I cannot help.", "Question: ?, Answer: "])
+def test_what_does_not_parse_is_quarantined_with_its_raw_text(text: str) -> None:
+    teacher = Teacher(text)
+    [row] = annotate(teacher)
+    assert (row["stage"], row["reason"]) == (Stage.PSEUDO_ANNOTATOR, Reason.UNPARSABLE_ANNOTATION)
+    assert row["detail"].endswith(f": {text}")
+    assert len(teacher.asked) == 1, "nothing is asked about a question that is none"
+    assert pa.Table.from_pylist([row], schema=ANNOTATED_ROW).select(QUARANTINE.names).num_rows == 1
+
+
+def test_several_questions_of_an_image() -> None:
+    teacher = Teacher(
+        "Question: What color is it?, Answer: Red",
+        "nothing",
+        "Question: WHAT COLOR IS IT?, Answer: Blue",
+        "Question: How many signs?, Answer: 2",
+    )
+    rows = annotate(teacher, questions=4)
+    # The third asks what the first asked.
+    assert [(row["sample_id"], row["answer"]) for row in rows] == [("i1-0", "Red"), ("i1-3", "2")]
+    assert len(teacher.asked) == 4 + 2
+
+
+def test_no_question_of_several_parses() -> None:
+    [row] = annotate(Teacher("first", "second"), questions=2)
+    assert row["reason"] == Reason.UNPARSABLE_ANNOTATION and "first" in row["detail"]
+
+
+def test_braces_in_a_question_are_only_text() -> None:
+    teacher = Teacher("Question: What does {question} in {0} mean?, Answer: Red")
+    annotate(teacher)
+    assert teacher.asked[1][0].endswith("\nWhat does {question} in {0} mean?")

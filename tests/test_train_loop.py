@@ -1,0 +1,169 @@
+"""The parts of the training loop that need neither Ray nor DeepSpeed: who learns what, at which rate, and the loss of Eq. 3."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpa_ray.collator import IGNORED
+from mpa_ray.config import LevelSection
+from mpa_ray.train_loop import Share, answer_loss, deepspeed_config, learning_rate, shares
+
+SIZES = st.integers(1, 9)
+
+
+def all_shares(samples: int, workers: int, **sizes: int) -> list[list[Share]]:
+    """The shares of all workers, step by step; sample n is named 100 + n."""
+    order = np.arange(100, 100 + samples)
+    return list(zip(*(shares(order, rank=rank, workers=workers, **sizes) for rank in range(workers)), strict=True))
+
+
+def learned(share: Share) -> list[int]:
+    return [index for indices, count in share.micro_batches for index in indices[:count]]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.integers(0, 60), SIZES, SIZES, SIZES)
+def test_every_sample_is_learned_once_and_all_workers_make_the_same_calls(samples: int, workers: int, batch_size: int, micro: int) -> None:
+    steps = all_shares(samples, workers, batch_size=batch_size, micro_batch_size=micro)
+    assert len(steps) == math.ceil(samples / batch_size)
+    for number, step in enumerate(steps):
+        batch = list(range(100 + number * batch_size, 100 + min(samples, (number + 1) * batch_size)))
+        assert sorted(itertools.chain(*map(learned, step))) == batch
+        assert {share.batch_size for share in step} == {len(batch)}
+        calls = {tuple(len(indices) for indices, _ in share.micro_batches) for share in step}
+        assert len(calls) == 1, "ZeRO waits for each worker in each call"
+        assert all(1 <= size <= micro for size in calls.pop())
+        assert all(index in batch for share in step for indices, _ in share.micro_batches for index in indices)
+        # No worker works on more than its even share, rounded up.
+        assert all(sum(len(indices) for indices, _ in share.micro_batches) == math.ceil(len(batch) / workers) for share in step)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 60), SIZES, SIZES, SIZES, st.data())
+def test_a_restart_on_any_number_of_workers_goes_on_where_the_last_stopped(
+    samples: int, batch_size: int, before: int, after: int, data: st.DataObject
+) -> None:
+    done = data.draw(st.integers(0, math.ceil(samples / batch_size)))
+    first = all_shares(samples, before, batch_size=batch_size, micro_batch_size=2)[:done]
+    start = sum(step[0].batch_size for step in first)
+    second = all_shares(samples, after, batch_size=batch_size, micro_batch_size=3, start=start)
+    assert sorted(index for step in [*first, *second] for share in step for index in learned(share)) == list(range(100, 100 + samples))
+    same = all_shares(samples, before, batch_size=batch_size, micro_batch_size=2, start=start)
+    assert same == all_shares(samples, before, batch_size=batch_size, micro_batch_size=2)[done:]
+
+
+def rates(steps: int, warmup: float) -> list[float]:
+    section = LevelSection(learning_rate=2.0, warmup=warmup)
+    return [learning_rate(step, steps, section) for step in range(steps)]
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_a_tenth() -> None:
+    found = rates(1000, 0.1)
+    assert found[0] == pytest.approx(2.0 / 100)
+    assert found[49] == pytest.approx(1.0)
+    assert max(found) == pytest.approx(2.0) == pytest.approx(found[99])
+    assert all(a <= b for a, b in itertools.pairwise(found[:100]))
+    assert all(a >= b for a, b in itertools.pairwise(found[100:]))
+    assert found[550] == pytest.approx(2.0 * 0.55)
+    assert found[-1] == pytest.approx(0.2, rel=0.001)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.0), (1, 0.03), (1, 1.0), (2, 0.5), (7, 0.0), (7, 1.0), (1000, 0.03)])
+def test_every_step_learns_something(steps: int, warmup: float) -> None:
+    assert all(0 < rate <= 2.0 for rate in rates(steps, warmup))
+    assert max(rates(steps, warmup)) == 2.0
+
+
+def test_deepspeed_is_told_what_was_configured() -> None:
+    section = LevelSection(zero_stage=3, max_grad_norm=0.5, micro_batch_size=2, precision="bfloat16")
+    found = deepspeed_config(section, 3)
+    assert found["zero_optimization"]["stage"] == 3 and found["gradient_clipping"] == 0.5 and found["bf16"]["enabled"]
+    assert found["train_batch_size"] == found["train_micro_batch_size_per_gpu"] * found["gradient_accumulation_steps"] * 3
+    assert not deepspeed_config(LevelSection(precision="float32"), 1)["bf16"]["enabled"]
+
+
+def tiny_model() -> Any:
+    """A causal model of a running mean: what it says of a position depends on that and the ones before it."""
+    import torch
+
+    class Tiny(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = torch.nn.Embedding(11, 6)
+            self.head = torch.nn.Linear(6, 11)
+            self.kept: list[int] = []
+
+        def forward(self, input_ids: Any, attention_mask: Any, logits_to_keep: Any, use_cache: bool) -> Any:
+            assert not use_cache
+            hidden = self.embedding(input_ids) * attention_mask.unsqueeze(-1)
+            hidden = hidden.cumsum(1) / torch.arange(1, input_ids.shape[1] + 1).view(1, -1, 1)
+            self.kept = logits_to_keep.tolist()
+            return type("Output", (), {"logits": self.head(hidden[:, logits_to_keep])})
+
+    torch.manual_seed(0)
+    return Tiny()
+
+
+def equation_3(model: Any, batch: dict[str, Any]) -> Any:
+    """Summed over samples: -sum_t log P(A_t | A_<t, prompt), from the logits of the whole sequence, token by token."""
+    import torch
+
+    everywhere = torch.arange(batch["input_ids"].shape[1])
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    log_p = model(**inputs, logits_to_keep=everywhere, use_cache=False).logits.log_softmax(-1)
+    total = torch.zeros(())
+    for row, labels in enumerate(batch["labels"].tolist()):
+        for place, token in enumerate(labels):
+            if token != IGNORED:
+                total = total - log_p[row, place - 1, token]
+    return total
+
+
+def batch_of(rows: list[tuple[int, int]], length: int) -> dict[str, Any]:
+    """Rows of (prompt, answer) lengths, padded on the right."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 11, (len(rows), length), generator=generator)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
+    for row, (prompt, answer) in enumerate(rows):
+        mask[row, : prompt + answer] = 1
+        labels[row, prompt : prompt + answer] = ids[row, prompt : prompt + answer]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[(5, 3)], [(5, 3), (2, 1), (4, 4)], [(1, 7), (7, 1)], [(3, 2), (3, 0)]],
+    ids=["one", "lengths differ", "answers lie apart", "one teaches nothing"],
+)
+def test_the_loss_is_equation_3_and_so_is_its_gradient(rows: list[tuple[int, int]]) -> None:
+    import torch
+
+    model, batch = tiny_model(), batch_of(rows, 9)
+    expected = equation_3(model, batch)
+    wanted = torch.autograd.grad(expected, list(model.parameters()))
+    loss, tokens = answer_loss(model, batch)
+    assert tokens == sum(answer for _, answer in rows)
+    torch.testing.assert_close(loss, expected)
+    found = torch.autograd.grad(loss, list(model.parameters()))
+    torch.testing.assert_close(found, wanted)
+    predicting = {prompt + place - 1 for prompt, answer in rows for place in range(answer)}
+    assert set(model.kept) == predicting, "the head is computed where an answer token is predicted, and nowhere else"
+    assert "labels" in batch, "the caller's batch stays whole"
+
+
+def test_a_batch_that_teaches_nothing_goes_through_the_model_and_moves_nothing() -> None:
+    import torch
+
+    model, batch = tiny_model(), batch_of([(5, 3), (2, 2)], 9)
+    batch["labels"].fill_(IGNORED)
+    loss, tokens = answer_loss(model, batch)
+    assert (loss.item(), tokens) == (0.0, 0)
+    assert len(model.kept) == 1
+    assert all((gradient == 0).all() for gradient in torch.autograd.grad(loss, list(model.parameters())))
