@@ -21,6 +21,7 @@ from mpa_ray.config import (
 from mpa_ray.errors import ConfigurationError, RunError
 from mpa_ray.evaluate import evaluate
 from mpa_ray.forgetting import learned_and_forgotten
+from mpa_ray.jury import identify_jury
 from mpa_ray.parity_identifier import identify
 from mpa_ray.parity_leveler import level
 from mpa_ray.pipeline import run
@@ -44,6 +45,7 @@ __all__ = [
     "annotate",
     "evaluate",
     "identify",
+    "identify_jury",
     "learned_and_forgotten",
     "level",
     "metrics",

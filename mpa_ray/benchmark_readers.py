@@ -49,8 +49,11 @@ def read_stvqa(annotations_path: str | Path, images_folder: str | Path | None) -
 
 
 def read_chartqa(annotations_path: str | Path, images_folder: str | Path | None) -> Iterator[LabeledQuestion]:
-    """ChartQA: `test_human.json` or `test_augmented.json`, or the folder of both; `images_folder` is `png`. A row's id is its place."""
-    for path in annotation_files(annotations_path, "test_*.json"):
+    """ChartQA: `test_human.json` or `test_augmented.json` (or `train_...`), or the folder of both; `images_folder` is `png`.
+
+    A row's id is its place.
+    """
+    for path in annotation_files(annotations_path, "*_*.json"):
         kind = path.stem.rsplit("_", 1)[-1]
         for row in json_rows(path, None, id_field=None):
             image = row.image_in(images_folder, row.text("imgname"), "imgname")

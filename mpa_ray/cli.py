@@ -33,15 +33,15 @@ def parse(job: Config, argv: Sequence[str]) -> Config:
     given = flags(argv)
     preset, file, wants_help = (given.pop(name, None) for name in ("preset", "config", "help"))
     tree = job.model_dump(exclude_unset=True)
-    if preset is not None:
-        if preset not in presets.NAMES:
-            raise ConfigurationError(f"--preset {preset}: there is no such preset; take one of {', '.join(presets.NAMES)}")
-        tree = merge(tree, presets.preset(preset))
+    for name in [preset] if isinstance(preset, str) else preset or ():
+        if name not in presets.NAMES:
+            raise ConfigurationError(f"--preset {name}: there is no such preset; take some of {', '.join(presets.NAMES)}")
+        tree = merge(tree, presets.preset(name))
     if file is not None:
         tree = merge(tree, _read_yaml(Path(file)))
     if wants_help:
         names = ", ".join(presets.NAMES)
-        description = f"{Config.__doc__} Beside the flags below: --preset NAME ({names}) and --config FILE (YAML with the names below)."
+        description = f"{Config.__doc__} Beside the flags below: --preset NAME... ({names}) and --config FILE (YAML with the names below)."
         tyro.cli(_Shown, default=_shown(validate(tree)), args=["--help"], description=description, use_underscores=True)
     config = validate(merge(tree, given))
     missing = config.missing()
@@ -55,7 +55,7 @@ class _Shown(Config):
     """The configuration as `--help` shows it: tyro would make subcommands of a setting that is a name or a section."""
 
     task: TaskName = "textvqa"
-    """What the questions are about: decides prompt, matcher and metric. A task of your own is the section `task` in YAML (docs/own_task.md)."""
+    """What the questions are about: decides prompt, matcher and metric. A task of your own is a section in YAML (docs/own_task.md)."""
 
 
 def _shown(config: Config) -> _Shown:

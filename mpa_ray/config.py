@@ -62,12 +62,12 @@ class ModelSection(Section):
     cpus_per_replica: PositiveFloat = 1
     """CPU cores of a replica. Leave one core of each node free, or nothing reads and writes."""
     engine_options: dict[str, Any] = {}
-    """Further arguments of vLLM's `AsyncEngineArgs`, as they are (`{gpu_memory_utilization: 0.9, quantization: fp8}`). With engine=openai, further
-    fields of the request (`{reasoning_effort: low, temperature: null}`); null leaves one of ours out."""
+    """Further arguments of vLLM's `AsyncEngineArgs`, as they are (`{gpu_memory_utilization: 0.9, quantization: fp8}`). With engine=openai,
+    further fields of the request (`{reasoning_effort: low, temperature: null}`); null leaves one of ours out."""
     base_url: str | None = None
     """engine=openai: where the API is (`http://host:8000/v1`). Without it, OpenAI's own."""
     api_key_env: str = "OPENAI_API_KEY"
-    """engine=openai: the name of the environment variable that holds the key, where Ray's workers run. The key itself is never part of a configuration."""
+    """engine=openai: the name of the environment variable that holds the key, where Ray's workers run. The key itself is never given."""
     requests_per_minute: PositiveFloat | None = None
     """engine=openai: requests that go out in a minute, over the whole stage. Without it, as fast as `images_in_flight` allows."""
     tokens_per_minute: PositiveFloat | None = None
@@ -79,7 +79,7 @@ class ModelSection(Section):
     usd_per_million_output_tokens: Price = None
     """engine=openai: the price of a million tokens of replies."""
     max_cost_usd: PositiveFloat | None = None
-    """engine=openai: the run ends before its requests to this model cost more, over all calls on one output; raise it to go on (`mpa_ray.ledger`)."""
+    """engine=openai: the run ends before its requests to this model cost more, over all calls on one output; raise it to go on."""
     request_timeout_s: PositiveFloat = 120
     """engine=openai: a request without a whole reply after so many seconds is given up and tried again."""
 
@@ -113,13 +113,16 @@ class ModelSection(Section):
         for name in _API_SETTINGS:
             value = getattr(self, name)
             if value != type(self).model_fields[name].default:
-                raise ValueError(f"{name}={value!r} is for models behind an API and engine={self.engine!r} runs the model itself; remove it or set engine=openai")
+                raise ValueError(
+                    f"{name}={value!r} is for models behind an API and engine={self.engine!r} runs the model itself;"
+                    " remove it or set engine=openai"
+                )
 
     def _check_api(self) -> None:
         if self.max_replicas != 1:
             raise ValueError(
-                f"max_replicas={self.max_replicas} and engine='openai' exclude each other: rate limits and budget hold because one actor asks for the whole"
-                " stage, and images_in_flight sets how much it asks at a time; set max_replicas=1"
+                f"max_replicas={self.max_replicas} and engine='openai' exclude each other: rate limits and budget hold because one actor"
+                " asks for the whole stage, and images_in_flight sets how much it asks at a time; set max_replicas=1"
             )
         on_the_server = {
             "revision": "versions are part of its model's name",
@@ -135,7 +138,7 @@ class ModelSection(Section):
             _check_base_url(self.base_url)
         # Not repeated in the message: what is no name may well be the key.
         if not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env):
-            raise ValueError("api_key_env takes the name of an environment variable, never the key itself; export OPENAI_API_KEY=..., and leave it out")
+            raise ValueError("api_key_env takes the name of an environment variable, never the key; export OPENAI_API_KEY and leave it out")
         for name in self.engine_options.keys() & {"model", "messages", "n", "stream"}:
             raise ValueError(f"engine_options={{{name}: ...}}: this field of a request is set by mpa_ray; remove it")
         self._check_prices()
@@ -143,17 +146,21 @@ class ModelSection(Section):
     def _check_prices(self) -> None:
         prices = (self.usd_per_million_input_tokens, self.usd_per_million_output_tokens)
         if (prices[0] is None) != (prices[1] is None) or (self.usd_per_million_cached_tokens is not None and None in prices):
-            raise ValueError("a cost needs the prices of input and of output; set usd_per_million_input_tokens and usd_per_million_output_tokens, or none of the prices")
+            raise ValueError(
+                "a cost needs the prices of input and of output; set usd_per_million_input_tokens and usd_per_million_output_tokens,"
+                " or no price"
+            )
         if self.max_cost_usd is None:
             return
         if None in prices:
             raise ValueError(
-                f"max_cost_usd={self.max_cost_usd} cannot be kept without prices; set usd_per_million_input_tokens and usd_per_million_output_tokens"
+                f"max_cost_usd={self.max_cost_usd} cannot be kept without prices; set usd_per_million_input_tokens and"
+                " usd_per_million_output_tokens"
             )
         if self.engine_options.get("max_tokens", 1) is None and not self.engine_options.get("max_completion_tokens"):
             raise ValueError(
-                f"max_cost_usd={self.max_cost_usd} and engine_options={{max_tokens: null}} exclude each other: the cost of a reply would have no"
-                " bound; set max_completion_tokens in engine_options"
+                f"max_cost_usd={self.max_cost_usd} and engine_options={{max_tokens: null}} exclude each other: the cost of a reply would"
+                " have no bound; set max_completion_tokens in engine_options"
             )
 
 
@@ -175,7 +182,10 @@ def _check_base_url(url: str) -> None:
     parts = urlsplit(url)
     # Not repeated in the message: what is refused here may be a secret, and the configuration is written into the output.
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise ValueError(f"base_url holds a user, password or query, host {parts.hostname!r}; a key belongs into the environment variable api_key_env names")
+        raise ValueError(
+            f"base_url holds a user, password or query (host {parts.hostname!r}); a key belongs into the environment variable that"
+            " api_key_env names"
+        )
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"base_url={url!r} is no address of an API; write it as http://host:8000/v1 or https://host/v1")
 
@@ -290,8 +300,8 @@ class Config(Section):
     output: str = ""
     """The folder of the run, local, s3:// or gs://. The same command on the same folder goes on where it stopped."""
     task: TaskChoice = "textvqa"
-    """What the questions are about: decides prompt, matcher and metric. One of the paper's tasks by name (`--task chartqa`), or a task of your own: its
-    name, prompt, matcher and metric (docs/own_task.md)."""
+    """What the questions are about: decides prompt, matcher and metric. One of the paper's tasks by name (`--task chartqa`), or a task of
+    your own: its name, prompt, matcher and metric (docs/own_task.md)."""
     prompt: str | None = None
     """The Pseudo Annotator's prompt, in place of the task's."""
     lvlm: ModelSection = ModelSection()
@@ -299,8 +309,8 @@ class Config(Section):
     svlm: ModelSection = ModelSection()
     """The small model that is made better (at most 5B parameters in the paper)."""
     jury: tuple[ModelSection, ...] = ()
-    """Further large models, each asked every question the L-VLM stands by: an annotation counts only where all of them answer as it does. In YAML a list
-    of model sections; as flags `--jury "{model: A}" "{model: B}"`."""
+    """Further large models, each asked every question the L-VLM stands by: an annotation counts only where all of them answer as it does.
+    In YAML a list of model sections; as flags `--jury "{model: A}" "{model: B}"`."""
     annotate: AnnotateSection = AnnotateSection()
     identify: IdentifySection = IdentifySection()
     pl: LevelSection = LevelSection()
@@ -314,8 +324,8 @@ class Config(Section):
     annotations: str | None = None
     """An annotations folder to start from instead of images (another run's, or an imported one): the Pseudo Annotator's work is not paid twice."""
     rounds: PositiveInt = 1
-    """Above 1, the images are split into so many shares; each round judges a fresh share with the S-VLM of the round before and trains it further, until
-    that stops helping (docs/rounds.md)."""
+    """Above 1, the images are split into so many shares; each round judges a fresh share with the S-VLM of the round before and trains it
+    further, until that stops helping (docs/rounds.md)."""
     seed: int = 0
     """Of sampling, of what is drawn, and of the order of training."""
     images_per_part: PositiveInt = 256
@@ -324,7 +334,7 @@ class Config(Section):
     """The run stops when a larger share of its images than this is quarantined, and says which reason leads. 1 never stops it."""
     max_quarantined_after: PositiveInt = 1000
     """Images after which that share is looked at: a few bad ones at the start prove nothing."""
-    max_image_pixels: PositiveInt = 64_000_000
+    max_image_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 64_000_000
     """Images with more are quarantined before they are decoded."""
     max_image_bytes: PositiveInt = 64 * 2**20
     """Files with more bytes are quarantined unread."""
@@ -333,12 +343,14 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.svlm.engine == "openai":
-            raise ValueError("svlm.engine='openai': the S-VLM is trained here, so its weights must be here too; set svlm.engine to vllm or transformers")
+            raise ValueError(
+                "svlm.engine='openai': the S-VLM is trained here, so its weights must be here too; set svlm.engine to vllm or transformers"
+            )
         own = self.task if isinstance(self.task, Task) else None
         if own and own.name in TASKS and own != TASKS[own.name]:
             raise ValueError(f"task.name={own.name!r} is one of the paper's tasks and this is another; give it a name of its own")
         if own and self.demo.images:
-            raise ValueError(f"task.name={own.name!r} and the demo preset exclude each other: the demo renders images for the paper's tasks; name one of those")
+            raise ValueError(f"task.name={own.name!r} and the demo preset exclude each other: the demo renders images for the paper's tasks; name one")
         if self.demo.images and self.images:
             raise ValueError(f"images={self.images!r} and the demo preset exclude each other: the demo renders its own; remove one of the two")
         if self.annotations and (self.images or self.demo.images):
@@ -358,15 +370,15 @@ class Config(Section):
             if not juror.model:
                 raise ValueError(f"jury.{place}.model is not set; name a model")
             if names.count(juror.model) > 1:
-                raise ValueError(f"jury.{place}.model={juror.model!r} is asked twice, as L-VLM or juror: it would agree with itself; name another model")
+                raise ValueError(f"jury.{place}.model={juror.model!r} is asked twice and would agree with itself; name another model")
             if juror.max_cost_usd is not None:
                 raise ValueError(f"jury.{place}.max_cost_usd={juror.max_cost_usd}: a budget is kept for the L-VLM alone; remove it")
 
     def _check_rounds(self) -> None:
         if self.rounds > 1 and self.annotations:
-            raise ValueError(f"rounds={self.rounds} and annotations={self.annotations!r} exclude each other: every round annotates fresh images; give images")
+            raise ValueError(f"rounds={self.rounds} and annotations={self.annotations!r} exclude each other: a round annotates fresh images; give images")
         if self.rounds > 1 and not self.pl.holdout:
-            raise ValueError(f"rounds={self.rounds} and pl.holdout=0 exclude each other: held-out rows tell when to stop; set pl.holdout, such as 0.1")
+            raise ValueError(f"rounds={self.rounds} and pl.holdout=0 exclude each other: held-out rows tell when to stop; set pl.holdout to 0.1")
 
     def missing(self) -> list[str]:
         """The required settings that are not set, as flags."""

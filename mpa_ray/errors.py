@@ -10,7 +10,7 @@ USAGE = 2
 FAILED = 3
 INTERRUPTED = 130
 
-_IN_TRACEBACK = re.compile(r"^mpa_ray\.errors\.(ConfigurationError|RunError): (.+)$", re.MULTILINE)
+_IN_TRACEBACK = re.compile(r"^mpa_ray\.errors\.(ConfigurationError|RunError|StorageError): (.+)$", re.MULTILINE)
 
 
 class ConfigurationError(ValueError):
@@ -30,11 +30,11 @@ class NothingToTeach(RunError):
 
 
 def meant_for_people(error: BaseException) -> ConfigurationError | RunError | None:
-    """The error of ours that a worker raised, or None. Of the errors of a dataset's workers Ray keeps no more than the traceback, as text."""
+    """The error of ours that a worker raised, or None. Of errors of a dataset's workers Ray keeps no more than the traceback, as text."""
     found = _IN_TRACEBACK.search(str(error))
     if found is None:
         return None
-    return {"ConfigurationError": ConfigurationError, "RunError": RunError}[found[1]](found[2])
+    return (ConfigurationError if found[1] == "ConfigurationError" else RunError)(found[2])
 
 
 @contextmanager

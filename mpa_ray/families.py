@@ -6,6 +6,7 @@ the reason before weights are loaded: for a folder when the job starts, for a hu
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,14 +33,21 @@ _ORIGINAL_LAYOUTS = {
     "llava_llama": (False, "the same model in the transformers layout (llava-hf/...)"),
 }
 
+# Hub names known to be in such a layout, so that a job refuses them without asking the hub.
+_PUBLISHED_AS = (
+    (re.compile(r"OpenGVLab/(Mini-)?InternVL.*(?<!-hf)(?<!-HF)"), "internvl_chat"),
+    (re.compile(r"bczhou/TinyLLaVA-.*"), "tiny_llava_stablelm"),
+    (re.compile(r"tinyllava/TinyLLaVA-.*"), "tinyllava"),
+)
+
 
 def check(flag: str, model: ModelSection, *, trained: bool) -> None:
-    """Refuses a local checkpoint that cannot be served, or not trained where it must be. A hub name is left to `check_loaded`.
+    """Refuses a local checkpoint that cannot be served, or not trained where it must be. Most hub names are left to `check_loaded`.
 
     Raises:
         ConfigurationError: with the reason and the mend.
     """
-    config = _local_config(model)
+    config = _known_config(model)
     if config is not None:
         _refuse(flag, model, config, trained=trained)
 
@@ -55,9 +63,11 @@ def check_loaded(flag: str, model: ModelSection, *, trained: bool) -> None:
     arguments = models.arguments(model)
     config, _ = PreTrainedConfig.get_config_dict(models.local(model.model), revision=arguments["revision"])
     _refuse(flag, model, config, trained=trained)
-    for place in _code_places(config) if model.trust_remote_code else ():
+    # A trained copy keeps its origin's name in these places, so they are compared with what is trusted and not with where it lies.
+    trusted = (model.trust_remote_code or "").rpartition("@")[0]
+    for place in _code_places(config) if trusted else ():
         repository, dashes, _ = place.partition("--")
-        if dashes and repository != model.model:
+        if dashes and repository != trusted:
             raise ConfigurationError(
                 f"{flag}={model.model!r}: its code is not in it but in {repository}, which trust_remote_code={model.trust_remote_code!r} does not name;"
                 " take a copy of the model with the code inside"
@@ -99,12 +109,12 @@ def _code_places(config: Mapping[str, Any]) -> Iterator[str]:
         yield from (place for place in (value if isinstance(value, list | tuple) else [value]) if place)
 
 
-def _local_config(model: ModelSection) -> dict[str, Any] | None:
+def _known_config(model: ModelSection) -> dict[str, Any] | None:
     if is_remote(model.model):
         return Folder.at(model.model).read_json("config.json")
     path = Path(model.model).expanduser() / "config.json"
     if not path.is_file():
-        return None
+        return next(({"model_type": kind} for name, kind in _PUBLISHED_AS if name.fullmatch(model.model)), None)
     try:
         return json.loads(path.read_text())
     except ValueError as error:

@@ -115,7 +115,8 @@ def _ask(places: list[Place], run: Folder, output: Folder, config: Config, lvlm:
     read = partial(read_samples, chunks=chunks, run=run, max_image_bytes=config.max_image_bytes)
     stopping.go_on(output)
     with ray_session():
-        asked = judged_by(dataset_of(list(range(len(chunks))), read), lvlm, config, categories=CATEGORIES[task_of(config).name], output=output)
+        samples = dataset_of(list(range(len(chunks))), read)
+        asked = judged_by(samples, lvlm, config, categories=CATEGORIES[task_of(config).name], output=output)
         found = [row for table in asked.iter_batches(batch_size=None, batch_format="pyarrow") for row in table.to_pylist()]
     stopping.raise_if_stopped(output, f"{len(found):,} of {len(places):,} samples were judged")
     if len(found) != len(places):

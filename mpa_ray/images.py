@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import re
 import struct
 import zlib
@@ -17,12 +18,15 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 
-# What Pillow's plugins raise over damaged bytes. They document none of it; fuzzing finds these (AVIF: RuntimeError; TIFF: struct.error).
+# What Pillow's plugins raise over damaged bytes. They document none of it; fuzzing finds these (AVIF: RuntimeError; GIF: struct.error).
 _DAMAGE = (OSError, ValueError, SyntaxError, TypeError, EOFError, LookupError, ArithmeticError, AttributeError, MemoryError, RuntimeError)
 _DAMAGE += (struct.error, zlib.error)
 
 # The end of a reference into a shard of jobs/pack.py (`mpa_ray.references`); no file's name can look like it, because `#` is encoded in names.
 _PACKED_ID = re.compile(r"#row_group=\d+&row=\d+&image_id=([0-9a-f]{32})\Z", re.ASCII)
+
+# Pixels that are scaled at a time.
+_STRIP = 1_000_000
 
 # A side shorter than this is less than one patch of any model of the paper.
 MIN_SIDE = 8
@@ -48,13 +52,14 @@ def image_id_of(image_uri: str) -> str:
     return packed[1] if packed else hashlib.sha256(image_uri.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def decode(data: bytes, *, max_image_pixels: int, max_image_bytes: int) -> Image.Image:
-    """Decodes every pixel of `data` into an upright 8-bit RGB image.
+def decode(data: bytes, *, max_image_pixels: int, max_image_bytes: int, max_pixels: int | None = None) -> Image.Image:
+    """Decodes every pixel of `data` into an upright 8-bit RGB image. Untrusted images at large go through `mpa_ray.decoding`.
 
     Args:
         data: an encoded file.
         max_image_pixels: width x height over this is refused before memory is taken for it.
         max_image_bytes: a file over this is refused before it is parsed.
+        max_pixels: a JPEG may be decoded at a half, quarter or eighth of its size that still has at least so many pixels.
 
     Raises:
         UnreadableImage: with the reason the row is quarantined for.
@@ -74,10 +79,12 @@ def decode(data: bytes, *, max_image_pixels: int, max_image_bytes: int) -> Image
     with image:
         _check_size(image, max_image_pixels)
         try:
-            frames = getattr(image, "n_frames", 1)
-            # An MPO is a JPEG whose further frames are previews; its first is the photograph.
-            if frames > 1 and image.format != "MPO":
-                raise UnreadableImage(Reason.ANIMATED, f"{frames} frames of {image.format}")
+            # An MPO is a JPEG whose further frames are previews; its first is the photograph. Frames are not counted: a GIF can have millions.
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                raise UnreadableImage(Reason.ANIMATED, f"more than one frame of {image.format}")
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                scale = (max_pixels / (image.width * image.height)) ** 0.5
+                image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
         except UnreadableImage:
@@ -90,7 +97,10 @@ def decode(data: bytes, *, max_image_pixels: int, max_image_bytes: int) -> Image
 
 def _damaged(error: Exception, where: str) -> UnreadableImage:
     """Pillow's plugins speak of a short file in words only: "image file is truncated", "Truncated File Read"."""
-    short = "truncated" in str(error).lower() or isinstance(error, EOFError)
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text:
+        return UnreadableImage(Reason.DECODER_MEMORY, f"{where}: {error or 'out of memory'}")
+    short = "truncated" in text or isinstance(error, EOFError)
     return UnreadableImage(Reason.TRUNCATED if short else Reason.CORRUPT, f"{where}: {error}")
 
 
@@ -105,16 +115,35 @@ def _check_size(image: Image.Image, max_image_pixels: int) -> None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB. Transparency is laid on white, as a viewer shows it; 16-bit and float values are scaled, where Pillow would clip them."""
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
-        values = np.where(np.isfinite(values), values, np.nan)
+        values = np.asarray(image)
         # 16-bit files use their full range by definition; other depths say nothing of theirs, so the values found are taken.
-        low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (np.nanmin(values), np.nanmax(values))
-        scaled = np.nan_to_num((values - low) * (255.0 / max(high - low, 1e-9)))
-        return Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8), mode="L").convert("RGB")
+        low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else _range(values)
+        grey = np.empty(values.shape, np.uint8)
+        # In strips: as 64-bit numbers the whole would be eight times the image.
+        rows = max(1, _STRIP // values.shape[1])
+        for top in range(0, len(values), rows):
+            strip = values[top : top + rows].astype(np.float64)
+            scaled = np.nan_to_num((np.where(np.isfinite(strip), strip, np.nan) - low) * (255.0 / max(high - low, 1e-9)))
+            grey[top : top + rows] = np.clip(scaled, 0, 255)
+        return Image.fromarray(grey, mode="L").convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """The least and the greatest number in it."""
+    numbers = values[np.isfinite(values)]
+    if not numbers.size:
+        raise ValueError("no pixel is a number")
+    return float(numbers.min()), float(numbers.max())
+
+
+def decode_and_fit(data: bytes, *, max_pixels: int | None, max_image_pixels: int, max_image_bytes: int) -> Image.Image:
+    """`decode`, and `fit` where there is a bound."""
+    image = decode(data, max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, max_pixels=max_pixels)
+    return image if max_pixels is None else fit(image, max_pixels)
 
 
 def fit(image: Image.Image, max_pixels: int) -> Image.Image:

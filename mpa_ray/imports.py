@@ -14,15 +14,15 @@ from urllib.parse import parse_qs, unquote
 
 import pyarrow as pa
 
-from mpa_ray import references
 from mpa_ray.annotation_json import CONVERSATIONS, IMAGE_KEYS, TEXT_KEYS, Imported, annotations_of, records
 from mpa_ray.errors import ConfigurationError
+from mpa_ray.finding import find
 from mpa_ray.images import image_id_of
 from mpa_ray.parts import part_name
 from mpa_ray.progress import say
 from mpa_ray.run_folder import require_new
 from mpa_ray.schema import ANNOTATIONS, QUARANTINE, Reason, Stage
-from mpa_ray.storage import Folder, is_remote, resolve
+from mpa_ray.storage import Folder
 
 RECORD = "import.json"
 
@@ -44,14 +44,14 @@ class ImageIndex:
         """
         self._by_path: dict[str, str] = {}
         self._by_stem: dict[str, str | None] = {}
-        _, root = resolve(images)
-        prefix = images[: images.index("://") + 3] if is_remote(images) else ""
-        for uri in references.find(images):
+        root = Folder.at(images).uri
+        for uri in find(images):
             path, _, fragment = uri.partition("#")
-            member = parse_qs(fragment).get("member")
-            name = member[0] if member else unquote(path).removeprefix(prefix + root).lstrip("/")
-            if fragment and not member:
+            fields = parse_qs(fragment)
+            # What a fragment without these stands for has no name, or must not be opened.
+            if fragment and not fields.keys() >= {"offset", "member"}:
                 continue
+            name = fields["member"][0] if fragment else unquote(path).removeprefix(root).lstrip("/")
             if name in self._by_path:
                 raise ConfigurationError(f"--images {images}: {name} is in two tars; a record that names it could mean either")
             self._by_path[name] = uri

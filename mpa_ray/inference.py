@@ -34,10 +34,10 @@ _PARTS_IN_FLIGHT = 2
 class RowWorker:
     """An engine actor of Ray Data: takes a part, runs the work of all its rows at once, gives the part back.
 
-    A row whose image or request is at fault comes back quarantined. An engine that says that it cannot go on (RunError: a wrong key, a spent budget)
-    ends the stage in good order where `output` is given (`mpa_ray.stopping`); rows that were asked by then are kept there for the next call. An
-    engine that dies is loaded anew, and each row it served at that moment is asked again with no other beside it: a row that kills it then is
-    the culprit and is quarantined. Any other error ends the actor, and Ray does the part again elsewhere.
+    A row whose image or request is at fault comes back quarantined. An engine that says that it cannot go on (RunError: a wrong key, a
+    spent budget) ends the stage in good order where `output` is given (`mpa_ray.stopping`); rows done by then are kept for the next call.
+    An engine that dies is loaded anew, and each row it served at that moment is asked again with no other beside it: a row that kills
+    it then is the culprit and is quarantined. Any other error ends the actor, and Ray does the part again elsewhere.
     """
 
     stage: Stage
@@ -188,8 +188,8 @@ def ask_model(
 ) -> "Dataset":
     """The rows of `dataset` after `work` on each, in parts as they came. `worker` names the stage on Ray's dashboard.
 
-    With `output`, a paid model's ledger is kept there, and an engine that cannot go on ends the stage in good order: parts are then missing, and the
-    caller must ask `stopping.reason`. Without it, that error fails the dataset.
+    With `output`, a paid model's ledger is kept there, and an engine that cannot go on ends the stage in good order: parts are then
+    missing, and the caller must ask `stopping.raise_if_stopped`. Without it, that error fails the dataset.
     """
     from ray.data import ActorPoolStrategy
 

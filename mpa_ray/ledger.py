@@ -1,17 +1,17 @@
 """What a paid model was asked, in tokens: `ledger/` in the output, one small JSON file for each actor that asked.
 
-The commits cannot tell it: they know nothing of replies that could not be parsed, of parts that a killed run left half done, or of requests that
-were cut off and may have been billed. The ledger counts tokens; money is those times the prices of the configuration that reads it.
+The commits cannot tell it: they know nothing of replies that could not be parsed, of parts that a killed run left half done, or of requests
+that were cut off and may have been billed. The ledger counts tokens; money is those times the prices of the configuration that reads it.
 
 What is guaranteed:
 
-- A file is never too low. It holds what the replies said, and beside it, as `unsure`, the most that requests without a reply may have cost. A request
-  goes out only when the file already allows for it, so this holds for a killed process too: what it had in flight, and a few requests more that
-  the file allowed for, then count as `unsure` for good.
+- A file is never too low. It holds what the replies said, and beside it, as `unsure`, the most that requests without a reply may have
+  cost. A request goes out only when the file already allows for it, so this holds for a killed process too: what it had in flight, and a
+  few requests more that the file allowed for, then count as `unsure` for good.
 - A file is exact whenever no request is in flight, so at the end of every stage.
-- A request goes out only if everything before it, everything in flight, and its own bound are within `max_cost_usd`. Its bound is its `max_tokens`,
-  and for the prompt an estimate that is a quarter over the largest prompt so far; the first request goes alone, to learn that. The budget can be
-  passed only by a prompt that the server counts more than that quarter over all before it.
+- A request goes out only if everything before it, everything in flight, and its own bound are within `max_cost_usd`. Its bound is its
+  `max_tokens`, and for the prompt an estimate that is a quarter over the largest prompt so far; the first request goes alone, to learn
+  that. The budget can be passed only by a prompt that the server counts more than that quarter over all before it.
 """
 
 import asyncio
@@ -28,7 +28,8 @@ from mpa_ray.summary import dollars
 _FOLDER = "ledger"
 # So many requests more than are in flight does a file allow for; else every request would wait for a write of its own.
 _AHEAD = 16
-# A ledger says which actor asked; run.json says which step of the run that was. The L-VLM and jurors can be paid models, each with an account of its own.
+# A ledger says which actor asked; run.json says which step of the run that was. The L-VLM and jurors can be paid models, each with an
+# account of its own.
 _STEPS = {Stage.PSEUDO_ANNOTATOR: "annotate_and_identify", Stage.JURY: "annotate_and_identify", Stage.EVALUATE: "evaluate_lvlm"}
 
 
@@ -55,7 +56,7 @@ class Tokens:
 
 
 def usd(tokens: Tokens, model: ModelSection) -> float:
-    """What `tokens` cost at the prices of `model`; 0 without prices. Cached tokens cost as the others where they have no price of their own."""
+    """What `tokens` cost at the prices of `model`; 0 without prices. Cached tokens without a price of their own cost as the others."""
     price_in, price_out = model.usd_per_million_input_tokens or 0.0, model.usd_per_million_output_tokens or 0.0
     price_cached = price_in if model.usd_per_million_cached_tokens is None else model.usd_per_million_cached_tokens
     return ((tokens.prompt - tokens.cached) * price_in + tokens.cached * price_cached + tokens.output * price_out) / 1e6
@@ -98,10 +99,8 @@ class Ledger:
         async with self._changed:
             while self._is_over(most):
                 if not self._in_flight:
-                    raise BudgetSpent(
-                        f"the budget is spent: {dollars(self.at_most_usd)} of lvlm.max_cost_usd={self._model.max_cost_usd}, and the next request"
-                        f" could cost {dollars(usd(most, self._model))}. Raise --lvlm.max_cost_usd to go on"
-                    )
+                    next_one = f", and the next request could cost {dollars(usd(most, self._model))}"
+                    raise BudgetSpent(_spent(self._model, self.at_most_usd, next_one))
                 await self._changed.wait()
             self._unsure += most
             self._in_flight += 1
@@ -166,10 +165,10 @@ class Ledger:
 
 
 def totals(output: Folder, model: ModelSection) -> dict[str, dict[str, Any]]:
-    """Step of the run -> its requests, tokens, `cost_usd` (what the replies said) and `at_most_usd` (with the unsure ones); empty where nothing was paid."""
+    """Step -> its requests, tokens and, with prices, `cost_usd` (what the replies said) and `at_most_usd` (with the unsure ones)."""
     sums: dict[str, dict[str, Any]] = {}
     for entry in _entries(output, model):
-        step = sums.setdefault(_STEPS[Stage(entry["stage"])], {})
+        step = sums.setdefault(_STEPS.get(entry["stage"], entry["stage"]), {})
         for name, value in entry.items():
             if isinstance(value, int):
                 step[name] = step.get(name, 0) + value
@@ -187,7 +186,14 @@ def require_budget(output: Folder, model: ModelSection) -> None:
     """
     spent = sum(step["at_most_usd"] for step in totals(output, model).values()) if _has_prices(model) else 0.0
     if model.max_cost_usd is not None and spent >= model.max_cost_usd:
-        raise BudgetSpent(f"the budget is spent: {dollars(spent)} of lvlm.max_cost_usd={model.max_cost_usd}. Raise --lvlm.max_cost_usd to go on")
+        raise BudgetSpent(_spent(model, spent))
+
+
+def _spent(model: ModelSection, amount: float, more: str = "") -> str:
+    return (
+        f"the budget is spent: {dollars(amount)} of max_cost_usd={model.max_cost_usd} for {model.model}{more}."
+        " Raise it (--lvlm.max_cost_usd for the L-VLM) to go on"
+    )
 
 
 def _has_prices(model: ModelSection) -> bool:

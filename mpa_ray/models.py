@@ -38,15 +38,14 @@ def check_api(flag: str, model: ModelSection) -> None:
     """Refuses what cannot be asked; any name may be a model behind an API, so the name is not looked at.
 
     Raises:
-        ConfigurationError: the client is not installed, or OpenAI itself is to be asked and there is no key. A server of one's own may need none.
+        ConfigurationError: the client is not installed, or OpenAI itself is to be asked and there is no key. Other servers may need none.
     """
     if not importlib.util.find_spec("openai"):
         raise ConfigurationError(f"{flag}.engine='openai' needs the package openai; install mpa_ray[api]")
     if not model.base_url and not os.environ.get(model.api_key_env):
-        raise ConfigurationError(
-            f"{flag}.engine='openai': OpenAI needs a key and the environment variable {model.api_key_env} is not set; export it, on a cluster for Ray's"
-            f" workers too ({flag}.api_key_env names another variable, {flag}.base_url another server)"
-        )
+        from mpa_ray.engines.openai import missing_key
+
+        raise ConfigurationError(f"{flag}.engine='openai': {missing_key(model)}")
 
 
 def arguments(model: ModelSection) -> dict[str, Any]:

@@ -45,9 +45,8 @@ async def identify_row(row: Row, ask: Ask, *, matcher: str, answering: Sampling,
             "svlm_answer_cached_tokens": reply.cached_tokens,
             "svlm_answer_output_tokens": reply.output_tokens,
         }
-    verdict = judge(
-        answer=row["answer"], lvlm_answer=row["lvlm_answer"], svlm_answer=answered["svlm_answer"], matches=matches, jury_answers=jury_answers
-    )
+    said = {"lvlm_answer": row["lvlm_answer"], "jury_answers": jury_answers, "svlm_answer": answered["svlm_answer"]}
+    verdict = judge(answer=row["answer"], matches=matches, **said)
     return [row | answered | {"verdict": verdict}]
 
 

@@ -128,10 +128,20 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
     return pa.table({"part": [number], "images": [counts["images"]], "quarantined": [rejected.num_rows]})
 
 
+# Arrow's binary columns hold 2 GiB a chunk; so many images of the largest size allowed by default fit into one.
+_ROWS_PER_CHUNK = 16
+
+
 def with_image_struct(rows: pa.Table) -> pa.Table:
     """Rows as PARITY: self-contained, with the encoded image as {bytes, path}."""
-    images = [{"bytes": data, "path": uri} for data, uri in zip(rows.column("image").to_pylist(), rows.column("image_uri").to_pylist(), strict=True)]
-    columns = {name: rows.column(name) for name in PARITY.names if name != "image"} | {"image": pa.array(images, PARITY.field("image").type)}
+    chunks = [_with_image_struct(rows.slice(start, _ROWS_PER_CHUNK)) for start in range(0, rows.num_rows, _ROWS_PER_CHUNK)]
+    return pa.concat_tables(chunks) if chunks else PARITY.empty_table()
+
+
+def _with_image_struct(rows: pa.Table) -> pa.Table:
+    pairs = zip(rows.column("image").to_pylist(), rows.column("image_uri").to_pylist(), strict=True)
+    images = pa.array([{"bytes": data, "path": uri} for data, uri in pairs], PARITY.field("image").type)
+    columns = {name: rows.column(name) for name in PARITY.names if name != "image"} | {"image": images}
     return pa.table([columns[name] for name in PARITY.names], schema=PARITY)
 
 

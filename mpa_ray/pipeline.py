@@ -25,7 +25,7 @@ from mpa_ray.parity_identifier import identify
 from mpa_ray.parity_leveler import Arm, arms, level, settings_of, training_folders
 from mpa_ray.progress import Progress, Watch, say
 from mpa_ray.pseudo_annotator import annotate
-from mpa_ray.report import parity_picture
+from mpa_ray.report import parity_picture, write_report
 from mpa_ray.schema import Verdict
 from mpa_ray.sources import Source, source_of
 from mpa_ray.storage import Folder
@@ -70,6 +70,7 @@ def _run_rounds(config: Config, output: Folder) -> dict[str, Any]:
     record = {"config": config.model_dump(mode="json"), "versions": _versions()} | rounds.run_rounds(config, output, shares=shares, run=run)
     output.write_json("evaluation/metrics.json", record["evaluation"])
     output.write_bytes("model/README.md", model_card(config, record).encode())
+    write_report(output, record=record)
     output.write_json(_RUN, record)
     print(summary.table(record))
     print(rounds.table(record["rounds"]))
@@ -104,6 +105,7 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
         "stages": {name.removesuffix(".json"): output.read_json(f"stages/{name}")["seconds"] for name in output.child("stages").names(".json")},
     }
     output.write_bytes("model/README.md", model_card(config, record).encode())
+    write_report(output, record=record)
     output.write_json(_RUN, record)
     print(summary.table(record))
     return record
@@ -123,6 +125,13 @@ def check(config: Config, output: Folder) -> None:
     Raises:
         ConfigurationError: with a line that names the thing and the mend.
     """
+    if config.images and not Folder.at(config.images).exists():
+        raise ConfigurationError(f"images={config.images!r} does not exist; give a folder or prefix of images, Parquet files or tars")
+    _check_output(config, output)
+    _check_models(config)
+
+
+def _check_models(config: Config) -> None:
     for flag, model in {"lvlm": config.lvlm, **{f"jury.{number}": juror for number, juror in enumerate(config.jury)}}.items():
         if model.engine == "openai":
             models.check_api(flag, model)
@@ -132,8 +141,9 @@ def check(config: Config, output: Folder) -> None:
     models.check("svlm.model", config.svlm.model)
     families.check("svlm.model", config.svlm, trained=True)
     _warn_of_size(config.svlm, families.count_parameters(config.svlm))
-    if config.images and not Folder.at(config.images).exists():
-        raise ConfigurationError(f"images={config.images!r} does not exist; give a folder or prefix of images, Parquet files or tars")
+
+
+def _check_output(config: Config, output: Folder) -> None:
     if not output.exists():
         return
     if not output.exists(_CONFIG):

@@ -1,4 +1,8 @@
-"""Named sets of settings: the demo's, and the paper's S-VLMs; and Table 11's hyperparameters. A preset fills in; a YAML file and flags come after it."""
+"""Named sets of settings: the demo's, and the paper's S-VLMs and L-VLMs; and Table 11's hyperparameters.
+
+Presets fill in (`--preset qwen2vl-2b internvl2-8b`); a YAML file and flags come after them. InternVL2 and TinyLLaVA-2.0B were published in layouts of
+their authors' own, which transformers cannot train: `svlm.model` then names a converted copy, and what is refused says so (`mpa_ray.families`).
+"""
 
 from typing import Any
 
@@ -26,6 +30,9 @@ PAPER: dict[str, dict[str, Any]] = {
     "internvl2-4b": {"svlm": {"model": "OpenGVLab/InternVL2-4B"}},
     "smolvlm-500m": {"svlm": {"model": "HuggingFaceTB/SmolVLM-500M-Instruct"}},
     "tinyllava-2b": {"svlm": {"model": "bczhou/TinyLLaVA-2.0B"}},
+    "qwen2vl-7b": {"lvlm": {"model": "Qwen/Qwen2-VL-7B-Instruct"}},
+    "internvl2-8b": {"lvlm": {"model": "OpenGVLab/InternVL2-8B"}},
+    "gpt-4o": {"lvlm": {"model": "gpt-4o-2024-11-20", "engine": "openai"}},
 }
 
 NAMES = ("demo", *PAPER)

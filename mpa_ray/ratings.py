@@ -10,9 +10,9 @@ What was not rated is not in it. `decision` is "keep", "drop" or "fix"; only the
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.rating_scores import Sheet
@@ -46,6 +46,12 @@ class Rating(BaseModel):
     decision: Literal["keep", "drop", "fix"] | None = None
     question: str | None = None
     answer: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.decision == "fix" and not (self.question and self.answer):
+            raise ValueError("decision 'fix' needs the new question and answer")
+        return self
 
 
 def fingerprint(question: str, answer: str) -> str:

@@ -25,13 +25,13 @@ from mpa_ray.matchers import MATCHERS, Matcher, is_consistent, judge
 from mpa_ray.parity_identifier import matcher_of
 from mpa_ray.progress import Progress
 from mpa_ray.run_folder import config_of, max_image_bytes, require, require_new, with_stored_images
-from mpa_ray.schema import ANNOTATIONS, JUDGEMENTS, Verdict
+from mpa_ray.schema import JUDGEMENTS, Verdict
 from mpa_ray.storage import Folder
 
 UNASKED = "unasked"
 RECORD = "rejudge.json"
 
-_SVLM_COLUMNS = [name for name in JUDGEMENTS.names if name not in ANNOTATIONS.names]
+_SVLM_COLUMNS = [name for name in JUDGEMENTS.names if name == "verdict" or name.startswith("svlm_answer")]
 _PARTS_PER_TASK = 32
 # Reading and writing overlap with matching; each reader may hold one part's parity images.
 _READERS = 4
@@ -41,7 +41,7 @@ _REMEMBERED = 1 << 16
 def verdict_of(
     *, answer: str, lvlm_answer: str, svlm_answer: str | None, matches: Matcher, jury_answers: Sequence[str] = ()
 ) -> Verdict | None:
-    """Eq. 2, or None where only asking the S-VLM could tell."""
+    """Eq. 2, or None where only asking the S-VLM, and jurors who were not asked, could tell."""
     if svlm_answer is None and is_consistent(answer, [lvlm_answer, *jury_answers], matches):
         return None
     return judge(answer=answer, lvlm_answer=lvlm_answer, svlm_answer=svlm_answer, matches=matches, jury_answers=jury_answers)

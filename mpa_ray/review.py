@@ -117,16 +117,16 @@ def _reviewed(
         about = [rating for rating in by_id.get(sample_id, ()) if rating.fingerprint == mark]
         counts["other_text"] += len(by_id.get(sample_id, ())) - len(about)
         result = outcome(about, thresholds) if about else Outcome(action="keep", reason="not rated")
+        if result.action == "fix" and (result.question, result.answer) == (texts["question"][number], texts["answer"][number]):
+            result = Outcome(action="keep", reason=f"{result.reason}, with the text it has")
         keep.append(result.action != "drop")
         counts[_COUNTED[result.action]] += 1
         counts["rated"] += bool(about)
         if sample_id in by_id:
             outcomes.append({"sample_id": sample_id, "action": result.action, "reason": result.reason})
         if result.action == "fix":
-            before = {name: texts[name][number] for name in ("question", "answer")}
-            texts["question"][number] = result.question or before["question"]
-            texts["answer"][number] = result.answer or before["answer"]
-            outcomes[-1]["before"] = before
+            outcomes[-1]["before"] = {name: texts[name][number] for name in ("question", "answer")}
+            texts["question"][number], texts["answer"][number] = result.question, result.answer
     for name in ("question", "answer"):
         place = table.column_names.index(name)
         table = table.set_column(place, table.schema.field(name), pa.array(texts[name], pa.string()))

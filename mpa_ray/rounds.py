@@ -1,15 +1,14 @@
 """Rounds (the paper's future work): the S-VLM just trained judges fresh images, and is trained further on what it still lacks.
 
-The images' parts are dealt out in turn, part p to round 1 + p mod N, so that every round sees images no round before it has seen, and its parity
-yield (parity samples per annotation) says how much the model of the round before still lacks. Round k is a whole run in `rounds/<k>/`, whose S-VLM is
-the model of round k - 1.
+The images' parts are dealt out in turn, part p to round 1 + p mod N, so that every round sees images no round before it has seen, and
+its parity yield (parity samples per annotation) says how much the model of the round before still lacks. Round k is a whole run in
+`rounds/<k>/`, whose S-VLM is the model of round k - 1.
 
-    another round   while a round learned more than it forgot on its held-out rows, and needed fewer parity samples per annotation than the one before
+    another round   while a round learned more than it forgot on its held-out rows, and its parity yield is below that of the one before
     model/          of the last round that learned more than it forgot; of the first, where none did
 """
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mpa_ray import manifest
@@ -18,7 +17,7 @@ from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
 from mpa_ray.manifest import Manifest
 from mpa_ray.presets import with_hyperparameters
 from mpa_ray.progress import say
-from mpa_ray.schema import Verdict
+from mpa_ray.schema import MANIFEST, Verdict
 from mpa_ray.storage import Folder
 from mpa_ray.summary import aligned
 
@@ -35,14 +34,18 @@ def split(config: Config, output: Folder) -> list[Manifest]:
     whole = manifest.load(folder, source=config.images) or manifest.build(config.images, folder, images_per_part=config.images_per_part)
     if whole.parts < config.rounds:
         raise ConfigurationError(
-            f"rounds={config.rounds} and the {whole.images:,} images are {whole.parts} parts of up to {config.images_per_part}: a round needs one at"
-            " least; lower rounds or images_per_part"
+            f"rounds={config.rounds} and the {whole.images:,} images are {whole.parts} parts of up to {config.images_per_part}: a round"
+            " needs one at least; lower rounds or images_per_part"
         )
-    return [
-        manifest.load(_round(output, number).child("manifest"), source=config.images)
-        or manifest.select(whole, range(number - 1, whole.parts, config.rounds), _round(output, number).child("manifest"), source=config.images)
-        for number in range(1, config.rounds + 1)
-    ]
+    return [_share(whole, config, number, _round(output, number).child("manifest")) for number in range(1, config.rounds + 1)]
+
+
+def _share(whole: Manifest, config: Config, number: int, folder: Folder) -> Manifest:
+    """The parts of round `number`, counted from 1."""
+    if listed := manifest.load(folder, source=config.images):
+        return listed
+    parts = (whole.part(part).select(["image_uri"]) for part in range(number - 1, whole.parts, config.rounds))
+    return manifest.write(parts, folder, source=config.images, schema=MANIFEST)
 
 
 def run_rounds(config: Config, output: Folder, *, shares: list[Manifest], run: Callable[[Config], Record]) -> Record:
@@ -89,7 +92,8 @@ def round_config(config: Config, output: Folder, number: int, *, spent: float) -
     Raises:
         RunError: the budget is spent.
     """
-    changes: Record = {"output": _round(output, number).uri, "rounds": 1, "demo": DemoSection(), "pl": with_hyperparameters(config.pl, config.svlm.model)}
+    pl = with_hyperparameters(config.pl, config.svlm.model)
+    changes: Record = {"output": _round(output, number).uri, "rounds": 1, "demo": DemoSection(), "pl": pl}
     if number > 1:
         before = _round(output, number - 1).child("model").uri
         changes |= {"svlm": config.svlm.model_copy(update={"model": before, "revision": None})}
@@ -108,7 +112,7 @@ def spent_usd(record: Record) -> float:
 
 
 def figures(number: int, record: Record) -> Record:
-    """A point of the curve: round, images, annotations, parity, parity_yield, learned, forgotten, improved, and score with its metric (or None)."""
+    """A point of the curve: round, images, annotations, parity, parity_yield, learned, forgotten, improved, score and metric (or None)."""
     change = record["training"]["mpa"]["holdout"]
     official = next((score for score in record["evaluation"] if score["model"] == "mpa"), None)
     parity = record["verdicts"][Verdict.PARITY]
@@ -144,18 +148,25 @@ def kept(curve: list[Record]) -> int:
 
 def totals(records: list[Record]) -> Record:
     """Counts of data, tokens, money and seconds over all rounds; what was paid and how long it took, by round."""
-    counts = {name: sum((Counter(record[name]) for record in records), Counter()) for name in ("quarantined", "tokens")}
-    paid = {f"round_{number}": sum((Counter(account) for account in record["ledger"].values()), Counter()) for number, record in enumerate(records, 1)}
+    paid = [_sums(record["ledger"].values()) for record in records]
+    quarantined = _sums(record["quarantined"] for record in records)
     return {
         "images": sum(record["images"] for record in records),
         "annotations": sum(record["annotations"] for record in records),
-        "quarantined": dict(counts["quarantined"].most_common()),
+        "quarantined": dict(sorted(quarantined.items(), key=lambda item: -item[1])),
         "verdicts": {str(verdict): sum(record["verdicts"][verdict] for record in records) for verdict in Verdict},
-        "tokens": {name: counts["tokens"][name] for name in records[0]["tokens"]},
-        "ledger": {name: dict(account) for name, account in paid.items() if account},
+        "tokens": _sums(record["tokens"] for record in records),
+        "ledger": {f"round_{number}": account for number, account in enumerate(paid, 1) if account},
         "cost_usd": {f"round_{number}": sum(record["cost_usd"].values()) for number, record in enumerate(records, 1) if record["cost_usd"]},
         "stages": {f"round_{number}": sum(record["stages"].values()) for number, record in enumerate(records, 1)},
     }
+
+
+def _sums(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for count in counts:
+        found |= {name: found.get(name, 0) + value for name, value in count.items()}
+    return found
 
 
 def training(records: list[Record], keep: int) -> dict[str, Record]:

@@ -23,6 +23,7 @@ SCHEME = "s3://"
 # Requests for one answer, the first included: half a minute of waiting on average.
 _ATTEMPTS = 8
 _CONNECTIONS = 32
+_PAGE = 1000
 # What a service answers when the name it was asked for cannot be or is not there.
 _NO_SUCH = frozenset({"404", "NoSuchKey", "NoSuchBucket", "InvalidBucketName", "KeyTooLongError", "InvalidURI"})
 
@@ -53,7 +54,7 @@ def place_of(uri: str) -> tuple[str, str]:
 
 
 def keys(bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
-    """The keys that begin with `prefix` and their sizes in bytes, in the order of their UTF-8 bytes; a page of 1,000 is held at a time.
+    """The keys that begin with `prefix` and their sizes in bytes, in the order of their UTF-8 bytes; a page is held at a time.
 
     Raises:
         FileNotFoundError: there is no such bucket.
@@ -61,7 +62,7 @@ def keys(bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
-    pages = iter(client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix))
+    pages = iter(client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, MaxKeys=_PAGE))
     while True:
         try:
             page = next(pages, None)

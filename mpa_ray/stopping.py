@@ -1,11 +1,12 @@
-"""How a stage ends before its time in good order: the engine cannot go on (a wrong key, an exhausted quota, a spent budget), and nothing is broken.
+"""How a stage ends before its time in good order: the engine cannot go on (a wrong key, a spent budget), and nothing is broken.
 
 An error raised inside a dataset would throw away every part that is on its way through later stages. So the actor leaves its reason in
-the output instead and lets go of what it was not yet asked; reads that are still to come give empty parts; whatever is complete flows on to its commit;
-and the run, when the stream has ended, says the reason (exit code 3). The same command goes on from there.
+the output instead and lets go of what it was not yet asked; reads that are still to come give empty parts; whatever is complete flows on
+to its commit; and the run, when the stream has ended, says the reason (exit code 3). The same command goes on from there.
 
-Annotations that were already made in parts that are not complete are kept in `stop/`, and the next call does not ask, or pay for, them again. What is
-lost then is at most one reply for each image in flight. A call that is killed keeps nothing of its parts in flight.
+Annotations that were already made in parts that are not complete are kept in `stop/`, and the next call does not ask, or pay for, them
+again. What is lost then is what was asked of images that were not finished, which are at most `images_in_flight`. A call that is killed
+keeps nothing of its parts in flight.
 """
 
 from collections import defaultdict

@@ -33,8 +33,8 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     Raises:
         ConfigurationError: the scheme is none of local, s3:// and gs://, it is no URI, or there are keys or options in it.
     """
+    refuse_secrets(uri)
     if is_remote(uri):
-        refuse_secrets(uri)
         if "?" in uri:
             place = uri.partition("?")[0]
             raise ConfigurationError(f"{place}?...: options in a URI are not taken (a ? in a name is written %3F); an endpoint goes into AWS_ENDPOINT_URL")

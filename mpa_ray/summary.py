@@ -25,12 +25,16 @@ def _stages(record: dict[str, Any]) -> str:
         "annotate_and_identify": f"L-VLM {_sum(tokens, 'annotation_prompt', 'lvlm_answer_prompt')} tokens in ({_sum(tokens, 'annotation_cached', 'lvlm_answer_cached')}"
         f" cached), {_sum(tokens, 'annotation_output', 'lvlm_answer_output')} out; S-VLM {_sum(tokens, 'svlm_answer_prompt')} in, {_sum(tokens, 'svlm_answer_output')} out"
     }
+    if tokens.get("jury_prompt_tokens"):
+        text["annotate_and_identify"] += f"; jury {_sum(tokens, 'jury_prompt')} in, {_sum(tokens, 'jury_output')} out"
     for name, arm in record["training"].items():
         change = arm.get("holdout")
         held_out = f"; held out: learned {change['learned']:,}, forgot {change['forgotten']:,}" if change else ""
         text[f"train_{name}"] = f"{arm['samples']:,} samples, {arm['tokens_per_second']:,.0f} tokens/s{held_out}"
     for name, account in record.get("ledger", {}).items():
-        text[name] = "; ".join(filter(None, [text.get(name), _paid(account)]))
+        # The jury is asked while images are annotated and identified, and has no stage of its own.
+        step, paid = ("annotate_and_identify", f"{name} {_paid(account)}") if name.startswith("jury_") else (name, _paid(account))
+        text[step] = "; ".join(filter(None, [text.get(step), paid]))
     return aligned([["stage", "time", ""], *([name, duration(seconds), text.get(name, "")] for name, seconds in record["stages"].items())])
 
 

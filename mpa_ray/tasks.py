@@ -31,7 +31,7 @@ class Task(Section):
     metric: MetricName
     """The official score, a key of `mpa_ray.benchmark.METRICS`."""
     answers: tuple[str, ...] = ()
-    """The only answers an annotation may have, compared as `exact` compares them; an annotation with another is quarantined. Without them, any."""
+    """The only answers an annotation may have, compared as `exact` compares; one with another answer is quarantined. Without them, any."""
 
 
 TASKS: dict[str, Task] = {

@@ -340,3 +340,61 @@ FAMILIES = {
     "tinyllava": Family(build=_tinyllava, image_tokens=9, settings={"chat_template": LLAVA_TEMPLATE}),
     "tinyllava-2.0b": Family(build=_tinyllava_stablelm, image_tokens=9),
 }
+
+# What a published InternVL2 brings along as configuration code, shortened.
+_INTERNVL2_CODE = '''
+from transformers import PretrainedConfig, Qwen2Config
+
+
+class InternVisionConfig(PretrainedConfig):
+    model_type = "intern_vit_6b"
+
+    def __init__(self, hidden_size=64, num_attention_heads=2, intermediate_size=96, num_hidden_layers=2, image_size=28, patch_size=7, **kwargs):
+        super().__init__(**kwargs)
+        self.num_channels, self.qkv_bias, self.qk_normalization = 3, True, False
+        self.norm_type, self.layer_norm_eps, self.initializer_factor, self.hidden_act = "layer_norm", 1e-6, 1.0, "gelu"
+        self.hidden_size, self.num_attention_heads, self.intermediate_size = hidden_size, num_attention_heads, intermediate_size
+        self.num_hidden_layers, self.image_size, self.patch_size = num_hidden_layers, image_size, patch_size
+
+
+class InternVLChatConfig(PretrainedConfig):
+    model_type = "internvl_chat"
+    is_composition = True
+
+    def __init__(self, vision_config=None, llm_config=None, **kwargs):
+        super().__init__(**kwargs)
+        self.vision_config, self.llm_config = InternVisionConfig(**(vision_config or {})), Qwen2Config(**(llm_config or {}))
+        self.select_layer, self.force_image_size, self.downsample_ratio, self.ps_version = -1, 28, 0.5, "v2"
+        self.dynamic_image_size, self.use_thumbnail, self.min_dynamic_patch, self.max_dynamic_patch = True, True, 1, 12
+'''
+_INTERNVL2_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def write_internvl2_as_published(folder: Path) -> Path:
+    """InternVL2 in the layout of its authors: custom code for the configuration, a template that takes plain text, no processor; without weights."""
+    import json
+
+    tokenizer = byte_level(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=_INTERNVL2_TEMPLATE,
+    )
+    tokenizer.save_pretrained(folder)
+    text = _LLAMA_TEXT | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": len(tokenizer)}
+    config = {
+        "architectures": ["InternVLChatModel"],
+        "auto_map": {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"},
+        "model_type": "internvl_chat",
+        "llm_config": text,
+        "vision_config": {"model_type": "intern_vit_6b"},
+        "torch_dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "configuration_internvl_chat.py").write_text(_INTERNVL2_CODE)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"crop_size": 28, "feature_extractor_type": "CLIPFeatureExtractor", "size": 28}))
+    return folder

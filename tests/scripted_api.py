@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on 127.0.0.1 that answers by a script: each request takes the next step, and the last of them are answered well."""
+"""An OpenAI-compatible server on 127.0.0.1 that answers by a script: each request takes the next step, then all are answered."""
 
 import json
 import threading
@@ -12,7 +12,9 @@ Step = Callable[["Handler", dict[str, Any]], None]
 PROMPT_TOKENS, OUTPUT_TOKENS = 100, 10
 
 
-def completion(text: str | None, *, usage: dict[str, Any] | None = None, finish_reason: str = "stop", refusal: str | None = None) -> dict[str, Any]:
+def completion(
+    text: str | None, *, usage: dict[str, Any] | None = None, finish_reason: str = "stop", refusal: str | None = None
+) -> dict[str, Any]:
     """The body of a chat completion."""
     message = {"role": "assistant", "content": text, "refusal": refusal}
     counted = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": OUTPUT_TOKENS} if usage is None else usage

@@ -1,4 +1,4 @@
-"""The Pseudo Annotator through an API, on Ray Data: every image accounted for, a budget that is kept, ends in good order, and going on after them."""
+"""The Pseudo Annotator through an API, on Ray Data: every image accounted for, a budget that is kept, ends in good order, and going on."""
 
 import os
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from accounting import assert_accounted_for, column
 from PIL import Image
 from scripted_api import OUTPUT_TOKENS, PROMPT_TOKENS, ScriptedApi, annotator, says, status
 
+from accounting import assert_accounted_for, column
 from mpa_ray import cli, ledger, parts, pipeline
 from mpa_ray.config import Config
 from mpa_ray.errors import RunError
@@ -109,8 +109,8 @@ def test_a_spent_budget_ends_the_job_with_3_and_the_same_command_goes_on(
         assert ended.value.code == 3
         done = len(set(column(output.child("annotations"), "image_id")))
         (line,) = capsys.readouterr().err.strip().splitlines()
-        assert line.startswith("error: the budget is spent: $0.02") and f"lvlm.max_cost_usd={bound}" in line
-        assert "Raise --lvlm.max_cost_usd to go on" in line and f" of {IMAGES + 1} images are done and kept" in line
+        assert line.startswith("error: the budget is spent: $0.02") and f"max_cost_usd={bound} for guide-1" in line
+        assert "Raise it (--lvlm.max_cost_usd for the L-VLM) to go on" in line and f" of {IMAGES + 1} images are done and kept" in line
         model = cli.parse(Config(), arguments(root, server)).lvlm
         before = ledger.totals(output, model)["annotate_and_identify"]
         assert before["cost_usd"] == before["at_most_usd"] == pytest.approx(len(server.requests) * EACH)
@@ -167,9 +167,9 @@ def test_the_key_is_nowhere_in_the_output_or_in_rays_logs(root: Path, ray_sessio
     import ray
 
     told = f"Incorrect API key provided: {KEY}"
-    with ScriptedApi(says(f"Question: What?, Answer: {KEY}"), status(400, message=told), otherwise=status(401, message=told)) as server:
-        with pytest.raises(RunError, match=r"\*\*\*") as ended:
-            start(root, server)
+    server = ScriptedApi(says(f"Question: What?, Answer: {KEY}"), status(400, message=told), otherwise=status(401, message=told))
+    with server, pytest.raises(RunError, match=r"\*\*\*") as ended:
+        start(root, server)
     assert KEY not in str(ended.value)
     logs = Path(ray._private.worker._global_node.get_session_dir_path())
     for folder in (root / "out", logs / "logs"):

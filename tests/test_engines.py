@@ -99,3 +99,35 @@ def test_engines_agree(replies: dict[str, dict[str, Any]]) -> None:
     agreeing = [(ours.text.strip() == theirs.text.strip(), ours.prompt_tokens == theirs.prompt_tokens) for ours, theirs in pairs]
     assert all(tokens for _, tokens in agreeing), "the prompts differ"
     assert sum(text for text, _ in agreeing) >= 0.95 * QUESTIONS
+
+
+def _ask_with_a_bad_one() -> list[str]:
+    """A picture of an impossible shape among good ones: what each request came to."""
+    from PIL import Image
+
+    loaded = engines.load(settings("transformers"))
+
+    async def ask(size: tuple[int, int]) -> str:
+        try:
+            reply = await loaded.ask(Image.new("RGB", size), prompts.ANSWERING.format(question="?"), image_id="x", sampling=Sampling(max_tokens=2))
+        except RequestRejected as error:
+            return f"rejected: {error}"
+        return reply.finish_reason
+
+    async def all_of_them() -> list[str]:
+        return await asyncio.wait_for(asyncio.gather(*map(ask, [(96, 96), (4000, 8), (96, 96)])), 120)
+
+    try:
+        return asyncio.run(all_of_them())
+    finally:
+        loaded.close()
+
+
+def test_an_image_the_processor_refuses_is_rejected_alone(ray_session: None) -> None:
+    """transformers' processor takes no aspect ratio over 200; vLLM's own resizing takes this one."""
+    import ray
+
+    first, bad, last = ray.get(ray.remote(num_cpus=1, max_calls=1)(_ask_with_a_bad_one).remote())
+    assert bad.startswith("rejected: ")
+    assert not first.startswith("rejected")
+    assert not last.startswith("rejected")

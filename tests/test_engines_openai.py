@@ -1,4 +1,4 @@
-"""The API engine against a server that follows a script of faults: what each one does to the request, the run, the ledger and the waiting."""
+"""The API engine against a server that follows a script of faults: what each does to the request, the run, the ledger and the waiting."""
 
 import asyncio
 import base64
@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 import time
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -21,7 +23,7 @@ from PIL import Image
 from pydantic import ValidationError
 from scripted_api import OUTPUT_TOKENS, PROMPT_TOKENS, ScriptedApi, Step, body, completion, cut, hang, raw, says, status
 
-from mpa_ray import engines, ledger
+from mpa_ray import engines, ledger, summary
 from mpa_ray.config import Config, ModelSection, identity
 from mpa_ray.engines import Reply, RequestRejected, Sampling
 from mpa_ray.engines import openai as api
@@ -124,7 +126,7 @@ def test_another_refused_setting_ends_the_run_and_names_it() -> None:
     with ScriptedApi(status(400, message="Only the default (1) is supported.", code="unsupported_value", param="temperature")) as server:
         (error,) = ask(server)
     assert type(error) is RunError
-    assert "refuses 'temperature'" in str(error) and "lvlm.engine_options={temperature: null}" in str(error)
+    assert "refuses 'temperature'" in str(error) and "engine_options={temperature: null}" in str(error)
 
 
 @pytest.mark.parametrize("size", [(256, 256), (1000, 700)])
@@ -167,9 +169,9 @@ REJECTIONS = {
 def test_a_request_at_fault_is_rejected_at_once_and_others_go_on(kind: str) -> None:
     step, said = REJECTIONS[kind]
     with ScriptedApi(says("fine"), step) as server:
-        first, *rest = ask(server, 4)
-    assert first.text == "fine"
-    (error,) = [result for result in rest if isinstance(result, Exception)]
+        results = ask(server, 4)
+    assert sum(isinstance(result, Reply) for result in results) == 3
+    (error,) = [result for result in results if isinstance(result, Exception)]
     assert type(error) is RequestRejected and said in str(error)
     assert len(server.requests) == 4
 
@@ -186,7 +188,7 @@ def test_when_nothing_at_all_is_accepted_the_rows_are_not_at_fault(tmp_path: Pat
         results = ask(server, 60)
         assert len(server.requests) == 24
         assert {type(result) for result in results} == {RequestRejected, RunError}
-        assert "Does lvlm.model='guide-1' take images?" in str(results[-1])
+        assert "Does model='guide-1' take images?" in str(results[-1])
 
 
 def test_on_a_resume_a_long_row_of_rejections_is_believed(tmp_path: Path) -> None:
@@ -199,9 +201,9 @@ def test_on_a_resume_a_long_row_of_rejections_is_believed(tmp_path: Path) -> Non
 ENDS = {
     "no key": (status(401, message="Incorrect API key"), ["HTTP 401", f"environment variable {KEY_NAME}", "it is set"]),
     "not allowed": (status(403, message="not for you"), ["HTTP 403", f"environment variable {KEY_NAME}"]),
-    "no such model": (status(404, message="no model guide-1"), ["HTTP 404", "lvlm.model='guide-1'", "lvlm.base_url='http://127.0.0.1"]),
+    "no such model": (status(404, message="no model guide-1"), ["HTTP 404", "model='guide-1'", "base_url='http://127.0.0.1"]),
     "not a chat API": (status(405), ["HTTP 405"]),
-    "quota": (status(429, message="You exceeded", code="insufficient_quota", type="insufficient_quota"), ["quota is exhausted", "the same command"]),
+    "quota": (status(429, message="You exceeded", code="insufficient_quota"), ["quota is exhausted", "the same command"]),
     "quota by type": (status(429, message="You exceeded", type="insufficient_quota"), ["quota is exhausted"]),
     "billing": (status(400, message="hard limit", code="billing_hard_limit_reached"), ["quota is exhausted"]),
     "no credit": (status(402, message="add credit"), ["quota is exhausted (add credit)"]),
@@ -335,7 +337,7 @@ def test_throttled_by_one_request_all_wait(waits: list[float]) -> None:
 def test_throttled_for_more_than_an_hour_ends_the_run(step: Step, waits: list[float]) -> None:
     with ScriptedApi(otherwise=step) as server:
         (error,) = ask(server)
-    assert type(error) is RunError and "asks to wait" in str(error) and "--lvlm.requests_per_minute" in str(error)
+    assert type(error) is RunError and "asks to wait" in str(error) and "requests_per_minute" in str(error)
 
 
 def test_missing_usage_counts_at_what_was_set_aside(tmp_path: Path) -> None:
@@ -484,7 +486,7 @@ def test_the_budget_is_never_passed_and_nearly_used(in_flight: int, tmp_path: Pa
         totals = ledger.totals(output, settings(server, **PRICES))["annotate_and_identify"]
     errors = [result for result in results if isinstance(result, Exception)]
     assert {type(error) for error in errors} <= {BudgetSpent, RunError}
-    assert "the budget is spent: $0.0" in str(errors[0]) and "Raise --lvlm.max_cost_usd" in str(errors[0])
+    assert "the budget is spent: $0.0" in str(errors[0]) and "Raise it (--lvlm.max_cost_usd" in str(errors[0])
     assert totals["requests"] == len(server.requests) == 100 - len(errors)
     assert totals["at_most_usd"] == totals["cost_usd"] <= bound
     assert totals["requests"] >= 38, "only the last reservation is left unused"
@@ -498,7 +500,7 @@ def test_earlier_calls_count(tmp_path: Path) -> None:
         assert 1 <= sum(isinstance(result, Reply) for result in results) <= 4
         assert len(server.requests) <= 10
         ledger.require_budget(output, settings(server, max_cost_usd=bound, **PRICES))
-        with pytest.raises(BudgetSpent, match=r"Raise --lvlm\.max_cost_usd"):
+        with pytest.raises(BudgetSpent, match=r"Raise it \(--lvlm\.max_cost_usd"):
             ledger.require_budget(output, settings(server, max_cost_usd=5 * EACH, **PRICES))
         more = ask(server, 4, output=output, max_cost_usd=2 * bound, **PRICES)
         assert all(isinstance(result, Reply) for result in more)
@@ -532,7 +534,7 @@ def test_a_killed_process_leaves_a_ledger_that_is_not_too_low(tmp_path: Path) ->
         model = settings(server, max_cost_usd=10.0, **PRICES)
         process = subprocess.Popen([sys.executable, "-c", program, model.model_dump_json(), str(tmp_path)], stderr=subprocess.DEVNULL)
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while len(server.requests) < 150 and time.monotonic() < deadline:
                 time.sleep(0.01)
         finally:
@@ -592,9 +594,8 @@ def test_the_key_is_in_no_message_log_or_file_even_when_the_server_repeats_it(
             results += ask(server, output=Folder.at(tmp_path), **PRICES)
     assert [type(result) for result in results] == [Reply, RequestRejected, RequestRejected, RunError]
     assert len(server.requests) == len(steps)
-    said = "".join(f"{result!r} {result}" for result in results) + "".join(
-        "".join(__import__("traceback").format_exception(result)) for result in results if isinstance(result, Exception)
-    )
+    said = "".join(f"{result!r} {result}" for result in results)
+    said += "".join(line for result in results if isinstance(result, Exception) for line in traceback.format_exception(result))
     assert "***" in said
     captured = capfd.readouterr()
     for text in (said, caplog.text, captured.out, captured.err, every_file(tmp_path).decode()):
@@ -654,7 +655,9 @@ def test_combinations_that_cannot_work_are_refused(changes: dict[str, Any], word
     assert words in problem["msg"]
 
 
-@pytest.mark.parametrize("changes", [{"base_url": f"https://user:{KEY}@host/v1"}, {"base_url": f"https://host/v1?key={KEY}"}, {"api_key_env": KEY}])
+@pytest.mark.parametrize(
+    "changes", [{"base_url": f"https://user:{KEY}@host/v1"}, {"base_url": f"https://host/v1?key={KEY}"}, {"api_key_env": KEY}]
+)
 def test_a_key_where_it_does_not_belong_is_refused_without_repeating_it(changes: dict[str, Any]) -> None:
     from mpa_ray.cli import validate
 
@@ -670,14 +673,32 @@ def test_the_small_model_is_not_behind_an_api() -> None:
 
 def test_rates_prices_and_address_may_change_between_calls() -> None:
     before = Config(lvlm=ModelSection(model="m", engine="openai"))
-    after = Config(
-        lvlm=ModelSection(model="m", engine="openai", base_url="http://h/v1", requests_per_minute=9, max_cost_usd=1, request_timeout_s=9, **PRICES)
-    )
-    assert identity(before) == identity(after)
+    changes = {"base_url": "http://h/v1", "requests_per_minute": 9, "max_cost_usd": 1, "request_timeout_s": 9} | PRICES
+    assert identity(before) == identity(Config(lvlm=ModelSection(model="m", engine="openai", **changes)))
     assert identity(before) != identity(Config(lvlm=ModelSection(model="other", engine="openai")))
 
 
 def test_the_client_is_imported_only_by_the_engine() -> None:
-    program = "import sys, mpa_ray, mpa_ray.pipeline, mpa_ray.engines.openai, mpa_ray.ledger; print([m for m in sys.modules if m in ('openai', 'httpx2')])"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": "."})
-    assert result.stdout.strip() == "[]"
+    program = "import sys, mpa_ray.pipeline, mpa_ray.engines.openai, mpa_ray.ledger; print({'openai', 'httpx2'} & set(sys.modules))"
+    environment = os.environ | {"PYTHONPATH": "."}
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.strip() == "set()"
+
+
+def test_the_summary_says_what_was_paid_and_what_may_have_been() -> None:
+    paid = {"requests": 1200, "prompt_tokens": 120_000, "output_tokens": 9_000, "cost_usd": 0.39, "at_most_usd": 0.41}
+    free = {"requests": 4, "prompt_tokens": 400, "output_tokens": 40}
+    record = {
+        "images": 600,
+        "annotations": 600,
+        "quarantined": {},
+        "verdicts": {},
+        "tokens": Counter(),
+        "training": {},
+        "evaluation": [],
+        "stages": {"annotate_and_identify": 60.0, "evaluate_lvlm": 1.0},
+        "ledger": {"annotate_and_identify": paid, "evaluate_lvlm": free},
+    }
+    text = summary.table(record)
+    assert "API: 1,200 requests, 120,000 tokens in, 9,000 out, $0.3900 (at most $0.4100, with requests that had no reply)" in text
+    assert "API: 4 requests, 400 tokens in, 40 out\n" in text

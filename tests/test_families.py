@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from conftest import parity_rows
-from families import FAMILIES, write
-from mpa_ray import engines, families, models, prompts
-from mpa_ray.config import LevelSection, ModelSection
+from families import FAMILIES, LLAVA_TEMPLATE, write
+from mpa_ray import cli, engines, families, models, presets, prompts
+from mpa_ray.config import Config, LevelSection, ModelSection
 from mpa_ray.engines import Reply, Sampling
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.storage import Folder
@@ -230,3 +230,159 @@ def test_is_asked_and_served_alike(trained: Any, name: str) -> None:
     assert annotated["lvlm_answer_prompt_tokens"] > FAMILIES[name].image_tokens
     assert judged["verdict"] in ("parity", "svlm_correct")
     assert judged["svlm_answer_output_tokens"] > 0
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Any:
+    """Writes a family's untrained model."""
+    return lambda name: write(FAMILIES[name], tmp_path / name)
+
+
+def image_tokens(processor: Any, **arguments: Any) -> int:
+    from mpa_ray.engines.chat import user_prompt
+
+    inputs = processor(text=[user_prompt(processor, "?")], images=[[picture(ROWS[0])]], **arguments)
+    return list(inputs["input_ids"][0]).count(processor.image_token_id)
+
+
+def test_processor_options_bound_the_tokens_and_stay_in_the_trained_model(trained: Any) -> None:
+    from transformers import AutoProcessor
+
+    folder = trained("smolvlm")[0]
+    # 12 tiles and the whole image of 4 tokens each, from a 96 x 96 image: SmolVLM enlarges.
+    assert image_tokens(AutoProcessor.from_pretrained(folder / "published")) == 68
+    assert image_tokens(AutoProcessor.from_pretrained(folder / "stage-2")) == FAMILIES["smolvlm"].image_tokens
+
+
+def test_an_option_that_the_processor_has_not_is_refused(published: Any) -> None:
+    from mpa_ray.engines.chat import load_processor
+
+    with pytest.raises(ConfigurationError, match=r"Idefics3ImageProcessor has no such option; it has .*do_image_splitting"):
+        load_processor(section("smolvlm", published("smolvlm"), processor_options={"longest_edge": 64}))
+
+
+def test_a_model_without_a_fit_chat_template_is_refused(published: Any) -> None:
+    from mpa_ray.engines.chat import load_processor
+
+    folder = published("tinyllava")
+    with pytest.raises(ConfigurationError, match="has no chat template"):
+        load_processor(section("tinyllava", folder, chat_template=None))
+    for blind in ("{{ messages[0]['role'] }}:", "{{ 'USER: ' + messages[0]['content'] }}", "{{ messages[0]['content'] }}"):
+        with pytest.raises(ConfigurationError, match="writes no image"):
+            load_processor(section("tinyllava", folder, chat_template=blind))
+
+
+def test_a_template_that_begins_with_the_start_token_gives_one_and_not_two(published: Any) -> None:
+    from mpa_ray.engines.chat import load_processor, user_prompt
+
+    for template in (LLAVA_TEMPLATE, "{{ bos_token }}" + LLAVA_TEMPLATE):
+        processor = load_processor(section("tinyllava", published("tinyllava"), chat_template=template))
+        tokens = processor.tokenizer(user_prompt(processor, "?"))["input_ids"]
+        assert tokens.count(processor.tokenizer.bos_token_id) == 1
+
+
+def test_generation_settings_that_cannot_be_saved_are_mended(published: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from mpa_ray.engines.chat import end_tokens, settle_generation
+
+    folder = published("tinyllava")
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.2, "top_p": 0.9}))
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    model.generation_config.eos_token_id = None
+    with pytest.raises(ValueError, match="temperature"):
+        model.save_pretrained(tmp_path / "unmended")
+    settle_generation(model, processor)
+    assert end_tokens(model) == {processor.tokenizer.eos_token_id}
+    model.save_pretrained(tmp_path / "mended")
+
+
+def with_config(folder: Path, **config: Any) -> str:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "engine", "trained", "said"),
+    [
+        ({"model_type": "internvl_chat"}, "vllm", True, "which transformers cannot train; take a checkpoint in the transformers layout"),
+        ({"model_type": "internvl_chat"}, "vllm", False, "configuration and tokenizer are custom code, which stays off"),
+        ({"model_type": "internvl_chat"}, "transformers", False, "a layout of its authors' own"),
+        ({"model_type": "tiny_llava_stablelm"}, "vllm", False, "take a TinyLLaVA in the LLaVA layout"),
+        ({"model_type": "qwen2"}, "vllm", True, "a text model without images"),
+        ({"model_type": "nobodys"}, "transformers", False, "unknown to transformers"),
+        ({"model_type": "nobodys", "auto_map": {"AutoModelForImageTextToText": "m.M"}}, "vllm", True, "such code stays off; read it"),
+        ({}, "vllm", True, "unknown to transformers"),
+    ],
+)
+def test_a_layout_that_cannot_be_used_is_refused_before_it_loads(
+    tmp_path: Path, config: dict[str, Any], engine: str, trained: bool, said: str
+) -> None:
+    model = ModelSection(model=with_config(tmp_path / "m", **config), engine=engine)
+    for refuse in (families.check, families.check_loaded):
+        with pytest.raises(ConfigurationError, match=said):
+            refuse("svlm.model", model, trained=trained)
+
+
+def test_known_hub_names_are_refused_without_the_hub() -> None:
+    for name in ("OpenGVLab/InternVL2-2B", "OpenGVLab/InternVL2-4B", "bczhou/TinyLLaVA-2.0B"):
+        with pytest.raises(ConfigurationError, match="svlm.model"):
+            families.check("svlm.model", ModelSection(model=name), trained=True)
+    for name in ("OpenGVLab/InternVL3-2B-hf", "Qwen/Qwen2-VL-2B-Instruct", "bczhou/tiny-llava-v1-hf"):
+        families.check("svlm.model", ModelSection(model=name), trained=True)
+    trusted = ModelSection(model="OpenGVLab/InternVL2-8B", trust_remote_code=f"OpenGVLab/InternVL2-8B@{COMMIT}")
+    families.check("lvlm.model", trusted, trained=False)
+
+
+@pytest.mark.parametrize(
+    "trusted", ["true", "a/b", "a/b@main", f"a/c@{COMMIT}", f"a/b@{COMMIT[:12]}", f"a/b@{COMMIT.upper()}", f"@{COMMIT}"]
+)
+def test_custom_code_is_trusted_by_name_and_whole_commit_only(trusted: str) -> None:
+    with pytest.raises(ValueError, match="must name this model and a whole commit"):
+        ModelSection(model="a/b", trust_remote_code=trusted)
+
+
+def test_trusted_code_and_weights_are_of_one_commit() -> None:
+    model = ModelSection(model="a/b", trust_remote_code=f"a/b@{COMMIT}")
+    assert models.arguments(model) == {"revision": COMMIT, "code_revision": COMMIT, "trust_remote_code": True}
+    assert models.arguments(ModelSection(model="a/b", revision="v1")) == {"revision": "v1", "trust_remote_code": False}
+    with pytest.raises(ValueError, match="exclude each other"):
+        ModelSection(model="a/b", trust_remote_code=f"a/b@{COMMIT}", revision="v1")
+
+
+def test_code_of_another_repository_is_not_trusted_with_a_model(tmp_path: Path) -> None:
+    elsewhere = {"AutoModelForImageTextToText": "evil/code--modeling.Model"}
+    folder = with_config(tmp_path / "m", model_type="nobodys", auto_map=elsewhere)
+    with pytest.raises(ConfigurationError, match="its code is not in it but in evil/code"):
+        families.check_loaded("svlm.model", ModelSection(model=folder, trust_remote_code=f"{folder}@{COMMIT}"), trained=True)
+
+
+def test_parameters_are_counted_from_headers_and_a_large_svlm_is_named(published: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    folder = published("internvl3")
+    real = sum(parameter.numel() for parameter in AutoModelForImageTextToText.from_pretrained(folder).parameters())
+    model = ModelSection(model=str(folder))
+    assert families.count_parameters(model) == real
+    assert families.size_warning(model, real) is None
+    large = tmp_path / "large"
+    large.mkdir()
+    header = json.dumps({"__metadata__": {}, "w": {"dtype": "BF16", "shape": [100_000, 70_000], "data_offsets": [0, 0]}}).encode()
+    (large / "model-00001-of-00001.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "has 7.0B parameters" in families.size_warning(model, families.count_parameters(ModelSection(model=str(large))))
+    assert families.count_parameters(ModelSection(model="Qwen/Qwen2-VL-2B-Instruct")) is None
+
+
+@pytest.mark.parametrize("name", [name for name in presets.NAMES if name != "demo"])
+def test_presets_are_configurations_and_carry_table_11(name: str) -> None:
+    config = Config.model_validate(presets.preset(name))
+    settings = presets.with_hyperparameters(config.pl, config.svlm.model)
+    expected = {"internvl2-2b": (16, 4e-5), "internvl2-4b": (6, 4e-5), "smolvlm-500m": (16, 1e-4), "tinyllava-2b": (16, 1e-4)}
+    assert (settings.batch_size, settings.learning_rate) == expected.get(name, (16, 1e-5))
+    assert config.lvlm.model or config.svlm.model
+
+
+def test_presets_combine() -> None:
+    config = cli.parse(Config(), ["--preset", "qwen2vl-2b", "internvl2-8b", "--images", "i", "--output", "o"])
+    assert (config.svlm.model, config.lvlm.model) == ("Qwen/Qwen2-VL-2B-Instruct", "OpenGVLab/InternVL2-8B")

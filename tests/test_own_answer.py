@@ -6,8 +6,9 @@ import pytest
 
 from mpa_ray.engines import Reply, Sampling
 from mpa_ray.matchers import MATCHERS
-from mpa_ray.own_answer import answer_own_row, has_unanswered, read_annotations
+from mpa_ray.own_answer import answer_own_row
 from mpa_ray.parity_identifier import identify_row
+from mpa_ray.parts import read_annotations
 from mpa_ray.rejudge import rejudge
 from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS
 from mpa_ray.storage import Folder
@@ -27,6 +28,10 @@ def annotations(tmp_path):
     return run.child("annotations")
 
 
+def part_of(annotations):
+    return read_annotations(0, annotations=annotations, names=annotations.names(), max_image_bytes=10**6)
+
+
 async def says_red(prompt, sampling):
     assert prompt.endswith(("Question 0?", "lift?"))
     return Reply(text=" red\n", prompt_tokens=9, cached_tokens=4, output_tokens=1, finish_reason="stop")
@@ -37,7 +42,7 @@ def answered(row):
 
 
 def test_parts_are_read_with_their_images(annotations):
-    table = read_annotations(0, annotations=annotations, max_image_bytes=10**6)
+    table = part_of(annotations)
     assert table.schema.equals(ANNOTATED_ROW)
     rows = table.to_pylist()
     assert [row["image"] for row in rows[:2]] == [picture(0), picture(1)]
@@ -46,7 +51,7 @@ def test_parts_are_read_with_their_images(annotations):
 
 
 def test_only_questions_without_an_answer_are_asked(annotations):
-    first, second, _ = read_annotations(0, annotations=annotations, max_image_bytes=10**6).to_pylist()
+    first, second, _ = part_of(annotations).to_pylist()
     (row,) = answered(first)
     assert row["lvlm_answer"] == "red"
     assert [row[f"lvlm_answer_{kind}_tokens"] for kind in ("prompt", "cached", "output")] == [9, 4, 1]
@@ -54,7 +59,7 @@ def test_only_questions_without_an_answer_are_asked(annotations):
 
 
 def test_an_answered_row_enters_the_parity_identifier(annotations):
-    (row,) = answered(read_annotations(0, annotations=annotations, max_image_bytes=10**6).to_pylist()[0])
+    (row,) = answered(part_of(annotations).to_pylist()[0])
 
     async def svlm(prompt, sampling):
         return Reply(text="blue", prompt_tokens=9, cached_tokens=0, output_tokens=1, finish_reason="stop")
@@ -68,12 +73,7 @@ def test_what_a_rejudging_set_aside_enters_without_asking_the_lvlm(tmp_path):
     output = Folder.at(tmp_path / "new")
     rejudge(write_run(tmp_path / "run", [rows]), matcher="anls", output=output)
     unasked = output.child("unasked")
-    assert not has_unanswered(unasked)
-    (row,) = read_annotations(0, annotations=unasked, max_image_bytes=10**6).to_pylist()
+    (row,) = part_of(unasked).to_pylist()
     assert answered(row) == [row]
     assert MATCHERS["anls"](row["lvlm_answer"], row["answer"])
     assert rows_of(unasked)[0]["sample_id"] == row["sample_id"]
-
-
-def test_has_unanswered(annotations):
-    assert has_unanswered(annotations)

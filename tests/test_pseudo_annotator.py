@@ -104,3 +104,20 @@ def test_braces_in_a_question_are_only_text() -> None:
     teacher = Teacher("Question: What does {question} in {0} mean?, Answer: Red")
     annotate(teacher)
     assert teacher.asked[1][0].endswith("\nWhat does {question} in {0} mean?")
+
+
+def test_an_answer_that_the_task_does_not_have_is_quarantined_with_the_text() -> None:
+    def under(annotation: str) -> dict[str, Any]:
+        annotating = answering = Sampling(max_tokens=20)
+        teacher = Teacher(annotation)
+        work = annotate_row(
+            ROW, teacher, prompt=PROMPT, annotating=annotating, answering=answering, questions=1, seed=0, answers=("yes", "no")
+        )
+        [row] = asyncio.run(work)
+        assert len(teacher.asked) == (2 if row["reason"] is None else 1), "a rejected annotation costs no second call"
+        return row
+
+    assert under("Question: Is it red?, Answer: Yes.")["answer"].startswith("Yes")
+    rejected = under("Question: What is it?, Answer: Fibrosis")
+    assert rejected["reason"] == Reason.UNPARSABLE_ANNOTATION
+    assert rejected["detail"] == "the answer is none of yes, no: Question: What is it?, Answer: Fibrosis"

@@ -173,8 +173,8 @@ def test_a_uri_column(tmp_path: Path) -> None:
     write(tmp_path / "secret.png", b"outside")
     (tmp_path / "in/data/link.png").symlink_to(tmp_path / "secret.png")
     (tmp_path / "in/data/linked").symlink_to(tmp_path)
-    (tmp_path / "in/data/deep").mkdir()
-    (tmp_path / "in/data/up").symlink_to(tmp_path / "in/data/deep")
+    (tmp_path / "in/data/deep/b/c").mkdir(parents=True)
+    (tmp_path / "in/data/up").symlink_to(tmp_path / "in/data/deep/b/c")
     values = {
         "x 100%#.png": b"relative",
         "./deep/../x 100%#.png": b"relative",
@@ -194,7 +194,7 @@ def test_a_uri_column(tmp_path: Path) -> None:
         "../../secret.png": Reason.OUTSIDE_ROOT,
         "link.png": Reason.OUTSIDE_ROOT,
         "linked/secret.png": Reason.OUTSIDE_ROOT,
-        # `..` is taken off before links are followed, as it is when the file is opened.
+        # `..` is taken off before links are followed, as it is when the file is opened: the other way round this would lie in deep/.
         "up/../../../secret.png": Reason.OUTSIDE_ROOT,
         "..": Reason.OUTSIDE_ROOT,
         "%2e%2e/%2e%2e/secret.png": Reason.MISSING,

@@ -50,9 +50,12 @@ def test_another_matcher(run, tmp_path):
 def test_what_is_written_has_the_schemas_of_a_run(run, tmp_path):
     output = Folder.at(tmp_path / "new")
     rejudge(run, matcher="anls", output=output)
-    for name, schema in (("judgements", JUDGEMENTS), ("unasked", ANNOTATIONS), ("parity", PARITY)):
+    for name, schema in (("judgements", JUDGEMENTS), ("parity", PARITY)):
         for found in output.child(name).tables():
             assert found.schema.equals(schema, check_metadata=name == "parity"), name
+    for found in output.child("unasked").tables():
+        assert [found.schema.field(name) for name in ANNOTATIONS.names] == list(ANNOTATIONS)
+        assert not {"verdict", "svlm_answer"} & set(found.column_names)
     (unasked,) = rows_of(output.child("unasked"))
     assert (unasked["answer"], unasked["lvlm_answer"]) == ("left", "lift")
     images = {row["image"]["path"][-5]: row["image"]["bytes"] for row in rows_of(output.child("parity"))}
@@ -73,6 +76,19 @@ def test_there_and_back_loses_nothing(run, tmp_path):
 
     assert sorted(rows_of(back.child("judgements")), key=key) == sorted(rows_of(run.child("judgements")), key=key)
     assert sorted(rows_of(back.child("parity")), key=key) == sorted(rows_of(run.child("parity")), key=key)
+
+
+def test_a_jury_is_judged_too_and_what_it_said_is_kept(tmp_path):
+    def row(name, *jury_answers, svlm):
+        found = judged(f"{tmp_path}/i/{name}.png", answer="left", lvlm="left", svlm=svlm, verdict="lvlm_inconsistent")
+        return found | {"jury_answers": list(jury_answers)}
+
+    rows = [row("a", "lift", svlm=None), row("b", "lift", "right", svlm="xyz"), row("c", "right", svlm=None)]
+    output = Folder.at(tmp_path / "new")
+    rejudge(write_run(tmp_path / "run", [rows]), matcher="anls", output=output)
+    assert states(output) == {"b": "lvlm_inconsistent", "c": "lvlm_inconsistent"}
+    (unasked,) = rows_of(output.child("unasked"))
+    assert unasked["jury_answers"] == ["lift"]
 
 
 def test_a_part_whose_rows_are_all_set_aside(tmp_path):

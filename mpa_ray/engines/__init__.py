@@ -1,4 +1,4 @@
-"""What answers a prompt about an image. One small protocol; `vllm` is the default, `transformers` the fallback, `openai` any API of that kind."""
+"""What answers a prompt about an image, by one small protocol: `vllm` by default, `transformers` as fallback, `openai` for any such API."""
 
 import importlib.util
 from dataclasses import dataclass

@@ -28,7 +28,20 @@ def load_processor(model: ModelSection) -> Any:
     processor.chat_template = model.chat_template or processor.chat_template or getattr(tokenizer_of(processor), "chat_template", None)
     if not processor.chat_template:
         raise ConfigurationError(f"{model.model} has no chat template, so how it is asked is not known; give it as chat_template")
+    image_token = getattr(processor, "image_token", None)
+    if image_token and not (takes_parts(processor) and image_token in user_prompt(processor, "?")):
+        raise ConfigurationError(f"the chat template of {model.model} writes no image ({image_token}); give one that does as chat_template")
     return processor
+
+
+def takes_parts(processor: Any) -> bool:
+    """Whether the chat template takes a message in parts (image, text). Older ones (InternVL2's) take plain text, in which the image is a word."""
+    try:
+        written = processor.apply_chat_template([_user("?")], tokenize=False)
+    except TypeError:
+        # The template joins the message to a text: "can only concatenate str (not "list") to str".
+        return False
+    return "'type'" not in written
 
 
 def tokenizer_of(processor: Any) -> Any:
@@ -41,17 +54,26 @@ def image_arguments(model: ModelSection) -> dict[str, Any]:
     return {"images_kwargs": model.processor_options} if model.processor_options else {}
 
 
-def user_prompt(processor: Any, text: str) -> str:
-    """The text of a conversation of one user message, the image first and then `text`, up to where the model begins to speak."""
-    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+def user_prompt(processor: Any, text: str, *, image_word: str | None = None) -> str:
+    """The text of a conversation of one user message, the image first and then `text`, up to where the model begins to speak.
+
+    Args:
+        processor: the model's.
+        text: the message.
+        image_word: what stands for the image, for a template that takes plain text.
+    """
+    message = {"role": "user", "content": f"{image_word}\n{text}"} if image_word else _user(text)
     return _one_start(processor, processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
 
 
 def with_reply(processor: Any, text: str, reply: str) -> str:
     """`user_prompt` with the model's reply after it, as the template writes a conversation that has one."""
-    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
-    return _one_start(processor, processor.apply_chat_template([user, assistant], tokenize=False))
+    return _one_start(processor, processor.apply_chat_template([_user(text), assistant], tokenize=False))
+
+
+def _user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
 
 
 def _one_start(processor: Any, conversation: str) -> str:

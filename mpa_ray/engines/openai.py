@@ -1,7 +1,7 @@
 """A model behind an OpenAI-compatible API: OpenAI itself, a vLLM server, or any other that speaks chat completions.
 
-The SDK's own retries are off. They know neither our rate limit nor our ledger, give up on a Retry-After above two minutes, and repeat a request that
-failed for an exhausted quota. What becomes of a request here:
+The SDK's own retries are off. They know neither our rate limit nor our ledger, give up on a Retry-After above two minutes, and repeat a
+request that failed for an exhausted quota. What becomes of a request here:
 
     reply                                        -> Reply
     refusal, content filter, no choices          -> RequestRejected: the row is quarantined
@@ -13,7 +13,8 @@ failed for an exhausted quota. What becomes of a request here:
     exhausted quota, a spent budget              -> RunError: the run ends and can go on later
     the last of several tries                    -> RunError; RequestRejected where the server answered others meanwhile
 
-The API key is read from the environment of the process that asks, and is in no message: what a server says is cleaned of it before it is repeated.
+The API key is read from the environment of the process that asks, and is in no message: what a server says is cleaned of it before it is
+repeated.
 """
 
 import asyncio
@@ -204,7 +205,9 @@ class OpenAIEngine:
         """What an HTTP error means; the table is at the top of the module."""
         status, said = error.status_code, self._said(error)
         if error.code in _QUOTA or error.type in _QUOTA or status == 402:
-            raise RunError(f"{self._host}: the quota is exhausted ({said}). Top it up or wait for the next period, and give the same command") from None
+            raise RunError(
+                f"{self._host}: the quota is exhausted ({said}). Top it up or wait for the next period, and give the same command"
+            ) from None
         if status in _REJECTED and error.code in _BAD_SETTING:
             self._refused_setting(error.param or "", said)
         if status in _REJECTED:
@@ -215,24 +218,26 @@ class OpenAIEngine:
             raise _TryAgain(f"HTTP {status}: {said}", wait_s=wait, throttled=status == 429 or wait is not None) from None
         if status in (401, 403):
             raise RunError(
-                f"{self._host}: HTTP {status}: {said}. Look at the key in the environment variable {self._model.api_key_env} where Ray's workers run"
-                f" ({'it is set' if self._key else 'it is not set'}), and at what it may use"
+                f"{self._host}: HTTP {status}: {said}. Look at the key in the environment variable {self._model.api_key_env} where Ray's"
+                f" workers run ({'it is set' if self._key else 'it is not set'}), and at what it may use"
             ) from None
-        raise RunError(f"{self._host}: HTTP {status}: {said}. Look at lvlm.base_url={self._url!r} and lvlm.model={self._model.model!r}") from None
+        raise RunError(
+            f"{self._host}: HTTP {status}: {said}. Look at base_url={self._url!r} and model={self._model.model!r}"
+        ) from None
 
     def _refused_setting(self, name: str, said: str) -> NoReturn:
-        """Newer models of OpenAI's take the length by another name; that much we find out. Other servers may silently ignore the new name."""
+        """OpenAI's newer models take the length by another name; that much we find out. Other servers may silently ignore the new name."""
         if name == LENGTH_FIELDS[0]:
             self._length_field = LENGTH_FIELDS[1]
             raise _TryAgain(said, wait_s=0.0)
-        raise RunError(f"{self._host} refuses {name!r}: {said}. lvlm.engine_options={{{name}: null}} leaves it out, in a new output") from None
+        raise RunError(f"{self._host} refuses {name!r}: {said}. engine_options={{{name}: null}} leaves it out, in a new output") from None
 
     def _count_rejection(self, said: str) -> None:
         self._rejections += 1
         if self._rejections >= _NONE_ACCEPTED and not self._answers and self._ledger.is_first:
             raise RunError(
                 f"{self._host} rejected the first {self._rejections} requests, so it is not these images: {said}."
-                f" Does lvlm.model={self._model.model!r} take images?"
+                f" Does model={self._model.model!r} take images?"
             ) from None
 
     def _give_up(self, failure: _TryAgain, *, others_answered: int) -> NoReturn:
@@ -246,8 +251,8 @@ class OpenAIEngine:
         """The limit is the server's, not the request's: everyone waits."""
         if throttled_s > _LONGEST_THROTTLE_S:
             raise RunError(
-                f"{self._host} asks to wait {duration(throttled_s)} ({failure}). Give the same command then; --lvlm.requests_per_minute and"
-                " --lvlm.tokens_per_minute keep below a known limit"
+                f"{self._host} asks to wait {duration(throttled_s)} ({failure}). Give the same command then; requests_per_minute and"
+                " tokens_per_minute keep below a known limit"
             ) from None
         self._requests.pause(wait)
 
@@ -268,13 +273,13 @@ class OpenAIEngine:
 def missing_key(model: ModelSection) -> str:
     """Says that there is no key, and the mend."""
     return (
-        f"{urlsplit(model.base_url or OPENAI_URL).netloc} needs a key and the environment variable {model.api_key_env} is not set; export it, on a cluster"
-        " for Ray's workers too (lvlm.api_key_env names another variable)"
+        f"{urlsplit(model.base_url or OPENAI_URL).netloc} needs a key and the environment variable {model.api_key_env} is not set;"
+        " export it, on a cluster for Ray's workers too (api_key_env names another variable, base_url another server)"
     )
 
 
 def data_url(image: Image.Image) -> str:
-    """The image as it goes into a request: PNG where it is small or drawn (few colours, where PNG is also the smaller one), else JPEG at quality 95.
+    """The image as it goes into a request: PNG where it is small or drawn (with few colours PNG is smaller too), else JPEG at quality 95.
 
     JPEG keeps its colours at full resolution (4:4:4): coloured text is what many questions are about.
     """
@@ -330,7 +335,7 @@ def usage_of(body: Any) -> Tokens | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds a response asks to wait: `retry-after-ms`, or `retry-after` in seconds or as an HTTP date; None where it says nothing one can read."""
+    """Seconds a response asks to wait, by `retry-after-ms`, or `retry-after` in seconds or as an HTTP date; None where it says nothing."""
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         try:
             seconds = float(headers[name]) * unit

@@ -1,7 +1,7 @@
 """How fast requests may go out: so many units in any minute, in the order they were asked for.
 
-Not a bucket that starts full (as aiolimiter's): that lets a minute's worth out at once and twice the limit in the first minute, which a provider
-answers with 429. And what was estimated can be corrected once the reply says what it was, which a bucket does not take back.
+Not a bucket that starts full (as aiolimiter's): that lets a minute's worth out at once and twice the limit in the first minute, which a
+provider answers with 429. And what was estimated can be corrected once the reply says what it was, which a bucket does not take back.
 """
 
 from asyncio import Lock, sleep

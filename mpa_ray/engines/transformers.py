@@ -8,7 +8,7 @@ from PIL import Image
 
 from mpa_ray import models
 from mpa_ray.config import ModelSection
-from mpa_ray.engines import Reply, RequestRejected, Sampling
+from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling
 from mpa_ray.engines.chat import end_tokens, image_arguments, load_processor, settle_generation, user_prompt
 
 _Request = tuple[Image.Image, str, Sampling, asyncio.Future[Reply]]
@@ -52,11 +52,14 @@ class TransformersEngine:
             batch = [request for request in self._waiting if _kind(request[2]) == first][: self._batch_size]
             chosen = {id(request) for request in batch}
             self._waiting = [request for request in self._waiting if id(request) not in chosen]
-            try:
-                results = await loop.run_in_executor(self._thread, self._generate, [request[:3] for request in batch])
-            except RuntimeError as error:
-                # Out of memory or a broken device: every request of the batch fails with it, and so does the stage.
-                results = [error] * len(batch)
+            served = loop.run_in_executor(self._thread, self._serve, [request[:3] for request in batch])
+            # Waited for and not awaited: whatever it raises is each request's to raise, or the others would wait for ever.
+            await asyncio.wait([served])
+            error = served.exception()
+            if isinstance(error, RuntimeError):
+                # Out of memory, or a broken device.
+                error = EngineDied(f"transformers: {error}")
+            results = [error] * len(batch) if error else served.result()
             for (*_, future), result in zip(batch, results, strict=True):
                 if future.cancelled():
                     continue
@@ -64,6 +67,15 @@ class TransformersEngine:
                     future.set_exception(result)
                 else:
                     future.set_result(result)
+
+    def _serve(self, requests: list[tuple[Image.Image, str, Sampling]]) -> list[Reply | BaseException]:
+        """A batch; where the processor refuses one of its images (an extreme shape, say), each by itself, to find out which."""
+        try:
+            return self._generate(requests)
+        except ValueError as error:
+            if len(requests) == 1:
+                return [RequestRejected(str(error))]
+            return [result for request in requests for result in self._serve([request])]
 
     def _generate(self, requests: list[tuple[Image.Image, str, Sampling]]) -> list[Reply | BaseException]:
         import torch

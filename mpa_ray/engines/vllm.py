@@ -5,13 +5,14 @@ Requests run as they come: there is no batch and so no barrier between batches, 
 
 import itertools
 import os
+from typing import Any
 
 from PIL import Image
 
 from mpa_ray import models
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling
-from mpa_ray.engines.chat import load_processor, user_prompt
+from mpa_ray.engines.chat import load_processor, takes_parts, user_prompt
 
 
 class VllmEngine:
@@ -46,15 +47,17 @@ class VllmEngine:
         )
         self._engine = AsyncLLM.from_engine_args(arguments)
         self._processor = load_processor(model)
+        self._image_word = None if takes_parts(self._processor) else _image_word(self._engine)
         self._request_ids = itertools.count()
 
     async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         request = {
-            "prompt": user_prompt(self._processor, prompt),
+            "prompt": user_prompt(self._processor, prompt, image_word=self._image_word),
             "multi_modal_data": {"image": image},
             # Spares vLLM from hashing the pixels again for the second question.
             "multi_modal_uuids": {"image": image_id},
@@ -70,7 +73,7 @@ class VllmEngine:
         try:
             async for final in self._engine.generate(request, parameters, request_id=str(next(self._request_ids))):
                 pass
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             # vLLM checks a request before it queues it: too long, or an image its processor cannot take.
             raise RequestRejected(str(error)) from error
         except (EngineDeadError, EngineGenerateError) as error:
@@ -87,6 +90,13 @@ class VllmEngine:
 
     def close(self) -> None:
         self._engine.shutdown()
+
+
+def _image_word(engine: Any) -> str:
+    """What vLLM replaces by the image in a prompt of this model."""
+    from vllm.model_executor.model_loader import get_model_cls
+
+    return get_model_cls(engine.model_config).get_placeholder_str("image", 1)
 
 
 def _set_up_cpu(model: ModelSection) -> None:

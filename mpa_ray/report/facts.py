@@ -28,7 +28,7 @@ class Facts:
         listed: how many images the run has to do; None where that is not known.
         data: images, annotations, quarantined, verdicts, tokens, seconds (see `parts.totals`).
         training: arm -> its record. evaluation: scores. ledger: step -> account. stages: step -> seconds. versions: package -> version.
-        gaps: studies/gaps.json. curves: arm -> (step, loss a sample).
+        gaps: studies/gaps.json. curves: arm -> (step, loss a sample). rounds: a point a round, for a run of several.
     """
 
     uri: str
@@ -45,6 +45,7 @@ class Facts:
     versions: dict[str, str]
     gaps: dict[str, Any] | None
     curves: dict[str, list[tuple[float, float]]]
+    rounds: list[dict[str, Any]]
 
     @property
     def name(self) -> str:
@@ -97,6 +98,7 @@ def read(run: Folder, record: dict[str, Any] | None = None) -> Facts:
         versions=record.get("versions", {}),
         gaps=run.read_json("studies/gaps.json") if run.exists("studies/gaps.json") else None,
         curves=dict(_curves(run, record["training"])),
+        rounds=record.get("rounds", []),
     )
 
 

@@ -25,7 +25,8 @@
   let first = 0;
 
   function filter() {
-    const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    // Words in any order; "in quotes", together.
+    const words = (byId("search").value.toLowerCase().match(/"[^"]+"|\S+/g) ?? []).map((word) => word.replace(/^"(.+)"$/, "$1"));
     const type = byId("type").value;
     found = samples.filter((sample, index) => kind[2](sample) && (!type || sample.type === type) && words.every((word) => texts[index].includes(word)));
     first = 0;

@@ -24,7 +24,7 @@
   }
 
   function store(sample, given) {
-    const { run, samples: drawn, seed, blind } = study;
+    const { run, drawn, seed, blind } = study;
     const line = { mpa_ray_rating: 1, run, samples: drawn, seed, blind, rater, time: new Date().toISOString(), id: sample.id, fingerprint: sample.fingerprint };
     for (const name of [...names, "decision", "question", "answer"]) if (given[name] !== undefined && given[name] !== null) line[name] = given[name];
     write(keyOf(rater, sample), JSON.stringify(line));
@@ -97,7 +97,8 @@
     for (const name of ["question", "answer"]) {
       const field = byId(`fixed-${name}`);
       const text = given[name] ?? sample[name];
-      if (field.value !== text) field.value = text;
+      // What is being typed stays as it is, spaces at its end too.
+      if (document.activeElement !== field) field.value = text;
     }
   }
 

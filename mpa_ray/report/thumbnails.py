@@ -3,7 +3,7 @@
 import base64
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -75,9 +75,9 @@ class Thumbnails:
         data = self._found.get(uri)
         return base64.b64encode(data).decode() if data else None
 
-    def sizes(self) -> Iterator[int]:
+    def sizes(self) -> list[int]:
         """Of each thumbnail as base64, in bytes."""
-        return (4 * -(-len(data) // 3) for data in self._found.values())
+        return [4 * -(-len(data) // 3) for data in self._found.values()]
 
 
 def encoded(image: Image.Image, step: Step) -> bytes:

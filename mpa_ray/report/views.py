@@ -78,7 +78,7 @@ def funnel(found: Facts) -> list[dict[str, Any]]:
     data, verdicts = found.data, found.data["verdicts"]
     parity, correct = verdicts.get(Verdict.PARITY, 0), verdicts.get(Verdict.SVLM_CORRECT, 0)
     steps = [
-        _step("Images worked on", data["images"], found.listed, "of those listed"),
+        _step("Images worked on", data["images"], found.listed, "of those listed" if found.listed else ""),
         _step("Annotations by the L-VLM", data["annotations"], None, ""),
         _step("L-VLM agrees with itself", parity + correct, data["annotations"], "of the annotations"),
         _step("Parity set: S-VLM was wrong", parity, data["annotations"], "of the annotations", kind="parity"),

@@ -3,6 +3,8 @@
 import re
 import time
 from collections.abc import Iterable, Sequence
+from itertools import islice
+from statistics import fmean
 from typing import Any
 
 from mpa_ray.config import Config
@@ -22,6 +24,9 @@ from mpa_ray.training_data import draw
 SAMPLES, RATED = 2000, 100
 # Of a page, for everything that is not a sample.
 _RESERVED = 700_000
+# So many thumbnails tell how large the others will be; where they mislead, there is a page more.
+_PROBED = 48
+_MARGIN = 1.08
 _FURTHER = re.compile(r"(samples|review|check)(-\d+)?\.html")
 
 
@@ -104,7 +109,7 @@ def _rating_pages(run: Folder, found: facts.Facts, selection: Selection, *, rate
         items = [(rows[place]["image_uri"], _to_rate(rows[place], blind=blind)) for place in order]
         chunks = _paged(items, _fitting(run, rows, items, thumbnails.RATING, found.settings))
         names = [f"{name}.html", *(f"{name}-{number}.html" for number in range(2, len(chunks) + 1))]
-        study = {"run": found.digest, "blind": blind, "samples": rated, "seed": seed, "questions": QUESTIONS}
+        study = {"run": found.digest, "blind": blind, "drawn": rated, "seed": seed, "questions": QUESTIONS}
         for number, chunk in enumerate(chunks, start=1):
             context = {"blind": blind, "pages": names, "number": number, "about": about(found.task)}
             made[names[number - 1]] = page.render("review.html", ("review.js",), data=study | chunk, **context)
@@ -121,15 +126,16 @@ def _to_rate(row: Sample, *, blind: bool) -> Sample:
 def _fitting(
     run: Folder, rows: dict[Place, Sample], items: Sequence[tuple[str, Sample]], steps: Sequence[Step], settings: Config | None
 ) -> Thumbnails:
-    """Thumbnails at the best step with which all samples fit on one page, or at the smallest."""
+    """Thumbnails at the best step with which all samples fit on one page, as some of them tell, or at the smallest."""
     settings = settings or Config()
-    found = pictures(run, rows, steps[0], max_image_bytes=settings.max_image_bytes, max_image_pixels=settings.max_image_pixels)
+    limits = {"max_image_bytes": settings.max_image_bytes, "max_image_pixels": settings.max_image_pixels}
+    probe = pictures(run, dict(islice(rows.items(), _PROBED)), steps[0], **limits)
     texts = sum(_size(sample) for _, sample in items)
-    for step in steps[1:]:
-        if texts + sum(found.sizes()) <= page.LARGEST - _RESERVED:
+    for step in steps:
+        expected = fmean(probe.smaller(step).sizes() or [0]) * len({uri for uri, _ in items})
+        if texts + _MARGIN * expected <= page.LARGEST - _RESERVED:
             break
-        found = found.smaller(step)
-    return found
+    return pictures(run, rows, step, **limits)
 
 
 def _size(sample: Sample) -> int:

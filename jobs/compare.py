@@ -1,0 +1,31 @@
+"""Put runs side by side: data, shared parity samples, accuracy with paired tests against the first run, tokens, time and cost.
+
+    python jobs/compare.py runs/a runs/b
+    python jobs/compare.py s3://bucket/run1 s3://bucket/run2 --output comparison.html
+"""
+
+import argparse
+
+from mpa_ray.compare import compare, html, text
+from mpa_ray.errors import ConfigurationError, exit_codes
+from mpa_ray.storage import Folder
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    runs = "the output folders of runs, local, s3:// or gs://; the others are tested against the first"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=runs)
+    parser.add_argument("--output", metavar="PAGE", help="write a page there too, such as comparison.html; one that is there is replaced")
+    return parser
+
+
+if __name__ == "__main__":
+    given = arguments().parse_args()
+    with exit_codes():
+        if given.output and not given.output.endswith(".html"):
+            raise ConfigurationError(f"--output {given.output}: the page is a file; give a name that ends in .html")
+        compared = compare([Folder.at(run) for run in given.runs])
+        print(text(compared), end="")
+        if given.output:
+            folder, _, name = given.output.rpartition("/")
+            Folder.at(folder or ".").write_bytes(name, html(compared))

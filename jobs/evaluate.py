@@ -1,0 +1,63 @@
+"""Score a model on a labeled benchmark, outside the run that made it.
+
+    python jobs/evaluate.py --model runs/1/model --benchmark TextCaps_0.1_val.json --format textcaps --images images --output runs/caps
+    python jobs/evaluate.py --model Qwen/Qwen2-VL-2B-Instruct --benchmark signs.parquet --task textvqa --output runs/signs --name zero_shot
+"""
+
+import sys
+from collections.abc import Sequence
+
+import tyro
+from pydantic import ValidationError
+
+from mpa_ray import families, models
+from mpa_ray.cli import problems
+from mpa_ray.config import Config, EvaluateSection, LabeledSection, ModelSection, TaskName
+from mpa_ray.errors import ConfigurationError, exit_codes
+from mpa_ray.storage import Folder
+from mpa_ray.summary import aligned, interval
+from mpa_ray.transfer import score_alone
+
+
+class Evaluation(LabeledSection):
+    """A model on a labeled benchmark."""
+
+    model: str = ""
+    """A hub name, a folder in the Hugging Face layout (a run's model/), or s3://."""
+    output: str = ""
+    """Where predictions and scores go. Models given the same one are asked the same questions; one that is scored is not asked again."""
+    name: str = "model"
+    """Of the model, in scores and file names."""
+    task: TaskName = "textvqa"
+    """Whose score a Parquet benchmark has; the other formats have their own."""
+    max_tokens: int = 32
+    """The longest answer, in tokens; captions need more than the default gives a word or phrase."""
+    serve: ModelSection = ModelSection()
+    """What the model runs on: engine, replicas, pixels."""
+
+
+def parse(argv: Sequence[str]) -> tuple[Evaluation, Config]:
+    """The job, and the configuration that follows from it."""
+    try:
+        job = tyro.cli(Evaluation, args=list(argv), description=__doc__, use_underscores=True)
+        serve = job.serve.model_copy(update={"model": job.model})
+        evaluate = EvaluateSection(benchmark=job.benchmark, format=job.format, images=job.images, max_tokens=job.max_tokens)
+        config = Config(task=job.task, output=job.output, svlm=serve, evaluate=evaluate)
+    except ValidationError as error:
+        raise ConfigurationError(problems(error, Evaluation)) from error
+    for flag, value in {"--model": job.model, "--benchmark": job.benchmark, "--output": job.output}.items():
+        if not value:
+            raise ConfigurationError(f"{flag} is not set; give it on the command line")
+    models.check("--model", job.model)
+    families.check("--model", config.svlm, trained=False)
+    return job, config
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        given, settings = parse(sys.argv[1:])
+        scores = score_alone(settings.svlm, name=given.name, config=settings, output=Folder.at(given.output))
+        rows = [["benchmark", "score", "percent", "95% interval", "questions"]]
+        for score in scores:
+            rows.append([score["benchmark"], score["metric"], f"{score['score']:.1f}", interval(score["ci95"]), f"{score['n']:,}"])
+        print(aligned(rows))

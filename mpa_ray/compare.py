@@ -1,0 +1,193 @@
+"""Several runs side by side: their data, how far their parity sets overlap, their scores with paired tests, and what they cost.
+
+A run is compared with the first one. Nothing is loaded but counts, the ids of parity samples (8 bytes each) and predictions.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.intervals import PairedTest
+from mpa_ray.progress import duration
+from mpa_ray.report import facts, page
+from mpa_ray.report.facts import Facts
+from mpa_ray.report.gains import AFTER, BEFORE, CEILING, Evaluation, compared
+from mpa_ray.report.text import visible
+from mpa_ray.report.views import LABELS
+from mpa_ray.schema import Verdict
+from mpa_ray.storage import Folder
+from mpa_ray.summary import aligned, dollars, interval
+
+_NONE = "-"
+_MODELS = (BEFORE, AFTER, CEILING)
+
+Row = list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One run among those that are compared.
+
+    Attributes:
+        name: short, and unique among them.
+        against_first: model -> the paired test against the same model of the first run in percent, and on how many questions.
+    """
+
+    name: str
+    facts: Facts
+    evaluation: Evaluation
+    parity: NDArray[np.uint64]
+    against_first: dict[str, tuple[PairedTest | None, int]]
+
+
+def compare(runs: Sequence[Folder]) -> list[Compared]:
+    """The runs, read.
+
+    Raises:
+        ConfigurationError: fewer than two, or a folder that holds no run.
+    """
+    if len(runs) < 2:
+        raise ConfigurationError("one run is nothing to compare; give two or more")
+    found: list[Compared] = []
+    for run, name in zip(runs, _names(runs), strict=True):
+        known = facts.read(run)
+        evaluation = Evaluation(run, known.evaluation)
+        tests = _tests(evaluation, found[0].evaluation) if found else {}
+        found.append(Compared(name=name, facts=known, evaluation=evaluation, parity=parity_ids(run), against_first=tests))
+    return found
+
+
+def _names(runs: Sequence[Folder]) -> list[str]:
+    """The folders' own names, or their whole URIs where those do not tell them apart."""
+    short = [run.uri.rstrip("/").rpartition("/")[2] for run in runs]
+    return short if len(set(short)) == len(short) else [run.uri for run in runs]
+
+
+def _tests(evaluation: Evaluation, first: Evaluation) -> dict[str, tuple[PairedTest | None, int]]:
+    if evaluation.metric != first.metric:
+        return {}
+    both = [model for model in evaluation.predictions if model in first.predictions]
+    return {model: compared(evaluation.predictions[model], first.predictions[model]) for model in both}
+
+
+def parity_ids(run: Folder) -> NDArray[np.uint64]:
+    """The sample_ids of the parity set, each as 8 bytes of its hash, sorted."""
+    ids = [
+        int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:8])
+        for table in run.child("parity").tables(["sample_id"])
+        for sample_id in table.column(0).to_pylist()
+    ]
+    return np.unique(np.array(ids, dtype=np.uint64))
+
+
+def jaccard(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float | None:
+    """The share of the samples of either set that are in both; None where both are empty."""
+    both = len(np.intersect1d(a, b, assume_unique=True))
+    either = len(a) + len(b) - both
+    return both / either if either else None
+
+
+def tables(runs: Sequence[Compared]) -> list[tuple[str, list[Row]]]:
+    """What is compared, as titled tables: a header row, then one row a figure, one column a run."""
+    header = ["", *(run.name for run in runs)]
+    return [
+        ("Set-up", [header, *_differences(runs)]),
+        ("Data", [header, *_data(runs)]),
+        ("Parity sets, shared samples (Jaccard)", [header, *_overlap(runs)]),
+        *((f"Accuracy, {title}", [header, *rows]) for title, rows in _scores(runs)),
+        ("Tokens, time and cost", [header, *_cost(runs)]),
+    ]
+
+
+def _differences(runs: Sequence[Compared]) -> Iterable[Row]:
+    """The settings in which the runs differ."""
+    flat = [dict(_flat(run.facts.config)) for run in runs]
+    for name in dict.fromkeys(name for settings in flat for name in settings):
+        values = [settings.get(name, _NONE) for settings in flat]
+        if len(set(values)) > 1:
+            yield [name, *values]
+
+
+def _flat(tree: dict[str, Any], before: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{before}{name}.")
+        elif before + name != "output":
+            yield f"{before}{name}", str(value)
+
+
+def _data(runs: Sequence[Compared]) -> Iterable[Row]:
+    data = [run.facts.data for run in runs]
+    yield ["finished", *("yes" if run.facts.finished else "no" for run in runs)]
+    yield ["images", *(f"{one['images']:,}" for one in data)]
+    yield ["annotations", *(f"{one['annotations']:,}" for one in data)]
+    for verdict in map(str, Verdict):
+        yield [verdict.replace("_", " "), *(_part(one["verdicts"].get(verdict, 0), one["annotations"]) for one in data)]
+    for reason in dict.fromkeys(reason for one in data for reason in one["quarantined"]):
+        yield [f"quarantined: {reason}", *(f"{one['quarantined'].get(reason, 0):,}" for one in data)]
+
+
+def _part(count: int, whole: int) -> str:
+    return f"{count:,} ({100 * count / whole:.1f}%)" if whole else f"{count:,}"
+
+
+def _overlap(runs: Sequence[Compared]) -> Iterable[Row]:
+    for run in runs:
+        shares = [jaccard(run.parity, other.parity) for other in runs]
+        yield [run.name, *(_NONE if share is None else f"{share:.3f}" for share in shares)]
+
+
+def _scores(runs: Sequence[Compared]) -> Iterable[tuple[str, list[Row]]]:
+    """A table for each benchmark and official score that the runs have."""
+    for metric, benchmark in dict.fromkeys((run.evaluation.metric, run.evaluation.benchmark) for run in runs if run.evaluation.scores):
+        models = dict.fromkeys(score["model"] for run in runs for score in run.evaluation.scores)
+        order = sorted(models, key=lambda model: _MODELS.index(model) if model in _MODELS else len(_MODELS))
+        rows = [row for model in order for row in _of_model(runs, model, (metric, benchmark))]
+        yield f"{(metric or '').replace('_', ' ')} on {benchmark}, percent", rows
+
+
+def _of_model(runs: Sequence[Compared], model: str, which: tuple[str | None, str | None]) -> Iterable[Row]:
+    """Score and interval; and, where the first run has the model too, how far each is from it."""
+    mine = [run.evaluation.score(model) if (run.evaluation.metric, run.evaluation.benchmark) == which else None for run in runs]
+    label = LABELS.get(model, model)
+    yield [label, *(f"{score['score']:.1f} ({interval(score['ci95'])})" if score else _NONE for score in mine)]
+    tests = [run.against_first.get(model, (None, 0)) for run in runs]
+    if any(test for test, _ in tests):
+        yield [f"{label}, against {runs[0].name}", *(_difference(*test) for test in tests)]
+
+
+def _difference(test: PairedTest | None, questions: int) -> str:
+    if test is None:
+        return _NONE
+    low, high = test["ci95"]
+    return f"{test['difference']:+.1f} ({low:+.1f} to {high:+.1f}), p={test['p_value']:.3g}, n={questions:,}"
+
+
+def _cost(runs: Sequence[Compared]) -> Iterable[Row]:
+    tokens = [run.facts.data["tokens"] for run in runs]
+    for label, end in (("tokens in", "_prompt_tokens"), ("of these cached", "_cached_tokens"), ("tokens out", "_output_tokens")):
+        yield [label, *(f"{sum(count for name, count in one.items() if name.endswith(end)):,}" for one in tokens)]
+    for stage in dict.fromkeys(stage for run in runs for stage in run.facts.stages):
+        yield [stage.replace("_", " "), *(duration(run.facts.stages[stage]) if stage in run.facts.stages else _NONE for run in runs)]
+    yield ["all stages", *(duration(sum(run.facts.stages.values())) for run in runs)]
+    yield ["paid to an API", *(_NONE if run.facts.cost_usd is None else dollars(run.facts.cost_usd) for run in runs)]
+
+
+def text(runs: Sequence[Compared]) -> str:
+    """The tables for a terminal."""
+    parts = []
+    for title, rows in tables(runs):
+        if len(rows) > 1:
+            parts.append(f"{title}\n{aligned([[visible(cell) for cell in row] for row in rows])}")
+    return "\n\n".join(parts) + "\n"
+
+
+def html(runs: Sequence[Compared]) -> bytes:
+    """The tables as a page."""
+    top = max([100.0, *(score["score"] for run in runs for score in run.evaluation.scores)])
+    return page.render("compare.html", runs=runs, tables=[item for item in tables(runs) if len(item[1]) > 1], labels=LABELS, top=top)

@@ -1,0 +1,201 @@
+"""Decoding what may be hostile, in an engine actor that must not be lost over it: time and memory of each image are bounded.
+
+An image whose header bounds its work (a JPEG, PNG, GIF or WebP of at most 16 million pixels and few scans: nearly all there are) is decoded in a thread.
+Everything else goes to a process of its own (`mpa_ray.decode_process`), which the kernel ends when it takes too long and refuses more memory than an
+image of `max_image_pixels` can need: formats whose decoders take memory by what a header says (TIFF, AVIF), or run in Python (BMP), and images so large
+or of so many scans that they could take minutes. What the process costs is in docs/inputs.md.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, LifoQueue
+from threading import BoundedSemaphore
+from typing import Any
+
+from PIL import Image
+
+from mpa_ray.images import UnreadableImage, decode_and_fit
+from mpa_ray.schema import Reason
+
+_CHEAP_PIXELS = 16_000_000
+_CHEAP_BYTES = 16 * 2**20
+# Pixels times scans of a JPEG: a progressive one has about ten, a hostile one thousands, each a pass over the whole image.
+_CHEAP_SCANNED_PIXELS = 200_000_000
+_SEGMENTS = 200
+# How many images are in memory whole at a time.
+_THREADS = 8
+_PROCESSES = 2
+# Decoders hold coefficients or planes, the pixels, and a copy of those turned or without transparency.
+_MEMORY_PER_PIXEL = 32
+_MEMORY = 256 * 2**20
+
+
+class Decoder:
+    """Decodes, turns upright, and shrinks images.
+
+    Args:
+        max_pixels: images with more are shrunk to so many; None keeps them as they are.
+        max_image_pixels: images with more are refused.
+        max_image_bytes: files with more are refused.
+        max_decode_seconds: an image that takes longer is refused.
+    """
+
+    def __init__(self, *, max_pixels: int | None, max_image_pixels: int, max_image_bytes: int, max_decode_seconds: float) -> None:
+        self._limits = {"max_pixels": max_pixels, "max_image_pixels": max_image_pixels, "max_image_bytes": max_image_bytes}
+        self._seconds = max_decode_seconds
+        self._memory = _MEMORY + 3 * max_image_bytes + _MEMORY_PER_PIXEL * max_image_pixels
+        self._threads = ThreadPoolExecutor(_THREADS, "decode")
+        # Threads of their own: images that are waited for must not keep others from theirs.
+        self._waiting = ThreadPoolExecutor(_PROCESSES, "decode-guarded")
+        self._slots = BoundedSemaphore(_PROCESSES)
+        self._idle: LifoQueue[_Process] = LifoQueue()
+
+    async def image(self, data: bytes) -> Image.Image:
+        """See `image_now`; many at a time."""
+        pool, work = (self._threads, self._in_thread) if self._is_bounded(data) else (self._waiting, self._in_process)
+        return await asyncio.get_running_loop().run_in_executor(pool, work, data)
+
+    def image_now(self, data: bytes) -> Image.Image:
+        """The image of an encoded file.
+
+        Raises:
+            UnreadableImage: with the reason the row is quarantined for.
+        """
+        return self._in_thread(data) if self._is_bounded(data) else self._in_process(data)
+
+    def _is_bounded(self, data: bytes) -> bool:
+        # What is over the bound is refused unparsed.
+        return len(data) > self._limits["max_image_bytes"] or is_cheap(data)
+
+    def _in_thread(self, data: bytes) -> Image.Image:
+        return decode_and_fit(data, **self._limits)
+
+    def _in_process(self, data: bytes) -> Image.Image:
+        with self._slots:
+            try:
+                process = self._idle.get_nowait()
+            except Empty:
+                process = _Process(self._memory)
+            try:
+                image = process.decode(data, self._seconds, self._limits)
+            except _ProcessDied as first:
+                if first.reason == Reason.TIMEOUT:
+                    raise first.blamed() from None
+                # It may have been ended from outside, while it was idle even: the image is to blame when it happens again.
+                process = _Process(self._memory)
+                try:
+                    image = process.decode(data, self._seconds, self._limits)
+                except _ProcessDied as second:
+                    raise second.blamed() from None
+            except UnreadableImage:
+                self._idle.put(process)
+                raise
+            self._idle.put(process)
+            return image
+
+
+class _ProcessDied(Exception):
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+    def blamed(self) -> UnreadableImage:
+        return UnreadableImage(self.reason, str(self))
+
+
+class _Process:
+    """A decoder that may be lost. It ends when its standard input does, so it does not outlive us."""
+
+    def __init__(self, memory: int) -> None:
+        paths = os.pathsep.join(path for path in sys.path if path)
+        # One arena and one thread: each further one would take address space, which is what is bounded.
+        env = {**os.environ, "PYTHONPATH": paths, "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "mpa_ray.decode_process", str(memory)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
+
+    def decode(self, data: bytes, seconds: float, limits: dict[str, Any]) -> Image.Image:
+        """Raises UnreadableImage, or _ProcessDied, after which this process is of no more use."""
+        requests, replies = self._process.stdin, self._process.stdout
+        assert requests is not None and replies is not None
+        try:
+            requests.write(json.dumps({"size": len(data), "seconds": seconds, **limits}).encode() + b"\n")
+            requests.write(data)
+            requests.flush()
+        except BrokenPipeError:
+            raise self._died(seconds) from None
+        line = replies.readline()
+        if not line.endswith(b"\n"):
+            raise self._died(seconds)
+        reply = json.loads(line)
+        if "reason" in reply:
+            raise UnreadableImage(Reason(reply["reason"]), reply["detail"])
+        size = reply["width"], reply["height"]
+        pixels = replies.read(size[0] * size[1] * 3)
+        if len(pixels) < size[0] * size[1] * 3:
+            raise self._died(seconds)
+        return Image.frombytes("RGB", size, pixels)
+
+    def _died(self, seconds: float) -> _ProcessDied:
+        with self._process:
+            self._process.kill()
+        code = self._process.returncode
+        if code == -signal.SIGALRM:
+            return _ProcessDied(Reason.TIMEOUT, f"took longer than {seconds:g} s (max_decode_seconds)")
+        return _ProcessDied(Reason.DECODER_CRASH, f"the decoder ended with {signal.Signals(-code).name if code < 0 else code}")
+
+
+def is_cheap(data: bytes) -> bool:
+    """Whether the first bytes of a file bound what it takes to decode it. What no decoder takes is cheap too."""
+    if data.startswith((b"BM", b"II", b"MM")) or data[4:8] == b"ftyp":
+        return False
+    pixels = pixels_of(data)
+    if pixels is None or len(data) > _CHEAP_BYTES or pixels > _CHEAP_PIXELS:
+        return False
+    return not data.startswith(b"\xff\xd8") or pixels * data.count(b"\xff\xda") <= _CHEAP_SCANNED_PIXELS
+
+
+def pixels_of(data: bytes) -> int | None:
+    """Width x height by the header of a JPEG, PNG, GIF or WebP, 0 for what is none of them, None where the header does not say it plainly."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return _pixels_of_jpeg(data)
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _product(data[16:20], data[20:24], "big")
+    if data.startswith(b"GIF8"):
+        return _product(data[6:8], data[8:10], "little")
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return _pixels_of_webp(data)
+    return 0
+
+
+def _product(width: bytes, height: bytes, order: Any) -> int:
+    return int.from_bytes(width, order) * int.from_bytes(height, order)
+
+
+def _pixels_of_jpeg(data: bytes) -> int | None:
+    place = 2
+    for _ in range(_SEGMENTS):
+        marker, length = data[place + 1 : place + 2], int.from_bytes(data[place + 2 : place + 4], "big")
+        if data[place : place + 1] != b"\xff" or length < 2:
+            return None
+        # SOF0 to SOF15 without DHT (C4), JPG (C8) and DAC (CC).
+        if 0xC0 <= marker[0] <= 0xCF and marker[0] not in (0xC4, 0xC8, 0xCC):
+            return _product(data[place + 7 : place + 9], data[place + 5 : place + 7], "big")
+        place += 2 + length
+    return None
+
+
+def _pixels_of_webp(data: bytes) -> int | None:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return (int.from_bytes(data[24:27], "little") + 1) * (int.from_bytes(data[27:30], "little") + 1)
+    if kind == b"VP8 ":
+        return (int.from_bytes(data[26:28], "little") & 0x3FFF) * (int.from_bytes(data[28:30], "little") & 0x3FFF)
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return ((bits & 0x3FFF) + 1) * ((bits >> 14 & 0x3FFF) + 1)
+    return None

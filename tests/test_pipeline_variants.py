@@ -1,0 +1,74 @@
+"""Real models, few images: rounds with a jury on yes-or-no questions, and a comparison that is added to a finished run."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accounting import assert_accounted_for, rows
+from mpa_ray import demo, pipeline
+from mpa_ray.cli import merge, validate
+from mpa_ray.config import Config
+from mpa_ray.matchers import MATCHERS
+from mpa_ray.presets import preset
+from mpa_ray.schema import Verdict
+from mpa_ray.storage import Folder
+
+pytestmark = pytest.mark.slow
+
+IMAGES = 96
+
+
+def settings(output: Path, **changes: Any) -> Config:
+    """The demo on few images, asked by transformers and trained by one worker."""
+    small = {
+        "demo": {"images": IMAGES, "questions": 32},
+        "output": str(output),
+        "images_per_part": 16,
+        "lvlm": {"engine": "transformers"},
+        "svlm": {"engine": "transformers"},
+        "ablations": (),
+        "pl": {"workers": 1, "holdout": 0.2},
+        "evaluate": {"lvlm": False},
+    }
+    return validate(merge(merge(preset("demo"), small), changes))
+
+
+def test_rounds_with_a_jury(ray_session: None, tmp_path: Path) -> None:
+    """The juror is the L-VLM again, under another name: it agrees wherever the L-VLM agrees with itself."""
+    shutil.copytree(demo.LVLM, tmp_path / "juror")
+    config = settings(tmp_path / "out", task="pathvqa", rounds=2)
+    config = validate(merge(config.model_dump(), {"jury": [config.lvlm.model_dump() | {"model": str(tmp_path / "juror")}]}))
+    record = pipeline.run(config)
+    output, exact = Folder.at(tmp_path / "out"), MATCHERS["exact"]
+    assert 1 <= len(record["rounds"]) <= 2 and record["rounds"][0]["images"] == IMAGES // 2
+    seen: list[str] = []
+    for point in record["rounds"]:
+        one = output.child(f"rounds/{point['round']}")
+        assert_accounted_for(one)
+        judged = rows(one.child("judgements"))
+        seen += {row["image_id"] for row in judged}
+        for row in judged:
+            consistent = exact(row["lvlm_answer"], row["answer"])
+            assert exact(row["answer"], "yes") or exact(row["answer"], "no")
+            assert (row["jury_answers"] is not None) == consistent and (row["jury_prompt_tokens"] or 0) > 16 * consistent
+            agreed = consistent and exact(row["jury_answers"][0], row["answer"])
+            assert (row["verdict"] == Verdict.LVLM_INCONSISTENT) == (not agreed)
+        assert sum(row["jury_prompt_tokens"] or 0 for row in judged) == one.read_json("run.json")["tokens"]["jury_prompt_tokens"]
+    assert len(seen) == len(set(seen)), "no image is judged in two rounds"
+    for name in ("model/config.json", "model/README.md", "evaluation/metrics.json", "run.json"):
+        assert output.exists(name)
+    assert output.read_bytes("model/model.safetensors") == output.read_bytes(f"rounds/{record['kept_round']}/model/model.safetensors")
+    assert pipeline.run(config) == record
+
+
+def test_a_comparison_is_added_to_a_finished_run(ray_session: None, tmp_path: Path) -> None:
+    first = pipeline.run(settings(tmp_path))
+    weights = (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns
+    second = pipeline.run(settings(tmp_path, ablations=["human_labels"]))
+    assert list(second["training"]) == ["mpa", "human_labels"] and second["training"]["mpa"] == first["training"]["mpa"]
+    assert second["training"]["human_labels"]["samples"] == IMAGES
+    assert second["evaluation"][: len(first["evaluation"])] == first["evaluation"]
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns == weights, "what is finished is not done again"
+    assert pipeline.run(settings(tmp_path)) == second, "the record keeps the comparisons it has"

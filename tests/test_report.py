@@ -1,0 +1,335 @@
+"""The report without a browser: what it draws, counts and writes, and that foreign text cannot get out of its place."""
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow.fs
+import pytest
+
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.rating_sheet import AFTER, BEFORE
+from mpa_ray.report import charts, facts, page, parity_picture, write, write_report
+from mpa_ray.report.gains import Evaluation, answer_type, compared, opening
+from mpa_ray.report.selection import QUARANTINED, select
+from mpa_ray.report.text import cut, embedded, visible
+from mpa_ray.report.thumbnails import Step, Thumbnails
+from mpa_ray.report.views import headline
+from mpa_ray.run_folder import drawn
+from mpa_ray.storage import Folder
+from tests.report_runs import HOSTILE, finish, rejected, some_rows, write_finished, write_hostile, write_started
+from tests.run_folders import picture
+
+pytest_plugins = "s3"
+
+
+class Outline(HTMLParser):
+    """The elements of a page, with their attributes, and the text of each script."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: dict[str, str] = {}
+        self.words: list[str] = []
+        self._script: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self._script = (dict(attributes).get("id") or "") if tag == "script" else None
+
+    def handle_endtag(self, tag):
+        self._script = None
+
+    def handle_data(self, data):
+        if self._script is None:
+            self.words.append(data)
+        else:
+            self.scripts[self._script] = self.scripts.get(self._script, "") + data
+
+
+def outline(run: Folder, name: str = "index.html") -> Outline:
+    return Outline(run.read_bytes(f"report/{name}").decode())
+
+
+def data_of(run: Folder, name: str = "index.html"):
+    return json.loads(outline(run, name).scripts["data"])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Folder:
+    return write_finished(tmp_path / "run")
+
+
+def test_a_finished_run(run: Folder) -> None:
+    assert write_report(run) == ["review.html", "check.html", "index.html"]
+    words = " ".join(" ".join(outline(run).words).split())
+    assert "small learns from large" in words
+    for shown in ("40.0", "70.0", "90.0", "+30.0", "images: truncated", "$0.0123", "33.3%", "final loss 0.500", "1 min 1 s", "learned 2"):
+        assert shown in words, shown
+    assert "It closes 60% of the gap to the L-VLM." in words
+    found = data_of(run)
+    assert Counter(sample["verdict"] for sample in found["samples"]) == {"parity": 24, "svlm_correct": 24, "lvlm_inconsistent": 12, QUARANTINED: 5}
+    assert {sample["change"] for sample in found["samples"] if sample.get("change")} >= {"learned", "kept"}
+    assert all(sample["image"] >= 0 for sample in found["samples"] if sample["verdict"] != QUARANTINED)
+
+
+def test_a_run_under_way(tmp_path: Path) -> None:
+    rows = some_rows(tmp_path / "images", 20)
+    run = write_started(tmp_path / "run", [rows], [rejected(f"{tmp_path}/images/bad.png")])
+    write_report(run)
+    words = " ".join(" ".join(outline(run).words).split())
+    assert "The run is under way. 21 images are done" in words
+    assert "No scores yet" in words and "Nothing is trained yet" in words
+    assert f"python jobs/report.py --output {run.uri}" in words
+    finish(run)
+    write_report(run)
+    assert "under way" not in " ".join(outline(run).words)
+
+
+def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+    run = write_started(tmp_path / "run", [], [])
+    assert write_report(run) == ["index.html"]
+    assert data_of(run) == {"samples": [], "images": []}
+
+
+def test_before_run_json_is_written(run: Folder) -> None:
+    record = run.read_json("run.json")
+    run.delete("run.json")
+    write_report(run, record=record)
+    assert "under way" not in " ".join(outline(run).words)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="holds no run"):
+        write_report(Folder.at(tmp_path))
+    with pytest.raises(ConfigurationError, match="--samples -1"):
+        write_report(Folder.at(tmp_path), samples=-1)
+
+
+def test_through_a_store_that_is_not_local(run: Folder) -> None:
+    """As from S3: nothing but Arrow's file systems is used."""
+    remote = Folder(pyarrow.fs.SubTreeFileSystem(run.path, pyarrow.fs.LocalFileSystem()), "", "s3://bucket/run")
+    remote.filesystem.create_dir("report")
+    write_report(remote)
+    assert "s3://bucket/run" in " ".join(outline(run).words)
+    assert len(data_of(run)["samples"]) == 65
+
+
+def test_from_s3(run: Folder, bucket: str) -> None:
+    remote = Folder.at(f"s3://{bucket}/run")
+    remote.upload(run.path)
+    write_report(remote)
+    assert remote.child("report").names(".html") == ["check.html", "index.html", "review.html"]
+    assert len(json.loads(Outline(remote.read_bytes("report/index.html").decode()).scripts["data"])["samples"]) == 65
+
+
+def test_pages_are_the_same_when_written_again(run: Folder) -> None:
+    write_report(run)
+    first = data_of(run)
+    write_report(run)
+    assert data_of(run) == first
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Folder:
+    run = write_hostile(tmp_path / "ru\"n' <b>x")
+    write_report(run)
+    return run
+
+
+@pytest.mark.parametrize("name", ["index.html", "review.html", "check.html"])
+def test_foreign_text_makes_no_element(hostile: Folder, tmp_path: Path, name: str) -> None:
+    ours = write_finished(tmp_path / "ordinary")
+    write_report(ours)
+    expected, found = outline(ours, name), outline(hostile, name)
+    assert {tag for tag, _ in found.elements} <= {tag for tag, _ in expected.elements}
+    assert sum(tag == "script" for tag, _ in found.elements) == 2
+    for _, attributes in found.elements:
+        assert not [attribute for attribute in attributes if attribute.startswith("on") or attribute == "style"]
+        for attribute in ("href", "src"):
+            assert not re.match(r"\s*(javascript|http|//)", attributes.get(attribute) or "")
+    assert found.scripts[""] == expected.scripts[""], "the script is ours to the letter"
+
+
+def test_foreign_text_is_kept_to_the_letter(hostile: Folder) -> None:
+    raw = hostile.read_bytes("report/check.html").decode()
+    data = outline(hostile, "check.html").scripts["data"]
+    assert not set(data) & set("<>&\u2028\u2029")
+    assert data in raw
+    assert {sample["question"] for sample in json.loads(data)["samples"]} == {HOSTILE[number] for number in range(0, len(HOSTILE), 3)}
+
+
+def test_the_policy_names_our_own_script_and_style_alone(run: Folder) -> None:
+    write_report(run)
+    elements = outline(run).elements
+    policy = next(attributes["content"] for tag, attributes in elements if attributes.get("http-equiv") == "Content-Security-Policy")
+    assert re.fullmatch(
+        r"default-src 'none'; script-src 'sha256-[\w+/=]{44}'; style-src 'sha256-[\w+/=]{44}'; img-src data:; base-uri 'none';"
+        r" form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+        policy or "",
+    )
+
+
+@pytest.mark.parametrize("name", ["theme.js", "gallery.js", "review.js", "style.css"])
+def test_our_own_files_stay_in_their_elements(name: str) -> None:
+    text = page._source(name)
+    assert not re.search(r"</|<!--|<script", text)
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|https?:|@import|url\(", text)
+
+
+def test_a_rater_gets_nothing_that_tells(run: Folder) -> None:
+    write_report(run)
+    samples = data_of(run, "review.html")["samples"]
+    assert len(samples) == 60
+    assert all(sample.keys() == {"id", "fingerprint", "question", "answer", "image"} for sample in samples)
+    text = run.read_bytes("report/review.html").decode()
+    rest = text.replace(page._source("style.css"), "").replace(page._source("theme.js"), "").replace(page._source("review.js"), "")
+    assert not [word for word in ("parity", "svlm", "inconsistent", "index.html", ".png") if word in rest]
+
+
+def test_the_rating_study_is_the_sheets(run: Folder) -> None:
+    found = select(run, samples=10, review=7, seed=3)
+    judgements = run.child("judgements")
+    assert found.study[BEFORE].places() == drawn(judgements, 7, salt="before_pi/3")
+    assert found.study[AFTER].places() == drawn(judgements, 7, salt="after_pi/3", verdicts=frozenset({"parity"}))
+
+
+def test_the_gallery_is_drawn_by_verdict(run: Folder) -> None:
+    found = select(run, samples=20, review=0, seed=0)
+    assert found.quotas(20) == {"parity": 8, "svlm_correct": 4, "lvlm_inconsistent": 4, QUARANTINED: 4}
+    # What one kind lacks goes to the others: 60 judged rows and 5 quarantined ones.
+    assert select(run, samples=50, review=0, seed=0).quotas(50) == {"parity": 24, "svlm_correct": 11, "lvlm_inconsistent": 10, QUARANTINED: 5}
+    judged, _ = found.gallery(20)
+    other, _ = select(run, samples=20, review=0, seed=1).gallery(20)
+    assert set(judged) != set(other)
+
+
+def test_pages_are_cut_by_size(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "LARGEST", write._RESERVED + 8000)
+    pages = write_report(run, rated=5)
+    assert "samples-2.html" in pages
+    names = [name for name in pages if name == "index.html" or name.startswith("samples")]
+    samples = [sample for name in names for sample in data_of(run, name)["samples"]]
+    assert len(samples) == len({sample["id"] for sample in samples}) == 65
+    for name in pages:
+        assert len(outline(run, name).scripts["data"]) < 9000
+        assert (Path(run.path) / "report" / name).stat().st_size < write._RESERVED + 8000
+        assert all(sample["image"] < len(data_of(run, name)["images"]) for sample in data_of(run, name)["samples"])
+    links = {attributes.get("href") for tag, attributes in outline(run).elements if tag == "a"}
+    assert {f"{name}#samples" for name in names} <= links
+    monkeypatch.undo()
+    write_report(run, rated=0)
+    assert run.child("report").names() == ["index.html"], "pages that are no longer there are gone"
+
+
+def test_an_image_is_in_a_page_once() -> None:
+    images = Thumbnails(Step(64, 50), max_image_bytes=10**6, max_image_pixels=10**6)
+    images.add([("a", picture(1)), ("b", b"no image"), ("c", picture(3))])
+    (found,) = write._paged([("a", {"id": "1"}), ("b", {"id": "2"}), ("a", {"id": "3"}), ("c", {"id": "4"})], images)
+    assert [sample["image"] for sample in found["samples"]] == [0, -1, 0, 1]
+    assert len(found["images"]) == 2
+
+
+def test_thumbnails_shrink_with_the_space(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[Step] = []
+    original = write.pictures
+    monkeypatch.setattr(write, "pictures", lambda run, rows, step, **limits: steps.append(step) or original(run, rows, step, **limits))
+    write_report(run, rated=0)
+    monkeypatch.setattr(page, "LARGEST", write._RESERVED + 100)
+    write_report(run, rated=0)
+    assert [step.side for step in steps] == [256, 256, 256, 144]
+
+
+def test_images_that_are_gone_come_from_the_parity_set(run: Folder, tmp_path: Path) -> None:
+    for image in (tmp_path / "images").iterdir():
+        image.unlink()
+    write_report(run)
+    with_image = {sample["verdict"] for sample in data_of(run)["samples"] if sample["image"] >= 0}
+    assert with_image == {"parity"}
+
+
+def test_a_picture_for_a_readme(run: Folder) -> None:
+    parity_picture(run)
+    assert run.read_bytes("report/parity_samples.png").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ("7", "number"), ("3.5%", "number"), ("$1,200.50", "number"), ("twelve", "number"), ("12:30", "number"), ("yes", "yes or no"),
+        ("No.", "yes or no"), ("stop", "one word"), ("A1", "one word"), ("5 cm", "phrase"), ("a long road", "phrase"), ("", "one word"),
+    ],
+)  # fmt: skip
+def test_answer_type(answer: str, kind: str) -> None:
+    assert answer_type(answer) == kind
+
+
+def test_opening() -> None:
+    assert [opening(text) for text in ("How many are there?", "What is it?", "«Is it?»", "?!")] == ["how many", "what", "is", ""]
+
+
+def test_gains(run: Folder) -> None:
+    evaluation = Evaluation(run, run.read_json("run.json")["evaluation"])
+    found = headline(evaluation)
+    assert found is not None and found["sure"] and found["difference"] == pytest.approx(30) and found["closed"] == pytest.approx(60)
+    groups = {group.name: group for group in evaluation.by_question_kind()}
+    assert groups["text"].questions == 50 and groups["text"].scores == {"zero_shot": 40, "mpa": 70, "lvlm": 90}
+    assert sum(group.questions for group in evaluation.by_answer_type()) == 100
+
+
+def test_only_questions_with_the_same_text_are_paired(run: Folder) -> None:
+    evaluation = Evaluation(run, run.read_json("run.json")["evaluation"])
+    a = evaluation.predictions["mpa"]
+    other = a.set_column(1, "question", [[f"{text}!" if number < 30 else text for number, text in enumerate(a.column(1).to_pylist())]])
+    assert compared(a, other)[1] == 70
+    assert compared(a, a.slice(0, 0)) == (None, 0)
+
+
+def test_text() -> None:
+    assert visible("a\u202eb\x00c\td\ne\u200f") == "a⟨U+202E⟩b⟨U+0000⟩c\td\ne\u200f"
+    assert cut("w" * 10, 4) == "wwww… (10 characters)" and cut(None) is None
+    for text in HOSTILE:
+        assert json.loads(embedded({text: [text]})) == {text: [text]}
+    assert embedded("\ud800").encode("utf-8", "replace")
+
+
+def test_charts() -> None:
+    assert '<rect class="fill parity" width="50.00%"' in charts.bar(1, 2, "parity")
+    assert "<script" not in charts.bar(1, 2, "<script>")
+    assert charts.bar(0, 0).count("<rect") == 3
+    assert 'cx="100.00%"' in charts.interval(250, None, 100)
+    assert "down" in charts.change(60, 40, None, 100) and "tick" in charts.change(40, 60, 90, 100)
+    assert len(charts.binned([(float(n), 1.0) for n in range(100_000)])) <= 240
+    assert "nan" not in charts.curve([(1.0, 0.0)]) and "polyline" in charts.curve([])
+
+
+def test_facts_of_an_unfinished_run_are_those_of_its_record(run: Folder) -> None:
+    finished = facts.read(run)
+    run.delete("run.json")
+    under_way = facts.read(run)
+    assert under_way.data == finished.data
+    assert under_way.training == finished.training
+    assert under_way.config["lvlm"]["model"] == finished.config["lvlm"]["model"]
+    assert sorted(score["model"] for score in under_way.evaluation) == ["lvlm", "mpa", "zero_shot"]
+
+
+def test_the_job(run: Folder, tmp_path: Path) -> None:
+    def job(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "jobs/report.py", *arguments], capture_output=True, text=True)
+
+    made = job("--output", run.uri, "--to", f"{tmp_path}/pages", "--samples", "10", "--rated", "4")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout == f"{tmp_path}/pages/index.html, and 2 further pages\n"
+    assert not run.child("report").exists()
+    refused = job("--output", f"{tmp_path}/nowhere")
+    assert (refused.returncode, refused.stderr) == (2, f"error: {tmp_path}/nowhere: holds no run; give the output folder of one\n")
+
+
+def test_no_model_library_and_no_ray_is_loaded() -> None:
+    code = "import sys, mpa_ray.report, mpa_ray.compare, mpa_ray.review; print([m for m in ('ray', 'torch', 'vllm') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
