@@ -64,7 +64,7 @@ class SetupError(Exception):
 
 
 def choose_device(environ: Mapping[str, str], gpus: int) -> str:
-    """"cpu" or "cuda": MPA_DEVICE if set, else by the number of GPUs on this machine."""
+    """ "cpu" or "cuda": MPA_DEVICE if set, else by the number of GPUs on this machine."""
     wish = environ.get("MPA_DEVICE", "").strip().lower()
     if wish not in ("", "cpu", "cuda"):
         raise SetupError(f"MPA_DEVICE={wish!r} is neither cpu nor cuda. Unset it to let the machine decide.")
@@ -88,7 +88,7 @@ def wanted_state(root: Path, device: str) -> str:
 
 
 def what_to_do(venv: Path, wanted: str) -> str:
-    """"nothing", "update" (only the pins differ) or "make" (no venv, an interrupted one, another device or folder)."""
+    """ "nothing", "update" (only the pins differ) or "make" (no venv, an interrupted one, another device or folder)."""
     state = venv / STATE
     found = state.read_text() if state.is_file() and (venv / "bin" / "python").exists() else ""
     if found == wanted:

@@ -1,5 +1,7 @@
 """Put runs side by side: data, shared parity samples, accuracy with paired tests against the first run, tokens, time and cost.
 
+Examples:
+
     python jobs/compare.py runs/a runs/b
     python jobs/compare.py s3://bucket/run1 s3://bucket/run2 --output comparison.html
 """

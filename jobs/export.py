@@ -1,5 +1,7 @@
 """Export the parity set of a run for other trainers.
 
+Examples:
+
     python jobs/export.py --run runs/demo --format datasets --output exports/demo
     python jobs/export.py --run s3://bucket/run1 --format llava --output s3://bucket/llava
 """

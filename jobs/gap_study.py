@@ -1,5 +1,7 @@
 """What the parity samples of a run show the S-VLM to lack (Table 8), judged by the run's L-VLM where no rule decides.
 
+Examples:
+
     python jobs/gap_study.py --run runs/demo
     python jobs/gap_study.py --run s3://bucket/run1 --samples 1000 --lvlm.model Qwen/Qwen2-VL-7B-Instruct --lvlm.gpus_per_replica 1
 """

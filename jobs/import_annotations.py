@@ -1,5 +1,7 @@
 """Turn annotations from elsewhere (JSON), the paper's released files among them, into an annotations folder of ours.
 
+Examples:
+
     python jobs/import_annotations.py --annotations output.json --images s3://bucket/train2014 --output s3://bucket/imported
 """
 

@@ -1,5 +1,7 @@
 """MPA on TextVQA: Qwen2-VL-7B guides Qwen2-VL-2B (Table 1 of the paper).
 
+Examples:
+
     python jobs/mpa_textvqa.py --images s3://bucket/images --output s3://bucket/run1
     python jobs/mpa_textvqa.py --preset demo --output runs/demo-textvqa
 """

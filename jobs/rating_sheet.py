@@ -1,5 +1,7 @@
 """Draw annotations before and after the Parity Identifier into a blind sheet for human raters (Table 4).
 
+Examples:
+
     python jobs/rating_sheet.py --run runs/demo --output runs/demo-rating --samples 100
     python jobs/score_ratings.py --key runs/demo-rating/key.csv ann.csv ben.csv
 """

@@ -1,5 +1,7 @@
 """Judge the stored answers of a run again with another matcher. Loads no model; the run stays as it is.
 
+Examples:
+
     python jobs/rejudge.py --run runs/demo --matcher anls --output runs/demo-anls
 """
 

@@ -1,5 +1,7 @@
 """Write the report of a run, finished or under way: report/index.html, to be opened in a browser.
 
+Examples:
+
     python jobs/report.py --output runs/demo
     python jobs/report.py --output s3://bucket/run1 --to reports/run1 --samples 10000 --rated 500
 """

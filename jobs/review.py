@@ -1,5 +1,7 @@
 """Score the ratings that people gave in the report's pages, and mend the parity set by them. The run stays as it is.
 
+Examples:
+
     python jobs/review.py --run runs/demo ann.jsonl ben.jsonl --output scores.json
     python jobs/review.py --run runs/demo ann.jsonl --parity runs/demo-reviewed --drop_below answer_correctness=0.5
 """

@@ -1,5 +1,7 @@
 """Score the filled sheets of several raters (Table 4): means before and after PI with 95% intervals, and how far the raters agree.
 
+Examples:
+
     python jobs/score_ratings.py --key runs/demo-rating/key.csv ann.csv ben.csv cleo.csv --output scores.json
 """
 

@@ -1,5 +1,7 @@
 """Make a table of the paper again: run its grid, skip what is finished, and print our figures beside the paper's (docs/paper_tables.md).
 
+Examples:
+
     python jobs/table.py --table 1 --data data.yaml --output s3://bucket/paper
     python jobs/table.py --table 6 --preset demo --output runs/table-demo
 """

@@ -1,4 +1,5 @@
-"""mpa_ray: Model Parity Aligner on Ray. A small vision-language model gets better at a task from unlabeled images and a large model as guide.
+"""mpa_ray: Model Parity Aligner on Ray. A small vision-language model gets better at a task from unlabeled images and a large model as
+guide.
 
     from mpa_ray import Config, run
 

@@ -1,4 +1,5 @@
-"""A labeled benchmark as it is asked and scored: read once from its official files, kept in the output in parts, scored by the official rule.
+"""A labeled benchmark as it is asked and scored: read once from its official files, kept in the output in parts, scored by the official
+rule.
 
 `evaluation/questions/` holds the questions of the run's benchmark, so that every model is asked the same ones by the same code.
 """
@@ -26,7 +27,9 @@ QUESTION_COLUMNS = [
     pa.field("answers", pa.list_(pa.string())),
     pa.field("question_kind", pa.string()),
 ]
-QUESTIONS = pa.schema([*QUESTION_COLUMNS, pa.field("image_id", pa.string()), pa.field("image_uri", pa.string()), pa.field("image", pa.large_binary())])
+QUESTIONS = pa.schema(
+    [*QUESTION_COLUMNS, pa.field("image_id", pa.string()), pa.field("image_uri", pa.string()), pa.field("image", pa.large_binary())]
+)
 
 _QUESTIONS_PER_PART = 128
 
@@ -98,7 +101,8 @@ def prepare(settings: EvaluateSection, questions: Folder) -> int:
 
 
 def _rows(found: Sequence[LabeledQuestion], settings: EvaluateSection, first: int) -> Iterator[dict[str, Any]]:
-    """An image that comes as bytes is known by its place: equal images of two questions are cached apart, which costs little and is never wrong."""
+    """An image that comes as bytes is known by its place: equal images of two questions are cached apart, which costs little and is never
+    wrong."""
     for number, labeled in enumerate(found, first):
         uri = quote_path(labeled.image_path) if labeled.image_path else f"{quote_path(settings.benchmark or '')}#question={number}"
         yield {

@@ -76,7 +76,7 @@ class Collator:
         return tokens[: end + 1] if end is not None else [*answer_alone, min(self._end_tokens)]
 
     def _continuation(self, text: str) -> list[int]:
-        """The tokens of `text` as they follow the prompt's last word: alone, some tokenizers (Llama's) would begin it with a mark of their own."""
+        """The tokens of `text` as they follow the prompt's last word: alone, some tokenizers (Llama's) would begin it with another one."""
         before = self._tokenizer(self._last_word, add_special_tokens=False)["input_ids"]
         both = self._tokenizer(f"{self._last_word}{text}", add_special_tokens=False)["input_ids"]
         if both[: len(before)] == before:

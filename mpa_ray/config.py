@@ -36,8 +36,8 @@ class ModelSection(Section):
     revision: str | None = None
     """The hub revision: a branch, tag or commit. Without it the newest is taken, which may change between runs."""
     trust_remote_code: str | None = None
-    """Run the Python code that comes with a checkpoint: `name@commit`, this model's name and the 40 digits of the commit whose code you have read.
-    Weights are then taken from the same commit. Without it such code never runs."""
+    """Run the Python code that comes with a checkpoint: `name@commit`, this model's name and the 40 digits of the commit whose code you
+    have read. Weights are then taken from the same commit. Without it such code never runs."""
     engine: Literal["vllm", "transformers", "openai"] = "vllm"
     """What serves the model: vLLM's async engine, transformers' `generate` where vLLM cannot load (slower), or an OpenAI-compatible API."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -45,14 +45,15 @@ class ModelSection(Section):
     max_pixels: PositiveInt = 512 * 28 * 28
     """Images with more pixels are shrunk to this many before the model sees them (512 x 28 x 28: 512 visual tokens of Qwen2-VL)."""
     processor_options: dict[str, Any] = {}
-    """What the model's image processor does differently, by its own names, while serving and training alike (SmolVLM: `{size: {longest_edge: 1024}}`,
-    four tiles where the default has 16; InternVL: `{max_patches: 4}`). The trained model's processor keeps them."""
+    """What the model's image processor does differently, by its own names, while serving and training alike (SmolVLM:
+    `{size: {longest_edge: 1024}}`, four tiles where the default has 16; InternVL: `{max_patches: 4}`). The trained model keeps them."""
     chat_template: str | None = None
     """A chat template (Jinja) in place of the checkpoint's, or where it has none."""
     max_model_len: PositiveInt = 4096
     """The longest prompt and reply together, in tokens. A request over it is quarantined, never cut."""
     images_in_flight: PositiveInt = 32
-    """Images a replica works on at the same time. More fill a large card better; few keep an image's encoding cached until its second question."""
+    """Images a replica works on at the same time. More fill a large card better; few keep an image's encoding cached until its second
+    question."""
     min_replicas: PositiveInt = 1
     """Engine actors kept while the stage runs."""
     max_replicas: PositiveInt = 1
@@ -86,9 +87,13 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas={self.max_replicas} is below min_replicas={self.min_replicas}; raise the first or lower the second")
+            raise ValueError(
+                f"max_replicas={self.max_replicas} is below min_replicas={self.min_replicas}; raise the first or lower the second"
+            )
         if self.gpus_per_replica > 1 and self.gpus_per_replica != int(self.gpus_per_replica):
-            raise ValueError(f"gpus_per_replica={self.gpus_per_replica}: above one card it must be a whole number (the tensor parallel size)")
+            raise ValueError(
+                f"gpus_per_replica={self.gpus_per_replica}: above one card it must be a whole number (the tensor parallel size)"
+            )
         if self.engine == "transformers" and self.engine_options:
             raise ValueError(f"engine={self.engine!r} takes no engine_options={self.engine_options!r}; remove them or set engine=vllm")
         if self.trust_remote_code is not None:
@@ -103,11 +108,14 @@ class ModelSection(Section):
         name, _, commit = trusted.rpartition("@")
         if name != self.model or not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise ValueError(
-                f"trust_remote_code={trusted!r} must name this model and a whole commit: {self.model or 'model'}@ and 40 hexadecimal digits (a branch or"
-                " tag can be moved to other code); write it so, or remove it"
+                f"trust_remote_code={trusted!r} must name this model and a whole commit: {self.model or 'model'}@ and 40 hexadecimal digits"
+                " (a branch or tag can be moved to other code); write it so, or remove it"
             )
         if self.revision not in (None, commit):
-            raise ValueError(f"revision={self.revision!r} and trust_remote_code={trusted!r} exclude each other: the code of one commit is trusted; remove revision")
+            raise ValueError(
+                f"revision={self.revision!r} and trust_remote_code={trusted!r} exclude each other: the code of one commit is"
+                " trusted; remove revision"
+            )
 
     def _refuse_api_settings(self) -> None:
         for name in _API_SETTINGS:
@@ -224,7 +232,8 @@ class LevelSection(Section):
     holdout: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """The share of self-consistent rows kept out of training, to see what was learned and forgotten."""
     learning_rate: PositiveFloat | None = None
-    """The peak. Without it, Table 11's for the paper's S-VLMs (Qwen2-VL-2B 1e-5, InternVL2 4e-5, SmolVLM-500M and TinyLLaVA-2B 1e-4), else 1e-5."""
+    """The peak. Without it, Table 11's for the paper's S-VLMs (Qwen2-VL-2B 1e-5, InternVL2 4e-5, SmolVLM-500M and TinyLLaVA-2B 1e-4), else
+    1e-5."""
     batch_size: PositiveInt | None = None
     """Samples of an optimizer step over all workers. Without it, Table 11's: 16, and 6 for InternVL2-4B."""
     micro_batch_size: PositiveInt = 4
@@ -243,7 +252,8 @@ class LevelSection(Section):
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: a third more work for most of the activations' memory."""
     lora_rank: Annotated[int, Field(ge=0)] = 0
-    """0 trains every weight, as the paper does; above, LoRA of this rank on all linear layers, merged into the model at the end (a comparison)."""
+    """0 trains every weight, as the paper does; above, LoRA of this rank on all linear layers, merged into the model at the end (a
+    comparison)."""
     workers: PositiveInt = 1
     """Training processes, one card each."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 1
@@ -257,9 +267,14 @@ class LevelSection(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.replay and self.train_on != "parity":
-            raise ValueError(f"replay={self.replay} and train_on={self.train_on!r} exclude each other: those rows are trained on already; set replay=0")
+            raise ValueError(
+                f"replay={self.replay} and train_on={self.train_on!r} exclude each other: those rows are trained on already; set replay=0"
+            )
         if self.lora_rank and self.zero_stage == 3:
-            raise ValueError(f"lora_rank={self.lora_rank} and zero_stage=3 exclude each other: LoRA trains few weights, so nothing is gained; set zero_stage=2")
+            raise ValueError(
+                f"lora_rank={self.lora_rank} and zero_stage=3 exclude each other: LoRA trains few weights, so nothing is"
+                " gained; set zero_stage=2"
+            )
         return self
 
 
@@ -267,7 +282,8 @@ class LabeledSection(Section):
     """Questions with people's answers, for the supervised comparisons alone (Tables 5 and 6): MPA itself never reads them."""
 
     benchmark: str | None = None
-    """The annotation file, as published for `format`. For `parquet`: question_id, image {bytes, path}, question, answers (a list), question_kind (optional)."""
+    """The annotation file, as published for `format`. For `parquet`: question_id, image {bytes, path}, question, answers (a list),
+    question_kind (optional)."""
     format: Literal["parquet", "textvqa", "stvqa", "chartqa", "okvqa", "pathvqa", "icdar2015", "textcaps"] = "parquet"
     """The layout of the annotation file; it decides the official score too. A Parquet file is scored as the task is."""
     images: str | None = None
@@ -317,12 +333,13 @@ class Config(Section):
     evaluate: EvaluateSection = EvaluateSection()
     labels: LabeledSection = LabeledSection()
     ablations: tuple[ArmName, ...] = ()
-    """Further S-VLMs trained for comparison: on as many unfiltered rows as MPA had; on all pseudo-labels; on all self-consistent rows; and, with `labels`,
-    on all human labels, or on `few_shot` of them with full fine-tuning or LoRA."""
+    """Further S-VLMs trained for comparison: on as many unfiltered rows as MPA had; on all pseudo-labels; on all self-consistent rows; and,
+    with `labels`, on all human labels, or on `few_shot` of them with full fine-tuning or LoRA."""
     few_shot: PositiveInt = 100
     """Labeled samples of the few-shot comparisons (Table 5: 100)."""
     annotations: str | None = None
-    """An annotations folder to start from instead of images (another run's, or an imported one): the Pseudo Annotator's work is not paid twice."""
+    """An annotations folder to start from instead of images (another run's, or an imported one): the Pseudo Annotator's work is not paid
+    twice."""
     rounds: PositiveInt = 1
     """Above 1, the images are split into so many shares; each round judges a fresh share with the S-VLM of the round before and trains it
     further, until that stops helping (docs/rounds.md)."""
@@ -338,6 +355,8 @@ class Config(Section):
     """Images with more are quarantined before they are decoded."""
     max_image_bytes: PositiveInt = 64 * 2**20
     """Files with more bytes are quarantined unread."""
+    max_decode_seconds: PositiveFloat = 30
+    """An image whose decoding takes longer is quarantined (`decode_timeout`); a photograph of 12 megapixels takes a tenth of a second."""
     demo: DemoSection = DemoSection()
 
     @model_validator(mode="after")
@@ -350,11 +369,17 @@ class Config(Section):
         if own and own.name in TASKS and own != TASKS[own.name]:
             raise ValueError(f"task.name={own.name!r} is one of the paper's tasks and this is another; give it a name of its own")
         if own and self.demo.images:
-            raise ValueError(f"task.name={own.name!r} and the demo preset exclude each other: the demo renders images for the paper's tasks; name one")
+            raise ValueError(
+                f"task.name={own.name!r} and the demo preset exclude each other: the demo renders images for the paper's tasks; name one"
+            )
         if self.demo.images and self.images:
-            raise ValueError(f"images={self.images!r} and the demo preset exclude each other: the demo renders its own; remove one of the two")
+            raise ValueError(
+                f"images={self.images!r} and the demo preset exclude each other: the demo renders its own; remove one of the two"
+            )
         if self.annotations and (self.images or self.demo.images):
-            raise ValueError(f"annotations={self.annotations!r} and images exclude each other: annotations name their images; remove one of the two")
+            raise ValueError(
+                f"annotations={self.annotations!r} and images exclude each other: annotations name their images; remove one of the two"
+            )
         labeled = sorted(LABELED_ARMS & set(self.ablations))
         if labeled and not self.labels.benchmark and not self.demo.images:
             raise ValueError(f"ablations={labeled} are trained on human labels and labels.benchmark is not set; set it or remove them")
@@ -376,9 +401,13 @@ class Config(Section):
 
     def _check_rounds(self) -> None:
         if self.rounds > 1 and self.annotations:
-            raise ValueError(f"rounds={self.rounds} and annotations={self.annotations!r} exclude each other: a round annotates fresh images; give images")
+            raise ValueError(
+                f"rounds={self.rounds} and annotations={self.annotations!r} exclude each other: a round annotates fresh images; give images"
+            )
         if self.rounds > 1 and not self.pl.holdout:
-            raise ValueError(f"rounds={self.rounds} and pl.holdout=0 exclude each other: held-out rows tell when to stop; set pl.holdout to 0.1")
+            raise ValueError(
+                f"rounds={self.rounds} and pl.holdout=0 exclude each other: held-out rows tell when to stop; set pl.holdout to 0.1"
+            )
 
     def missing(self) -> list[str]:
         """The required settings that are not set, as flags."""
@@ -394,7 +423,16 @@ _SPEED_ONLY = {
     "lvlm": {"images_in_flight", "min_replicas", "max_replicas", "gpus_per_replica", "cpus_per_replica", *_API_SETTINGS},
     "svlm": {"images_in_flight", "min_replicas", "max_replicas", "gpus_per_replica", "cpus_per_replica", *_API_SETTINGS},
     "jury": {"images_in_flight", "min_replicas", "max_replicas", "gpus_per_replica", "cpus_per_replica", *_API_SETTINGS},
-    "pl": {"micro_batch_size", "zero_stage", "gradient_checkpointing", "workers", "gpus_per_worker", "cpus_per_worker", "max_failures", "checkpoint_every"},
+    "pl": {
+        "micro_batch_size",
+        "zero_stage",
+        "gradient_checkpointing",
+        "workers",
+        "gpus_per_worker",
+        "cpus_per_worker",
+        "max_failures",
+        "checkpoint_every",
+    },
 }
 
 

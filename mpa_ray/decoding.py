@@ -1,18 +1,20 @@
 """Decoding what may be hostile, in an engine actor that must not be lost over it: time and memory of each image are bounded.
 
-An image whose header bounds its work (a JPEG, PNG, GIF or WebP of at most 16 million pixels and few scans: nearly all there are) is decoded in a thread.
-Everything else goes to a process of its own (`mpa_ray.decode_process`), which the kernel ends when it takes too long and refuses more memory than an
-image of `max_image_pixels` can need: formats whose decoders take memory by what a header says (TIFF, AVIF), or run in Python (BMP), and images so large
-or of so many scans that they could take minutes. What the process costs is in docs/inputs.md.
+An image whose header bounds its work (a JPEG, PNG, GIF or WebP of at most 16 million pixels and few scans: nearly all there are) is decoded
+in a thread. Everything else goes to a process of its own (`mpa_ray.decode_process`), which the kernel ends when it takes too long and
+refuses more memory than an image of `max_image_pixels` can need: formats whose decoders take memory by what a header says (TIFF, AVIF), or
+run in Python (BMP), and images so large or of so many scans that they could take minutes. What the process costs is in docs/inputs.md.
 """
 
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from queue import Empty, LifoQueue
 from threading import BoundedSemaphore
 from typing import Any
@@ -26,6 +28,7 @@ _CHEAP_PIXELS = 16_000_000
 _CHEAP_BYTES = 16 * 2**20
 # Pixels times scans of a JPEG: a progressive one has about ten, a hostile one thousands, each a pass over the whole image.
 _CHEAP_SCANNED_PIXELS = 200_000_000
+_SCAN = re.compile(b"\xff\xda")
 _SEGMENTS = 200
 # How many images are in memory whole at a time.
 _THREADS = 8
@@ -141,9 +144,13 @@ class _Process:
         return Image.frombytes("RGB", size, pixels)
 
     def _died(self, seconds: float) -> _ProcessDied:
-        with self._process:
-            self._process.kill()
-        code = self._process.returncode
+        self._process.kill()
+        code = self._process.wait()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdout.close()
+        # Closing writes what is still buffered, into a pipe that nobody reads any more.
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         if code == -signal.SIGALRM:
             return _ProcessDied(Reason.TIMEOUT, f"took longer than {seconds:g} s (max_decode_seconds)")
         return _ProcessDied(Reason.DECODER_CRASH, f"the decoder ended with {signal.Signals(-code).name if code < 0 else code}")
@@ -156,11 +163,11 @@ def is_cheap(data: bytes) -> bool:
     pixels = pixels_of(data)
     if pixels is None or len(data) > _CHEAP_BYTES or pixels > _CHEAP_PIXELS:
         return False
-    return not data.startswith(b"\xff\xd8") or pixels * data.count(b"\xff\xda") <= _CHEAP_SCANNED_PIXELS
+    return not data.startswith(b"\xff\xd8") or pixels * len(_SCAN.findall(data)) <= _CHEAP_SCANNED_PIXELS
 
 
 def pixels_of(data: bytes) -> int | None:
-    """Width x height by the header of a JPEG, PNG, GIF or WebP, 0 for what is none of them, None where the header does not say it plainly."""
+    """Width x height by the header of a JPEG, PNG, GIF or WebP, 0 for what is none of them, None where the header is not plain."""
     if data.startswith(b"\xff\xd8\xff"):
         return _pixels_of_jpeg(data)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -39,7 +39,8 @@ def meant_for_people(error: BaseException) -> ConfigurationError | RunError | No
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Ends a job with 2 (the configuration or an input cannot be used), 3 (it could not go on) or 130 (Ctrl-C), each with its lines on stderr."""
+    """Ends a job with 2 (the configuration or an input cannot be used), 3 (it could not go on) or 130 (Ctrl-C), each with its lines on
+    stderr."""
     try:
         yield
     except ConfigurationError as error:

@@ -50,8 +50,8 @@ def evaluate(model: ModelSection, *, name: str, config: Config, output: Folder) 
     """Answers the benchmark's questions with `model`, writes evaluation/predictions/<name>.parquet, and gives back the scores.
 
     Returns:
-        One a metric, the official one first: {"model", "benchmark", "metric", "score" in percent, "ci95": [low, high] in percent, or None for
-        a score of the whole set that has no per-question scores, "n", "by_kind": {kind: [percent, n]}}
+        One a metric, the official one first: {"model", "benchmark", "metric", "score" in percent, "ci95": [low, high] in percent, or None
+        for a score of the whole set that has no per-question scores, "n", "by_kind": {kind: [percent, n]}}
 
     Raises:
         ConfigurationError: the benchmark lacks something.
@@ -81,7 +81,9 @@ def score(predictions: pa.Table, wanted: tuple[str, ...], *, seed: int) -> tuple
     said, answers = predictions.column("prediction").to_pylist(), predictions.column("answers").to_pylist()
     if wanted == CAPTION_METRICS:
         whole = caption_scores(said, answers)
-        return predictions, [{"metric": metric, "score": 100 * whole[metric], "ci95": None, "n": len(said), "by_kind": {}} for metric in wanted]
+        return predictions, [
+            {"metric": metric, "score": 100 * whole[metric], "ci95": None, "n": len(said), "by_kind": {}} for metric in wanted
+        ]
     found = []
     for metric in wanted:
         scores = [METRICS[metric](*pair) for pair in zip(said, answers, strict=True)]
@@ -101,13 +103,17 @@ def score(predictions: pa.Table, wanted: tuple[str, ...], *, seed: int) -> tuple
 
 def _by_kind(predictions: pa.Table, metric: str) -> dict[str, list[float]]:
     grouped = predictions.group_by("question_kind").aggregate([(metric, "mean"), (metric, "count")]).sort_by("question_kind")
-    return {row["question_kind"]: [100 * row[f"{metric}_mean"], row[f"{metric}_count"]] for row in grouped.to_pylist() if row["question_kind"]}
+    return {
+        row["question_kind"]: [100 * row[f"{metric}_mean"], row[f"{metric}_count"]] for row in grouped.to_pylist() if row["question_kind"]
+    }
 
 
 def _refuse_quarantined(table: pa.Table) -> None:
     for row in table.select(["question_id", "image_uri", "reason", "detail"]).to_pylist():
         if row["reason"] is not None:
-            raise RunError(f"benchmark question {row['question_id']} ({row['image_uri']}): {row['reason']}: {row['detail']}; mend the benchmark")
+            raise RunError(
+                f"benchmark question {row['question_id']} ({row['image_uri']}): {row['reason']}: {row['detail']}; mend the benchmark"
+            )
 
 
 def _read_questions(number: int, *, questions: Folder, max_image_bytes: int) -> pa.Table:

@@ -1,7 +1,7 @@
 """Which checkpoints can be served and trained, told from their `config.json`, and how large they are.
 
-Any family works whose model transformers knows as image-text-to-text and whose processor has a chat template. What is refused here is refused with
-the reason before weights are loaded: for a folder when the job starts, for a hub name where it is loaded.
+Any family works whose model transformers knows as image-text-to-text and whose processor has a chat template. What is refused here is
+refused with the reason before weights are loaded: for a folder when the job starts, for a hub name where it is loaded.
 """
 
 import json
@@ -23,15 +23,19 @@ if TYPE_CHECKING:
 SVLM_PARAMETERS = 5_000_000_000
 """The paper's bound between small and large (its taxonomy)."""
 
-# Published in a layout of their authors' own: model type, whether vLLM has the model itself (so that custom code is run for configuration and tokenizer
-# only), and what to take instead. transformers 5 has none of these model types.
+_INTERNVL = "a checkpoint in the transformers layout (OpenGVLab/InternVL3-2B-hf, or one converted as transformers converts InternVL)"
+_LLAVA = "one in the LLaVA layout (bczhou/tiny-llava-v1-hf, llava-hf/..., or one converted as transformers converts LLaVA)"
+
+# Model types of layouts that are their authors' own and that transformers 5 does not have, and what to take instead.
 _ORIGINAL_LAYOUTS = {
-    "internvl_chat": (True, "a checkpoint in the transformers layout (OpenGVLab/InternVL3-2B-hf and the like, or one that transformers' InternVL script converted)"),
-    "tiny_llava_stablelm": (False, "a TinyLLaVA in the LLaVA layout (bczhou/tiny-llava-v1-hf, or one converted as transformers converts LLaVA)"),
-    "tiny_llava_phi": (False, "a TinyLLaVA in the LLaVA layout (bczhou/tiny-llava-v1-hf, or one converted as transformers converts LLaVA)"),
-    "tinyllava": (False, "a TinyLLaVA in the LLaVA layout (bczhou/tiny-llava-v1-hf, or one converted as transformers converts LLaVA)"),
-    "llava_llama": (False, "the same model in the transformers layout (llava-hf/...)"),
+    "internvl_chat": _INTERNVL,
+    "tiny_llava_stablelm": _LLAVA,
+    "tiny_llava_phi": _LLAVA,
+    "tinyllava": _LLAVA,
+    "llava_llama": _LLAVA,
 }
+# Of these, what vLLM has a model for; the checkpoint's own code is then run for configuration and tokenizer alone.
+_SERVED_BY_VLLM = {"internvl_chat"}
 
 # Hub names known to be in such a layout, so that a job refuses them without asking the hub.
 _PUBLISHED_AS = (
@@ -69,7 +73,8 @@ def check_loaded(flag: str, model: ModelSection, *, trained: bool) -> None:
         repository, dashes, _ = place.partition("--")
         if dashes and repository != trusted:
             raise ConfigurationError(
-                f"{flag}={model.model!r}: its code is not in it but in {repository}, which trust_remote_code={model.trust_remote_code!r} does not name;"
+                f"{flag}={model.model!r}: its code is not in it but in {repository}, which trust_remote_code={model.trust_remote_code!r}"
+                " does not name;"
                 " take a copy of the model with the code inside"
             )
 
@@ -79,28 +84,26 @@ def _refuse(flag: str, model: ModelSection, config: Mapping[str, Any], *, traine
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     kind = config.get("model_type")
-    by_transformers = trained or model.engine == "transformers"
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return
     named = f"{flag}={model.model!r} is of the type {kind!r}"
+    trust = f"read that code and set trust_remote_code to {model.model}@ and its commit"
+    by_vllm = model.engine == "vllm" and not trained
     if kind in _ORIGINAL_LAYOUTS:
-        served, instead = _ORIGINAL_LAYOUTS[kind]
-        if not served or by_transformers:
-            why = "which transformers cannot train" if trained and served else "a layout of its authors' own that neither transformers nor vLLM loads"
-            raise ConfigurationError(f"{named}, {why}; take {instead}")
+        instead = _ORIGINAL_LAYOUTS[kind]
+        if not (by_vllm and kind in _SERVED_BY_VLLM):
+            what = "train" if trained else "serve"
+            raise ConfigurationError(f"{named}, a layout of its authors' own that we cannot {what}; take {instead}")
         if model.trust_remote_code is None:
             raise ConfigurationError(
-                f"{named}: vLLM has the model, but its configuration and tokenizer are custom code, which stays off; read that code and set"
-                f" trust_remote_code to {model.model}@ and its commit, or take {instead}"
+                f"{named}: vLLM has the model, but its configuration and tokenizer are custom code, which stays off; {trust}, or take"
+                f" {instead}"
             )
-        return
-    if by_transformers and "AutoModelForImageTextToText" not in (config.get("auto_map") or {}):
-        known = "a text model without images" if kind in CONFIG_MAPPING_NAMES else "unknown to transformers"
-        raise ConfigurationError(f"{named}, {known}; take a model that transformers lists as image-text-to-text, in its layout")
-    if by_transformers and model.trust_remote_code is None:
-        raise ConfigurationError(
-            f"{named}, which needs custom code of its own, and such code stays off; read it and set trust_remote_code to {model.model}@ and its commit"
-        )
+    elif not by_vllm and "AutoModelForImageTextToText" not in (config.get("auto_map") or {}):
+        what = "a text model without images" if kind in CONFIG_MAPPING_NAMES else "unknown to transformers"
+        raise ConfigurationError(f"{named}, {what}; take a model that transformers lists as image-text-to-text, in its layout")
+    elif not by_vllm and model.trust_remote_code is None:
+        raise ConfigurationError(f"{named}, whose model is custom code, which stays off; {trust}")
 
 
 def _code_places(config: Mapping[str, Any]) -> Iterator[str]:
@@ -156,6 +159,7 @@ def size_warning(model: ModelSection, parameters: int | None) -> str | None:
     if parameters is None or parameters <= SVLM_PARAMETERS:
         return None
     return (
-        f"warning: svlm.model={model.model!r} has {parameters / 1e9:.1f}B parameters; the paper calls a model small up to {SVLM_PARAMETERS / 1e9:.0f}B, and"
+        f"warning: svlm.model={model.model!r} has {parameters / 1e9:.1f}B parameters; the paper calls a model small up to"
+        f" {SVLM_PARAMETERS / 1e9:.0f}B, and"
         " full training takes 16 bytes a parameter before activations (pl.zero_stage=3 and more pl.workers spread them)"
     )

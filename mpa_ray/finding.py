@@ -1,4 +1,5 @@
-"""Finding images: the references under `--images`, as a stream, in a fixed order. What a reference looks like stands in `mpa_ray.references`.
+"""Finding images: the references under `--images`, as a stream, in a fixed order. What a reference looks like stands in
+`mpa_ray.references`.
 
 Nothing is opened here but Parquet files (footers, and columns of URIs or ids) and tars (headers).
 """
@@ -43,7 +44,8 @@ def find(images: str) -> Iterator[str]:
     """The references under `images`. Of a folder that jobs/pack.py wrote, those of its shards.
 
     Raises:
-        ConfigurationError: `images` does not exist or holds no image; or, after all else was listed, a line for each Parquet file or tar in it
+        ConfigurationError: `images` does not exist or holds no image; or, after all else was listed, a line for each Parquet file or tar in
+            it
             that cannot be read as one.
         StorageError: the list could not be had.
     """
@@ -73,7 +75,9 @@ def _shards_of(images: str) -> str:
     if not folder.exists(PACK_STARTED):
         return images
     if not folder.exists(PACK_FINISHED):
-        raise ConfigurationError(f"images={images!r} holds an unfinished pack; give jobs/pack.py the same command again, it goes on where it stopped")
+        raise ConfigurationError(
+            f"images={images!r} holds an unfinished pack; give jobs/pack.py the same command again, it goes on where it stopped"
+        )
     return folder.child(SHARDS).uri
 
 
@@ -153,7 +157,8 @@ def _of_rows(file: pyarrow.parquet.ParquetFile, path: str, uri: str, root: str) 
     column = next((name for name in URI_COLUMNS if name in names), None)
     if column is None:
         raise _Unfit(
-            f"{uri}: no column {IMAGE_COLUMN!r} and none of {', '.join(URI_COLUMNS)}; it has {', '.join(names)}. Rename the column of the images"
+            f"{uri}: no column {IMAGE_COLUMN!r} and none of {', '.join(URI_COLUMNS)}; it has {', '.join(names)}."
+            " Rename the column of the images"
         )
     scheme, folder = _split_scheme(posixpath.dirname(path))
     roots = [folder, root] if scheme else [os.path.realpath(place) for place in (folder, root)]
@@ -164,7 +169,9 @@ def _of_rows(file: pyarrow.parquet.ParquetFile, path: str, uri: str, root: str) 
             values = batch.column(0).cast(pa.large_binary()).to_pylist()
         except pa.ArrowNotImplementedError:
             kind = batch.column(0).type
-            raise _Unfit(f"{uri}: column {column!r} holds {kind} and not URIs; rename it, or call the column of the images {IMAGE_COLUMN!r}") from None
+            raise _Unfit(
+                f"{uri}: column {column!r} holds {kind} and not URIs; rename it, or call the column of the images {IMAGE_COLUMN!r}"
+            ) from None
         for value in values:
             text = (value or b"").decode("utf-8", "surrogateescape")
             try:
@@ -199,8 +206,8 @@ def _split_scheme(path: str) -> tuple[str, str]:
 def _absolute(value: str, folder: str, prefix: str, roots: list[str]) -> str:
     """A URI column's value as a reference; a relative path is relative to the Parquet file.
 
-    A path must lie below one of `roots`, whatever `..` and symbolic links are in it: a list from elsewhere must not make us read any file of this
-    machine, or of a bucket that was not named. Empty where the value names nothing.
+    A path must lie below one of `roots`, whatever `..` and symbolic links are in it: a list from elsewhere must not make us read any file
+    of this machine, or of a bucket that was not named. Empty where the value names nothing.
     """
     scheme, separator, rest = value.partition("://")
     if separator and scheme != "file":

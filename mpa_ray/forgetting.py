@@ -1,7 +1,7 @@
 """What an S-VLM learned and forgot, found without labels: it is asked again about self-consistent rows that were held out of training.
 
-No label is used: the annotation, which the L-VLM stands by, is what an answer is compared with. Training on the parity set alone can overwrite what
-was known, and an accuracy on the task would show it only where there are labels.
+No label is used: the annotation, which the L-VLM stands by, is what an answer is compared with. Training on the parity set alone can
+overwrite what was known, and an accuracy on the task would show it only where there are labels.
 """
 
 from functools import partial
@@ -20,7 +20,9 @@ from mpa_ray.schema import SOURCE_ROW
 from mpa_ray.storage import Folder
 from mpa_ray.training_data import is_held_out
 
-HELD_OUT = pa.schema([pa.field(name, pa.string()) for name in ("sample_id", "image_uri", "question", "answer", "before", "after", "change")])
+HELD_OUT = pa.schema(
+    [pa.field(name, pa.string()) for name in ("sample_id", "image_uri", "question", "answer", "before", "after", "change")]
+)
 _HELD_OUT_ROW = pa.schema([*SOURCE_ROW, *(pa.field(name, pa.string()) for name in ("sample_id", "question", "answer", "before"))])
 _ASKED_AGAIN = pa.schema([*_HELD_OUT_ROW, pa.field("prediction", pa.string())])
 
@@ -50,7 +52,9 @@ def learned_and_forgotten(model: ModelSection, *, name: str, config: Config, out
 
 def change(right_before: bool, right_after: bool) -> str:
     """What became of a held-out row."""
-    return {(False, True): "learned", (True, False): "forgotten", (True, True): "kept", (False, False): "still_wrong"}[right_before, right_after]
+    return {(False, True): "learned", (True, False): "forgotten", (True, True): "kept", (False, False): "still_wrong"}[
+        right_before, right_after
+    ]
 
 
 def _read_held_out(number: int, *, judgements: Folder, share: float, max_image_bytes: int) -> pa.Table:

@@ -1,7 +1,7 @@
 """What parity samples show the S-VLM to lack (Table 8): by a rule where a rule does, by the L-VLM as judge for the rest.
 
-    OUTPUT/gaps.json       counts beside the paper's, examples of each category
-    OUTPUT/gaps.parquet    every sample that was looked at, with its category, who decided, and the judge's reply
+OUTPUT/gaps.json       counts beside the paper's, examples of each category
+OUTPUT/gaps.parquet    every sample that was looked at, with its category, who decided, and the judge's reply
 """
 
 from collections.abc import Sequence

@@ -22,7 +22,8 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif"
 _DAMAGE = (OSError, ValueError, SyntaxError, TypeError, EOFError, LookupError, ArithmeticError, AttributeError, MemoryError, RuntimeError)
 _DAMAGE += (struct.error, zlib.error)
 
-# The end of a reference into a shard of jobs/pack.py (`mpa_ray.references`); no file's name can look like it, because `#` is encoded in names.
+# The end of a reference into a shard of jobs/pack.py (`mpa_ray.references`); no file's name can look like it, because `#` is encoded in
+# names.
 _PACKED_ID = re.compile(r"#row_group=\d+&row=\d+&image_id=([0-9a-f]{32})\Z", re.ASCII)
 
 # Pixels that are scaled at a time.
@@ -47,7 +48,8 @@ class UnreadableImage(ValueError):
 
 
 def image_id_of(image_uri: str) -> str:
-    """The id of an image reference: 32 hexadecimal digits, the same in every run for the same URI. A packed image keeps the one it had before."""
+    """The id of an image reference: 32 hexadecimal digits, the same in every run for the same URI. A packed image keeps the one it had
+    before."""
     packed = _PACKED_ID.search(image_uri)
     return packed[1] if packed else hashlib.sha256(image_uri.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
@@ -79,7 +81,8 @@ def decode(data: bytes, *, max_image_pixels: int, max_image_bytes: int, max_pixe
     with image:
         _check_size(image, max_image_pixels)
         try:
-            # An MPO is a JPEG whose further frames are previews; its first is the photograph. Frames are not counted: a GIF can have millions.
+            # An MPO is a JPEG whose further frames are previews; its first is the photograph. Frames are not counted: a GIF can have
+            # millions.
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 raise UnreadableImage(Reason.ANIMATED, f"more than one frame of {image.format}")
             if max_pixels is not None and image.width * image.height > max_pixels:

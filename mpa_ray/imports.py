@@ -1,8 +1,8 @@
 """Annotations from elsewhere as an annotations/ folder of ours, which can enter at the Parity Identifier once the L-VLM has answered it.
 
-    OUTPUT/annotations/    our schema, `lvlm_answer` still empty (mpa_ray.own_answer fills it)
-    OUTPUT/quarantine/     records that cannot be used, with the reason
-    OUTPUT/import.json     counts; written last
+OUTPUT/annotations/    our schema, `lvlm_answer` still empty (mpa_ray.own_answer fills it)
+OUTPUT/quarantine/     records that cannot be used, with the reason
+OUTPUT/import.json     counts; written last
 """
 
 import posixpath

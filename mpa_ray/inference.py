@@ -15,6 +15,7 @@ from PIL import Image
 
 from mpa_ray import engines, images, stopping
 from mpa_ray.config import Config, ModelSection
+from mpa_ray.decoding import Decoder
 from mpa_ray.engines import Engine, EngineDied, Reply, RequestRejected, Sampling
 from mpa_ray.errors import RunError
 from mpa_ray.schema import Reason, Stage
@@ -52,6 +53,7 @@ class RowWorker:
         max_image_pixels: int,
         max_image_bytes: int,
         output: Folder | None = None,
+        max_decode_seconds: float = 30.0,
     ) -> None:
         self._load = partial(engines.load, model, stage=self.stage, output=output)
         self._engine = self._load()
@@ -63,8 +65,12 @@ class RowWorker:
         self._stopping = False
         self._work = work
         self._schema = schema
-        self._limits = {"max_image_pixels": max_image_pixels, "max_image_bytes": max_image_bytes}
-        self._max_pixels = model.max_pixels
+        self._decoder = Decoder(
+            max_pixels=model.max_pixels,
+            max_image_pixels=max_image_pixels,
+            max_image_bytes=max_image_bytes,
+            max_decode_seconds=max_decode_seconds,
+        )
         self._slots = asyncio.Semaphore(model.images_in_flight)
         self._slot_count = model.images_in_flight
 
@@ -108,7 +114,8 @@ class RowWorker:
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
-        """Holds every slot, so that nothing else is in the engine. One at a time may gather slots, or two would wait for each other's for ever."""
+        """Holds every slot, so that nothing else is in the engine. One at a time may gather slots, or two would wait for each other's for
+        ever."""
         async with self._waiting_to_be_alone:
             held = 0
             try:
@@ -129,7 +136,7 @@ class RowWorker:
         async def ask(prompt: str, sampling: Sampling) -> Reply:
             nonlocal picture
             if picture is None:
-                picture = await asyncio.to_thread(self._decode, row["image"])
+                picture = await self._decoder.image(row["image"])
             engine = await self._living_engine()
             try:
                 return await engine.ask(picture, prompt, image_id=row["image_id"], sampling=sampling)
@@ -162,9 +169,6 @@ class RowWorker:
             self._stopping = True
             stopping.stop(output, str(error))
 
-    def _decode(self, data: bytes) -> Image.Image:
-        return images.fit(images.decode(data, **self._limits), self._max_pixels)
-
 
 def quarantined(row: Row, stage: Stage, reason: Reason, detail: str) -> Row:
     """The row as it goes into quarantine/."""
@@ -195,7 +199,7 @@ def ask_model(
 
     return dataset.map_batches(
         worker,
-        fn_constructor_args=(model, work, schema, config.max_image_pixels, config.max_image_bytes, output),
+        fn_constructor_args=(model, work, schema, config.max_image_pixels, config.max_image_bytes, output, config.max_decode_seconds),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,

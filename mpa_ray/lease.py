@@ -1,8 +1,8 @@
 """One run at a time on an output folder.
 
-On a disk this is the kernel's lock on a file, which is gone with the process that held it, however it ended. An object store has no such thing: there
-the lease is an object that is created only where there is none, renewed every few seconds, and taken over only when it was not renewed for long, each
-by a conditional PUT, of which one of several at the same time succeeds.
+On a disk this is the kernel's lock on a file, which is gone with the process that held it, however it ended. An object store has no such
+thing: there the lease is an object that is created only where there is none, renewed every few seconds, and taken over only when it was not
+renewed for long, each by a conditional PUT, of which one of several at the same time succeeds.
 """
 
 import fcntl
@@ -53,7 +53,9 @@ class Lease:
     def check(self) -> None:
         """Raises ConfigurationError where another run took the output over, because this one was not heard of for long."""
         if self.lost.is_set():
-            raise ConfigurationError("another run has taken over this output, because this one could not renew its lease; nothing more is written here")
+            raise ConfigurationError(
+                "another run has taken over this output, because this one could not renew its lease; nothing more is written here"
+            )
 
 
 @contextmanager
@@ -143,7 +145,8 @@ class _Object:
         self._key = f"{prefix}/{_NAME}".lstrip("/")
 
     def put(self, content: dict[str, Any], *, if_match: str | None) -> str | None:
-        """Writes where there is nothing (None) or where the object is still `if_match`; gives back the new ETag, or None where it was not so."""
+        """Writes where there is nothing (None) or where the object is still `if_match`; gives back the new ETag, or None where it was not
+        so."""
         from botocore.exceptions import ClientError
 
         condition = {"IfMatch": if_match} if if_match else {"IfNoneMatch": "*"}

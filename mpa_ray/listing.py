@@ -78,7 +78,7 @@ def _in_s3(images: str) -> Iterator[File]:
 
 
 def _by_pyarrow(filesystem: pyarrow.fs.FileSystem, root: str, scheme: str) -> Iterator[File]:
-    """Folder by folder, each folder's entries in memory: pyarrow has no list in pages. See docs/inputs.md for gs:// with tens of millions."""
+    """Folder by folder, each folder's entries in memory: pyarrow lists no pages. See docs/inputs.md for gs:// with tens of millions."""
     info = filesystem.get_file_info(root)
     if info.is_file:
         yield File(scheme + root, info.size)
@@ -133,7 +133,7 @@ def _sorted_names(folder: str, pieces: ExitStack) -> Iterator[bytes]:
                     continue
                 names.append(entry.name + b"/" * entry.is_dir())
                 if len(names) == _NAMES_IN_MEMORY:
-                    runs.append(_written(sorted(names), pieces.enter_context(tempfile.TemporaryFile())))
+                    runs.append(_written(sorted(names), pieces.enter_context(tempfile.TemporaryFile())))  # noqa: SIM115 - `pieces` closes it
                     names = []
     except OSError as error:
         raise ConfigurationError(f"{folder}: cannot be listed: {error.strerror}; mend it or move it away") from error
@@ -146,4 +146,3 @@ def _written(names: list[bytes], file: IO[bytes]) -> Iterator[bytes]:
     file.write(b"\0".join(names).replace(b"\n", b"//").replace(b"\0", b"\n"))
     file.seek(0)
     return (line.rstrip(b"\n").replace(b"//", b"\n") for line in file)
-

@@ -1,10 +1,11 @@
 """Which images there are: listed once, kept in the output as `manifest/`, and cut into the parts that are worked on and committed.
 
-A manifest file is Parquet with `image_id` and `image_uri`, and each of its row groups is one part. A part is known by its number, so a resume
-compares lists of numbers, and nobody holds a list of images.
+A manifest file is Parquet with `image_id` and `image_uri`, and each of its row groups is one part. A part is known by its number, so a
+resume compares lists of numbers, and nobody holds a list of images.
 
-Every id is there once. What a list of URIs names again becomes a reference of its own (`...#duplicate=1`), with its own id, and is quarantined
-(`duplicate_reference`): annotations and quarantine together are the references as they were given, each once, and no image is paid for twice.
+Every id is there once. What a list of URIs names again becomes a reference of its own (`...#duplicate=1`), with its own id, and is
+quarantined (`duplicate_reference`): annotations and quarantine together are the references as they were given, each once, and no image is
+paid for twice.
 """
 
 import bisect
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
@@ -20,13 +22,14 @@ from mpa_ray import references
 from mpa_ray.finding import find
 from mpa_ray.images import image_id_of
 from mpa_ray.progress import Tally, say
-from mpa_ray.repeats import Repeat, Repeats
+from mpa_ray.repeats import Repeats
 from mpa_ray.schema import MANIFEST
 from mpa_ray.storage import Folder
 
 # Written last: a manifest without it was interrupted and is made again.
 _INDEX = "index.json"
 _PARTS_PER_FILE = 400
+_IMAGES_PER_FILE = 100_000
 
 
 @dataclass(frozen=True)
@@ -90,20 +93,20 @@ def write(parts: Iterable[pa.Table], folder: Folder, *, source: str, schema: pa.
     files: list[dict[str, Any]] = []
     tally = Tally(f"listing {source}", unit="images")
     with Repeats() as repeats:
-        for number, group in enumerate(_chunks(parts, _PARTS_PER_FILE)):
+        for number, group in enumerate(_files_of(parts)):
             name, images = f"{number:05d}.parquet", 0
             tables = []
             for part in group:
                 ids = [image_id_of(uri) for uri in part.column("image_uri").to_pylist()]
                 digests = [bytes.fromhex(image_id) for image_id in ids]
-                repeats.add(digests, digests, tally.count)
+                repeats.add(digests, digests, range(tally.count, tally.count + len(ids)))
                 tables.append(part.append_column("image_id", pa.array(ids, pa.string())).select(schema.names).cast(schema))
                 images += part.num_rows
                 tally.add(part.num_rows)
             _write_file(folder, name, tables)
             files.append({"name": name, "parts": len(tables), "images": images})
         found = repeats.found()
-    if found:
+    if len(found):
         say(f"listing {source}: {len(found):,} references name what was named before; they are quarantined as duplicate_reference")
         _rename(found, files, folder)
     index = {"source": source, "images": tally.count, "duplicates": len(found), "files": files}
@@ -119,6 +122,20 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
+def _files_of(parts: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
+    """Parts, as many as go into a file together."""
+    group: list[pa.Table] = []
+    images = 0
+    for part in parts:
+        group.append(part)
+        images += part.num_rows
+        if len(group) == _PARTS_PER_FILE or images >= _IMAGES_PER_FILE:
+            yield group
+            group, images = [], 0
+    if group:
+        yield group
+
+
 def _write_file(folder: Folder, name: str, parts: list[pa.Table]) -> None:
     sink = pa.BufferOutputStream()
     with pyarrow.parquet.ParquetWriter(sink, parts[0].schema, compression="zstd") as writer:
@@ -127,19 +144,14 @@ def _write_file(folder: Folder, name: str, parts: list[pa.Table]) -> None:
     folder.write_bytes(name, sink.getvalue())
 
 
-def _rename(repeats: list[Repeat], files: list[dict[str, Any]], folder: Folder) -> None:
+def _rename(repeats: np.ndarray, files: list[dict[str, Any]], folder: Folder) -> None:
     """Gives the rows at the positions of `repeats` references and ids of their own. Only files that hold one are written again."""
-    repeat = iter(repeats)
-    following = next(repeat, None)
     end = 0
     for file in files:
         begin, end = end, end + file["images"]
-        numbers: dict[int, int] = {}
-        while following is not None and following.position < end:
-            numbers[following.position - begin] = following.number
-            following = next(repeat, None)
-        if numbers:
-            _rename_in(folder, file["name"], numbers)
+        inside = repeats[slice(*np.searchsorted(repeats["position"], (begin, end)))]
+        if len(inside):
+            _rename_in(folder, file["name"], dict(zip((inside["position"] - begin).tolist(), inside["number"].tolist(), strict=True)))
 
 
 def _rename_in(folder: Folder, name: str, numbers: dict[int, int]) -> None:

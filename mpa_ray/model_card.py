@@ -25,8 +25,9 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
         "",
         "# A vision-language model aligned with MPA",
         "",
-        f"{code(config.svlm.model)}, fully fine-tuned on what {code(config.lvlm.model)} knew and it did not, found in {record['images']:,} unlabeled images",
-        f"(task {code(task_of(config).name)}). The method is the Model Parity Aligner (Penamakuri et al., EMNLP 2025, arXiv 2509.16633), by mpa_ray.",
+        f"{code(config.svlm.model)}, fully fine-tuned on what {code(config.lvlm.model)} knew and it did not, found in",
+        f"{record['images']:,} unlabeled images (task {code(task_of(config).name)}). The method is the Model Parity Aligner",
+        "(Penamakuri et al., EMNLP 2025, arXiv 2509.16633), by mpa_ray.",
         "",
         "## Data",
         "",
@@ -35,7 +36,8 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
         "",
         "## Training",
         "",
-        f"- {config.pl.epochs} epoch, batch size {trained['batch_size']}, peak learning rate {trained['learning_rate']:g}, DeepSpeed ZeRO stage {config.pl.zero_stage}",
+        f"- {config.pl.epochs} epoch, batch size {trained['batch_size']}, peak learning rate {trained['learning_rate']:g},"
+        f" DeepSpeed ZeRO stage {config.pl.zero_stage}",
         f"- loss on answer tokens only (Eq. 3), last step {trained['loss']:.4f} a sample",
         *_held_out(trained),
         "",
@@ -45,8 +47,8 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
         "",
         "## Limits",
         "",
-        "The large model's mistakes and biases carry over: a parity sample is what it stands by, not what is true. Scores are of the benchmark named above and",
-        "say nothing of other tasks; what was forgotten was looked for in rows like those it was trained on.",
+        "The large model's mistakes and biases carry over: a parity sample is what it stands by, not what is true. Scores are of the",
+        "benchmark named above and say nothing of other tasks; what was forgotten was looked for in rows like those it was trained on.",
         "",
     ]
     return "\n".join(lines)

@@ -29,7 +29,9 @@ def check(flag: str, model: str) -> None:
     path = Path(model).expanduser()
     if path.exists():
         if not (path / "config.json").is_file():
-            raise ConfigurationError(f"{flag}={model!r} is no model folder: it holds no config.json; give a folder in the Hugging Face layout")
+            raise ConfigurationError(
+                f"{flag}={model!r} is no model folder: it holds no config.json; give a folder in the Hugging Face layout"
+            )
     elif model.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(model):
         raise ConfigurationError(f"{flag}={model!r} is neither a folder nor a hub name such as Qwen/Qwen2-VL-2B-Instruct")
 

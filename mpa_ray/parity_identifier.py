@@ -2,8 +2,8 @@
 
     S = E(L-VLM's answer) and not E(S-VLM's answer),    E(X) = [X = A]  (Eq. 1)
 
-Eq. 2 is a conjunction, so the S-VLM is asked only where the L-VLM agrees with itself. `identify.exhaustive` asks it everywhere; the verdicts are the
-same, and a test holds us to it.
+Eq. 2 is a conjunction, so the S-VLM is asked only where the L-VLM agrees with itself. `identify.exhaustive` asks it everywhere; the
+verdicts are the same, and a test holds us to it.
 """
 
 from functools import partial

@@ -65,7 +65,8 @@ def arms(config: Config) -> list[Arm]:
 
 
 def training_folders(arm: Arm, output: Folder, config: Config) -> list[Folder]:
-    """PARITY folders that hold the arm's rows; rows that are not in parity/ are written to training/<arm>/ first, their images fetched again.
+    """PARITY folders that hold the arm's rows; rows that are not in parity/ are written to training/<arm>/ first, their images fetched
+    again.
 
     Raises:
         RunError: there is nothing to train on.
@@ -76,7 +77,13 @@ def training_folders(arm: Arm, output: Folder, config: Config) -> list[Folder]:
         return [labeled_rows(config, output.child(f"training/{arm.name}"), count=arm.labeled, seed=config.seed)]
     target = output.child(f"training/{arm.name}")
     verdicts = {"parity": {Verdict.SVLM_CORRECT}, "consistent": CONSISTENT, "all": set(Verdict)}[arm.train_on]
-    keep = partial(_selected, verdicts=frozenset(map(str, verdicts)), bound=_bound(arm, output, config), holdout=config.pl.holdout, salt=_salt(arm, config))
+    keep = partial(
+        _selected,
+        verdicts=frozenset(map(str, verdicts)),
+        bound=_bound(arm, output, config),
+        holdout=config.pl.holdout,
+        salt=_salt(arm, config),
+    )
     judgements = output.child("judgements")
     numbers = [part_number(name) for name in judgements.names(".parquet")]
     write = partial(_write_rows, judgements=judgements, target=target, keep=keep, max_image_bytes=config.max_image_bytes)
@@ -115,7 +122,9 @@ def _draw_bound(judgements: Folder, arm: Arm, holdout: float, salt: str) -> floa
     return draws[wanted] if wanted < len(draws) else 1.0
 
 
-def _selected(sample_ids: Iterable[str], verdicts_of: Iterable[str], *, verdicts: frozenset[str], bound: float, holdout: float, salt: str) -> list[bool]:
+def _selected(
+    sample_ids: Iterable[str], verdicts_of: Iterable[str], *, verdicts: frozenset[str], bound: float, holdout: float, salt: str
+) -> list[bool]:
     return [
         verdict in verdicts and not is_held_out(sample_id, holdout) and draw(sample_id, salt) < bound
         for sample_id, verdict in zip(sample_ids, verdicts_of, strict=True)
@@ -135,7 +144,10 @@ def _write_rows(number: int, *, judgements: Folder, target: Folder, keep: Any, m
 def count_rows(folders: list[Folder], holdout: float) -> int:
     """How many rows of `folders` are trained on."""
     return sum(
-        not is_held_out(sample_id, holdout) for folder in folders for table in folder.tables(["sample_id"]) for sample_id in table.column(0).to_pylist()
+        not is_held_out(sample_id, holdout)
+        for folder in folders
+        for table in folder.tables(["sample_id"])
+        for sample_id in table.column(0).to_pylist()
     )
 
 

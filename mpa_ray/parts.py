@@ -1,7 +1,7 @@
 """Parts: the unit of work. A part is read as one block, stays one block through every stage, and is committed whole.
 
-Each part has one name in every folder (`annotations/part-00000012.parquet`, ...), so doing it again replaces and never duplicates. Its commit,
-`commits/part-00000012.json`, is written after all its files, and says what is in them. A resume does the parts that have no commit.
+Each part has one name in every folder (`annotations/part-00000012.parquet`, ...), so doing it again replaces and never duplicates. Its
+commit, `commits/part-00000012.json`, is written after all its files, and says what is in them. A resume does the parts that have no commit.
 """
 
 import time
@@ -118,7 +118,11 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
         "part": number,
         "images": len(pc.unique(rows.column("image_id"))),
         "annotations": judged.num_rows,
-        "quarantined": dict(Counter(f"{stage}/{reason}" for stage, reason in zip(*(rejected.column(c).to_pylist() for c in ("stage", "reason")), strict=True))),
+        "quarantined": dict(
+            Counter(
+                f"{stage}/{reason}" for stage, reason in zip(*(rejected.column(c).to_pylist() for c in ("stage", "reason")), strict=True)
+            )
+        ),
         "verdicts": dict(Counter(judged.column("verdict").to_pylist())),
         "tokens": {name: pc.sum(judged.column(name)).as_py() or 0 for name in TOKEN_COLUMNS},
         "call": call,

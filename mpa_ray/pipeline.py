@@ -1,7 +1,7 @@
 """Algorithm 1 of the paper, from images to an aligned S-VLM, with everything it left on the way.
 
-Each step leaves a record in `stages/` when it is done, and a call on the same output goes on with the first step that has none. Parts of the
-first step have commits of their own (`mpa_ray.parts`).
+Each step leaves a record in `stages/` when it is done, and a call on the same output goes on with the first step that has none. Parts of
+the first step have commits of their own (`mpa_ray.parts`).
 """
 
 import importlib.metadata
@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from mpa_ray import benchmark, families, ledger, models, parts, rounds, stopping, summary
-from mpa_ray.ray_session import ray_session
 from mpa_ray.config import LABELED_ARMS, Config, ModelSection, identity
 from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
 from mpa_ray.evaluate import evaluate
@@ -25,6 +24,7 @@ from mpa_ray.parity_identifier import identify
 from mpa_ray.parity_leveler import Arm, arms, level, settings_of, training_folders
 from mpa_ray.progress import Progress, Watch, say
 from mpa_ray.pseudo_annotator import annotate
+from mpa_ray.ray_session import ray_session
 from mpa_ray.report import parity_picture, write_report
 from mpa_ray.schema import Verdict
 from mpa_ray.sources import Source, source_of
@@ -102,7 +102,9 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
         "evaluation": evaluation,
         "ledger": paid,
         "cost_usd": {step: account["cost_usd"] for step, account in paid.items() if "cost_usd" in account},
-        "stages": {name.removesuffix(".json"): output.read_json(f"stages/{name}")["seconds"] for name in output.child("stages").names(".json")},
+        "stages": {
+            name.removesuffix(".json"): output.read_json(f"stages/{name}")["seconds"] for name in output.child("stages").names(".json")
+        },
     }
     output.write_bytes("model/README.md", model_card(config, record).encode())
     write_report(output, record=record)
@@ -194,7 +196,8 @@ def _with_demo_inputs(config: Config, output: Folder) -> Config:
 
 
 def _annotate_and_identify(config: Config, output: Folder, source: Source, held: Lease) -> dict[str, Any]:
-    """PA and PI as one stream; PI alone, or the L-VLM's own answers and PI, where annotations are given. Gives back the counts; refuses to go on with nothing to learn."""
+    """PA and PI as one stream; PI alone, or the L-VLM's own answers and PI, where annotations are given. Gives back the counts; refuses to
+    go on with nothing to learn."""
     done = parts.committed(output)
     todo = [number for number in range(source.parts) if number not in done]
     if todo:
@@ -210,7 +213,9 @@ def _annotate_and_identify(config: Config, output: Folder, source: Source, held:
             rows = answer_own(rows, config, output) if source.is_annotated else annotate(rows, config, output)
         rows = identify(identify_jury(rows, config, output), config)
         commit = partial(parts.commit_part, output=output, call=time.time())
-        for counts in rows.map_batches(commit, batch_size=None, batch_format="pyarrow").iter_batches(batch_size=None, batch_format="pyarrow"):
+        for counts in rows.map_batches(commit, batch_size=None, batch_format="pyarrow").iter_batches(
+            batch_size=None, batch_format="pyarrow"
+        ):
             held.check()
             progress.add(sum(counts.column("images").to_pylist()), quarantined=sum(counts.column("quarantined").to_pylist()))
             _refuse_too_many(progress, config, output)
@@ -227,9 +232,9 @@ def _refuse_too_many(progress: Progress, config: Config, output: Folder) -> None
     if progress.done >= config.max_quarantined_after and share > config.max_quarantined:
         reason, count = next(iter(parts.totals(output)["quarantined"].items()))
         raise RunError(
-            f"{progress.quarantined:,} of {progress.done:,} images ({100 * share:.1f}%) are quarantined, more than max_quarantined={config.max_quarantined}"
-            f" allows; {reason} leads with {count:,}. See {output.uri}/quarantine; mend the cause and use a new output, or raise --max_quarantined"
-            " and run the same command"
+            f"{progress.quarantined:,} of {progress.done:,} images ({100 * share:.1f}%) are quarantined, more than"
+            f" max_quarantined={config.max_quarantined} allows; {reason} leads with {count:,}. See {output.uri}/quarantine; mend the cause"
+            " and use a new output, or raise --max_quarantined and run the same command"
         )
 
 
@@ -237,7 +242,9 @@ def _refuse_nothing(data: dict[str, Any], output: Folder) -> None:
     verdicts = ", ".join(f"{name} {count:,}" for name, count in data["verdicts"].items())
     if not data["annotations"]:
         leading = "; ".join(f"{name} {count:,}" for name, count in data["quarantined"].items())
-        raise RunError(f"all {data['images']:,} images were quarantined ({leading}); see {output.uri}/quarantine, mend the cause, and use a new output")
+        raise RunError(
+            f"all {data['images']:,} images were quarantined ({leading}); see {output.uri}/quarantine, mend the cause, and use a new output"
+        )
     if not data["verdicts"][Verdict.PARITY]:
         raise NothingToTeach(
             f"no parity sample among {data['annotations']:,} annotations ({verdicts}): there is nothing the L-VLM can teach the S-VLM here,"
@@ -277,8 +284,9 @@ def _train(arm: Arm, config: Config, output: Folder) -> dict[str, Any]:
         result["holdout"] = {name: change[name] for name in ("learned", "forgotten", "kept", "still_wrong")}
         if change["forgotten"] > change["learned"]:
             say(
-                f"held out {arm.name}: forgot more than it learned ({change['forgotten']:,} against {change['learned']:,} of the held-out rows). The S-VLM it"
-                f" came from, {config.svlm.model}, is the better one there; try --pl.replay 0.5 in a new output"
+                f"held out {arm.name}: forgot more than it learned ({change['forgotten']:,} against {change['learned']:,} of the"
+                f" held-out rows). The S-VLM it came from, {config.svlm.model}, is the better one there; try --pl.replay 0.5 in a new"
+                " output"
             )
     return result
 
@@ -287,7 +295,8 @@ def _training_line(work: Folder, name: str) -> str | None:
     if not work.exists("progress.json"):
         return None
     state = work.read_json("progress.json")
-    return f"train {name}: {state['samples']:,} of {state['of']:,} samples, loss {state['loss']:.3f}, {state['tokens_per_second']:,.0f} tokens/s"
+    rate = f"{state['tokens_per_second']:,.0f} tokens/s"
+    return f"train {name}: {state['samples']:,} of {state['of']:,} samples, loss {state['loss']:.3f}, {rate}"
 
 
 def _svlm(config: Config, target: Folder) -> Any:

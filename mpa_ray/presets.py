@@ -1,7 +1,8 @@
 """Named sets of settings: the demo's, and the paper's S-VLMs and L-VLMs; and Table 11's hyperparameters.
 
-Presets fill in (`--preset qwen2vl-2b internvl2-8b`); a YAML file and flags come after them. InternVL2 and TinyLLaVA-2.0B were published in layouts of
-their authors' own, which transformers cannot train: `svlm.model` then names a converted copy, and what is refused says so (`mpa_ray.families`).
+Presets fill in (`--preset qwen2vl-2b internvl2-8b`); a YAML file and flags come after them. InternVL2 and TinyLLaVA-2.0B were published in
+layouts of their authors' own, which transformers cannot train: `svlm.model` then names a converted copy, and what is refused says so
+(`mpa_ray.families`).
 """
 
 from typing import Any

@@ -17,8 +17,8 @@ SCENE_TEXT = (
 )
 
 CHART = (
-    "Write one question about this chart, and its answer. The question must need numerical reasoning, the analysis of a trend or a look-up in"
-    " the data. Choose one of four kinds: a direct look-up of a value; a comparison of categories; a trend or pattern; an inference that"
+    "Write one question about this chart, and its answer. The question must need numerical reasoning, the analysis of a trend or a look-up"
+    " in the data. Choose one of four kinds: a direct look-up of a value; a comparison of categories; a trend or pattern; an inference that"
     " goes beyond a look-up. The question must be meaningful, and the answer accurate and taken from the chart's data: a word, a number,"
     " a phrase, Yes or No.\n" + _REPLY
 )

@@ -1,7 +1,7 @@
 """A sheet for people to rate annotations, before and after the Parity Identifier, without knowing which is which (Table 4 of the paper).
 
-    OUTPUT/for_raters/    sheet.csv, images/, instructions.md: all a rater gets
-    OUTPUT/key.csv        which item is which: stays with whoever runs the study
+OUTPUT/for_raters/    sheet.csv, images/, instructions.md: all a rater gets
+OUTPUT/key.csv        which item is which: stays with whoever runs the study
 """
 
 import csv

@@ -9,6 +9,8 @@ from mpa_ray.errors import meant_for_people
 
 # Restarts of an engine actor that dies while it loads, in a row: a node that comes up broken must not end the run, a broken model must.
 _ACTOR_INIT_DEATHS = 3
+# What these say at the level of a warning is how Ray is set up, which is as we want it: token authentication, no progress bars of its own.
+_WITHOUT_WARNINGS = ("ray._private.authentication", "ray.data._internal.progress")
 
 
 @contextmanager
@@ -18,6 +20,8 @@ def ray_session() -> Iterator[None]:
     from ray.exceptions import RayError
 
     ours = not ray.is_initialized()
+    for name in _WITHOUT_WARNINGS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     if ours:
         local = "RAY_ADDRESS" not in os.environ
         # Workers' own logs stay in Ray's log folder: the run says itself what a person wants to see.

@@ -1,7 +1,7 @@
 """Reading files by range, wherever they lie, so that a failing disk or service is never taken for a bad file.
 
-What is not there raises FileNotFoundError. Any other failure is tried again, a little later each time, and then raises StorageError: the rows that
-are in the file are not at fault and must not be quarantined for it.
+What is not there raises FileNotFoundError. Any other failure is tried again, a little later each time, and then raises StorageError: the
+rows that are in the file are not at fault and must not be quarantined for it.
 """
 
 import errno

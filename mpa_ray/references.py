@@ -77,14 +77,17 @@ def fetch(references: list[str], *, max_image_bytes: int) -> list[Content]:
     """The encoded bytes of each reference, in order; in place of those that cannot be read, why.
 
     Raises:
-        StorageError: a disk or service failed for another reason than that something is not there, again and again. The rows are not at fault and
+        StorageError: a disk or service failed for another reason than that something is not there, again and again. The rows are not at
+            fault and
             must not be quarantined for it.
     """
     found: list[Content] = [UnreadableImage(Reason.MISSING, "not read")] * len(references)
     by_file: dict[str, list[_Asked]] = defaultdict(list)
     for place, reference in enumerate(references):
         uri, _, fragment = reference.partition("#")
-        asked = _Asked(place, {name: values[0] for name, values in parse_qs(fragment, keep_blank_values=True, errors="surrogateescape").items()})
+        asked = _Asked(
+            place, {name: values[0] for name, values in parse_qs(fragment, keep_blank_values=True, errors="surrogateescape").items()}
+        )
         nothing = _why_nothing(uri, asked.fields)
         if nothing:
             found[place] = nothing
@@ -107,7 +110,11 @@ def _why_nothing(uri: str, fields: dict[str, str]) -> UnreadableImage | None:
     if _DUPLICATE in fields:
         return UnreadableImage(Reason.DUPLICATE_REFERENCE, f"named {fields[_DUPLICATE]} times before")
     if OUTSIDE_ROOT in fields:
-        what = f"{fields['member']!r} points out of {uri}" if "member" in fields else f"{uri} is neither below the Parquet file's folder nor below images"
+        what = (
+            f"{fields['member']!r} points out of {uri}"
+            if "member" in fields
+            else f"{uri} is neither below the Parquet file's folder nor below images"
+        )
         return UnreadableImage(Reason.OUTSIDE_ROOT, what)
     if LINK in fields:
         return UnreadableImage(Reason.MISSING, f"{fields['member']!r} is a link or a device in {uri}; those are not followed")
@@ -129,7 +136,11 @@ def _read_file(uri: str, asked: list[_Asked], max_image_bytes: int) -> Iterable[
                 contents = list(_members(stream, members, max_image_bytes))
         if len(members) < len(asked):
             size, content = whole(path, limit=max_image_bytes)
-            contents += [(one.place, _too_large(size, max_image_bytes) if content is None else content) for one in asked if "offset" not in one.fields]
+            contents += [
+                (one.place, _too_large(size, max_image_bytes) if content is None else content)
+                for one in asked
+                if "offset" not in one.fields
+            ]
         return contents
     except FileNotFoundError as error:
         return [(one.place, UnreadableImage(Reason.MISSING, _as_text(error))) for one in asked]
@@ -175,7 +186,8 @@ def _runs(spans: list[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, in
 
 
 def _rows(stream: Ranges, asked: list[_Asked], max_image_bytes: int) -> Iterator[tuple[int, Content]]:
-    """Rows of a Parquet file with an image column: binary, or a struct with `bytes`. Each row group is read once, up to its last row asked for."""
+    """Rows of a Parquet file with an image column: binary, or a struct with `bytes`. Each row group is read once, up to its last row asked
+    for."""
     by_group: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for one in asked:
         by_group[one.number("row_group")][one.number("row")].append(one.place)
@@ -221,4 +233,6 @@ def _holds_bytes(kind: pa.DataType) -> bool:
         return _holds_bytes(kind.value_type)
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return any(is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view))
+    return any(
+        is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    )

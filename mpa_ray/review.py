@@ -1,7 +1,7 @@
 """A parity set as its raters leave it: rows dropped and mended, written as a new folder, file by file; the run stays as it is.
 
-    OUTPUT/parity/       what is left, for the Parity Leveler (`mpa_ray.level`)
-    OUTPUT/review.json   what was done and why, row by row; written last
+OUTPUT/parity/       what is left, for the Parity Leveler (`mpa_ray.level`)
+OUTPUT/review.json   what was done and why, row by row; written last
 """
 
 from collections import Counter, defaultdict

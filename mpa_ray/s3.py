@@ -1,11 +1,11 @@
 """What we ask of S3 beyond pyarrow's file systems: listings as a stream, one request for an object or a range of it, and patience.
 
-pyarrow (`FileSystem.from_uri`) lists a prefix only as a whole, needs three requests for an object (two HEAD, one GET), takes no key with an empty
-component (`a//b`), and answers `503 SlowDown` with a request every 200 ms for 6 s. boto3's standard mode waits up to 20 s between requests, longer
-each time and by chance, as S3 asks for.
+pyarrow (`FileSystem.from_uri`) lists a prefix only as a whole, needs three requests for an object (two HEAD, one GET), takes no key with an
+empty component (`a//b`), and answers `503 SlowDown` with a request every 200 ms for 6 s. boto3's standard mode waits up to 20 s between
+requests, longer each time and by chance, as S3 asks for.
 
-Endpoint, region and credentials come from the environment (`AWS_ENDPOINT_URL`, `AWS_REGION` or `AWS_DEFAULT_REGION`, `AWS_ACCESS_KEY_ID`, a profile,
-or the machine's role), never from a URI.
+Endpoint, region and credentials come from the environment (`AWS_ENDPOINT_URL`, `AWS_REGION` or `AWS_DEFAULT_REGION`, `AWS_ACCESS_KEY_ID`, a
+profile, or the machine's role), never from a URI.
 """
 
 import io
@@ -80,7 +80,8 @@ def size(bucket: str, key: str) -> int:
 
 
 def read(bucket: str, key: str, *, start: int = 0, length: int | None = None, limit: int | None = None) -> tuple[int, bytes | None]:
-    """How many bytes the object or its range has, and what they are: None where they are more than `limit`, fewer where the object ends before.
+    """How many bytes the object or its range has, and what they are: None where they are more than `limit`, fewer where the object ends
+    before.
 
     Raises:
         FileNotFoundError: there is no such object.

@@ -60,14 +60,18 @@ def _annotations(config: Config) -> Source:
     folder = Folder.at(config.annotations)
     names = folder.names(".parquet")
     if not names:
-        raise ConfigurationError(f"annotations={config.annotations!r} holds no Parquet file; give the annotations/ folder of a run or an import")
+        raise ConfigurationError(
+            f"annotations={config.annotations!r} holds no Parquet file; give the annotations/ folder of a run or an import"
+        )
     rows = 0
     for name in names:
         with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:
             file = pyarrow.parquet.ParquetFile(stream)
             lacking = [column for column in ANNOTATIONS.names if column not in file.schema_arrow.names]
             if lacking:
-                raise ConfigurationError(f"annotations={config.annotations!r}: {name} lacks {', '.join(lacking)}; jobs/import_annotations.py makes such files")
+                raise ConfigurationError(
+                    f"annotations={config.annotations!r}: {name} lacks {', '.join(lacking)}; jobs/import_annotations.py makes such files"
+                )
             rows += file.metadata.num_rows
     read = partial(parts.read_annotations, annotations=folder, names=names, max_image_bytes=config.max_image_bytes)
     needs_lvlm = any(folder.read_table(name, ["lvlm_answer"]).column(0).null_count for name in names)

@@ -6,11 +6,13 @@ A reader never sees half a file: locally a file is written under a temporary nam
 import json
 import os
 import posixpath
+import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -20,6 +22,7 @@ import pyarrow.parquet
 from mpa_ray.errors import ConfigurationError
 
 REMOTE_SCHEMES = ("s3://", "gs://")
+_PIECE = 16 * 2**20
 
 
 def is_remote(uri: str) -> bool:
@@ -37,7 +40,9 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if is_remote(uri):
         if "?" in uri:
             place = uri.partition("?")[0]
-            raise ConfigurationError(f"{place}?...: options in a URI are not taken (a ? in a name is written %3F); an endpoint goes into AWS_ENDPOINT_URL")
+            raise ConfigurationError(
+                f"{place}?...: options in a URI are not taken (a ? in a name is written %3F); an endpoint goes into AWS_ENDPOINT_URL"
+            )
         try:
             # Spaces and the like are encoded for Arrow; what is encoded already stays so.
             return pyarrow.fs.FileSystem.from_uri(quote(uri, safe="%/:@!$&'()*+,;=~?#"))
@@ -100,24 +105,37 @@ class Folder:
         except NotADirectoryError:
             raise ConfigurationError(f"{self.uri} is a file; give a folder") from None
         return sorted(
-            info.base_name
-            for info in infos
-            if info.is_file and info.base_name.endswith(suffix) and not info.base_name.startswith(".")
+            info.base_name for info in infos if info.is_file and info.base_name.endswith(suffix) and not info.base_name.startswith(".")
         )
 
     def write_bytes(self, name: str, data: bytes | pa.Buffer) -> None:
         """Writes a whole file or nothing; replaces an older one."""
+        if self.is_local:
+            with self.writing(name) as stream:
+                stream.write(data)
+        else:
+            with self.filesystem.open_output_stream(posixpath.join(self.path, name)) as stream:
+                stream.write(data)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write in pieces: whole when the context ends well, and nothing where it does not. For an object store it waits on local
+        disk."""
         target = posixpath.join(self.path, name)
         if not self.is_local:
-            with self.filesystem.open_output_stream(target) as stream:
-                stream.write(data)
+            with tempfile.TemporaryFile() as waiting:
+                yield waiting
+                waiting.seek(0)
+                with self.filesystem.open_output_stream(target) as stream:
+                    while piece := waiting.read(_PIECE):
+                        stream.write(piece)
             return
         parent, base = posixpath.split(target)
         os.makedirs(parent, exist_ok=True)
         temporary = posixpath.join(parent, f".{base}.{uuid.uuid4().hex}")
         try:
             with open(temporary, "wb") as stream:
-                stream.write(data)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, target)

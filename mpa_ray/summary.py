@@ -15,15 +15,20 @@ def _data(record: dict[str, Any]) -> str:
     annotations = record["annotations"]
     rows = [["images", f"{record['images']:,}", ""], ["annotations", f"{annotations:,}", ""]]
     rows += [[f"quarantined: {reason}", f"{count:,}", ""] for reason, count in record["quarantined"].items()] or [["quarantined", "0", ""]]
-    rows += [[f"verdict: {name}", f"{count:,}", f"{100 * count / max(1, annotations):.1f}% of annotations"] for name, count in record["verdicts"].items()]
+    rows += [
+        [f"verdict: {name}", f"{count:,}", f"{100 * count / max(1, annotations):.1f}% of annotations"]
+        for name, count in record["verdicts"].items()
+    ]
     return aligned(rows)
 
 
 def _stages(record: dict[str, Any]) -> str:
     tokens = record["tokens"]
     text = {
-        "annotate_and_identify": f"L-VLM {_sum(tokens, 'annotation_prompt', 'lvlm_answer_prompt')} tokens in ({_sum(tokens, 'annotation_cached', 'lvlm_answer_cached')}"
-        f" cached), {_sum(tokens, 'annotation_output', 'lvlm_answer_output')} out; S-VLM {_sum(tokens, 'svlm_answer_prompt')} in, {_sum(tokens, 'svlm_answer_output')} out"
+        "annotate_and_identify": f"L-VLM {_sum(tokens, 'annotation_prompt', 'lvlm_answer_prompt')} tokens in"
+        f" ({_sum(tokens, 'annotation_cached', 'lvlm_answer_cached')} cached),"
+        f" {_sum(tokens, 'annotation_output', 'lvlm_answer_output')} out;"
+        f" S-VLM {_sum(tokens, 'svlm_answer_prompt')} in, {_sum(tokens, 'svlm_answer_output')} out"
     }
     if tokens.get("jury_prompt_tokens"):
         text["annotate_and_identify"] += f"; jury {_sum(tokens, 'jury_prompt')} in, {_sum(tokens, 'jury_output')} out"
@@ -92,7 +97,9 @@ def aligned(rows: Iterable[Sequence[str]]) -> str:
     to_the_right = [bool(number) and all(_is_figure(cell) for cell in column[1:]) for number, column in enumerate(columns)]
     widths = [max(map(len, column)) for column in columns]
     return "\n".join(
-        "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(row, widths, to_the_right, strict=True)).rstrip()
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(row, widths, to_the_right, strict=True)
+        ).rstrip()
         for row in rows
     )
 

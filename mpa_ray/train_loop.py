@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """A worker's part of one optimizer step: micro-batches of (indices, how many of them are learned), all workers the same number of them."""
+    """A worker's part of one optimizer step: micro-batches of (indices, how many of them are learned), the same number for all workers."""
 
     micro_batches: list[tuple[list[int], int]]
     batch_size: int
@@ -63,8 +64,8 @@ class Share:
 def shares(order: np.ndarray, *, batch_size: int, micro_batch_size: int, rank: int, workers: int, start: int = 0) -> Iterator[Share]:
     """The worker's share of every step from sample `start` of `order` on. Every sample is learned exactly once, by one worker.
 
-    A last batch that is not full is trained on as it is. Where a batch does not divide evenly, workers repeat a sample without learning it, so
-    that all of them make the same calls: ZeRO waits for each.
+    A last batch that is not full is trained on as it is. Where a batch does not divide evenly, workers repeat a sample without learning it,
+    so that all of them make the same calls: ZeRO waits for each.
     """
     for first in range(start, len(order), batch_size):
         batch = order[first : first + batch_size]
@@ -91,8 +92,8 @@ def learning_rate(step: int, steps: int, settings: LevelSection) -> float:
 def answer_loss(model: Any, batch: dict[str, "torch.Tensor"]) -> tuple["torch.Tensor", int]:
     """The summed negative log likelihood of the answer tokens in a batch, and how many they are.
 
-    The head is computed only at positions from which an answer token is predicted in some row: with a vocabulary of 150,000, logits of the whole
-    prompt would be the largest tensor of the step.
+    The head is computed only at positions from which an answer token is predicted in some row: with a vocabulary of 150,000, logits of the
+    whole prompt would be the largest tensor of the step.
     """
     import torch
 
@@ -154,7 +155,9 @@ def train(loop_config: dict[str, Training]) -> None:
         model = with_lora(model, settings.lora_rank)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     collator = Collator(processor, end_tokens=ends, image_arguments=image_arguments(training.svlm))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+    )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(settings, workers))
     engine.train()
 
@@ -173,7 +176,7 @@ def train(loop_config: dict[str, Training]) -> None:
         done, curve = progress["samples"], progress["curve"]
 
     started, tokens, metrics = time.time(), 0, {}
-    for share, micro_batches in read_ahead(lambda: batches(done), _BATCHES_AHEAD):
+    for share, micro_batches in read_ahead(partial(batches, done), _BATCHES_AHEAD):
         # DeepSpeed averages gradients over the workers; Eq. 3 divides their sum by the samples of the whole batch.
         rate = learning_rate(len(curve), steps, settings)
         loss, learned, seen = take_step(engine, micro_batches, scale=workers / share.batch_size, rate=rate)

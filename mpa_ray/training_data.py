@@ -85,7 +85,9 @@ class TrainingSet:
             image = images.fit(images.decode(row["image"]["bytes"], **self._limits), self._max_pixels)
         except images.UnreadableImage as error:
             folder, name = self._files[self._file[index]]
-            raise RunError(f"{folder.uri}/{name}, sample {row['sample_id']}: its image cannot be read ({error}); remove the row and run again") from error
+            raise RunError(
+                f"{folder.uri}/{name}, sample {row['sample_id']}: its image cannot be read ({error}); remove the row and run again"
+            ) from error
         return Sample(image=image, question=row["question"], answer=row["answer"])
 
     def _table(self, file: int) -> pa.Table:

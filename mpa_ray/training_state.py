@@ -1,7 +1,7 @@
 """What training leaves behind: checkpoints to go on from, on any number of workers and at any ZeRO stage, and the trained model itself.
 
-DeepSpeed's own checkpoints are cut for one number of workers. Here every parameter is gathered whole, one at a time, and the workers share the
-writing; a restart takes what it needs. Per parameter: the float32 weights and Adam's two moments, 12 bytes in all.
+DeepSpeed's own checkpoints are cut for one number of workers. Here every parameter is gathered whole, one at a time, and the workers share
+the writing; a restart takes what it needs. Per parameter: the float32 weights and Adam's two moments, 12 bytes in all.
 """
 
 import json

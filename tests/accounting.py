@@ -27,7 +27,9 @@ def assert_accounted_for(output: Folder) -> None:
     assert len(samples) == len(set(samples)), "a sample is there twice"
     assert sorted(samples) == sorted(column(output.child("judgements"), "sample_id"))
     verdicts = zip(column(output.child("judgements"), "sample_id"), column(output.child("judgements"), "verdict"), strict=True)
-    assert sorted(column(output.child("parity"), "sample_id")) == sorted(sample for sample, verdict in verdicts if verdict == Verdict.PARITY)
+    assert sorted(column(output.child("parity"), "sample_id")) == sorted(
+        sample for sample, verdict in verdicts if verdict == Verdict.PARITY
+    )
 
 
 def rows(folder: Folder) -> list[dict]:

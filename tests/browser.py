@@ -41,7 +41,8 @@ def browser(profile: Path, *, width: int = 1280, height: int = 900, dark: bool =
     options.binary_location = shutil.which("chromium")
     for flag in (*_FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
         options.add_argument(flag)
-    options.add_experimental_option("prefs", {"download.default_directory": str(profile / "downloads"), "download.prompt_for_download": False})
+    downloads = {"download.default_directory": str(profile / "downloads"), "download.prompt_for_download": False}
+    options.add_experimental_option("prefs", downloads)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     try:

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 from s3 import bucket, s3_port  # noqa: F401
 
-# Before anything imports Ray or transformers: no hub, no token files in the home folder, and a short private folder (socket paths are short).
+# Before anything imports Ray or transformers: no hub, no token files in the home folder, and a short private folder (socket paths are
+# short).
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_TMPDIR", tempfile.mkdtemp(prefix="mpa-ray-", dir="/tmp"))
@@ -39,7 +40,13 @@ def parity_rows(count: int, *, seed: int = 5) -> pa.Table:
 
     rows = benchmark_rows(kind="sign", count=count, seed=BENCHMARK_SEED + seed)
     fields = [
-        {"image_id": f"{n:032x}", "sample_id": f"{n:032x}-0", "image": row["image"], "question": row["question"], "answer": row["answers"][0]}
+        {
+            "image_id": f"{n:032x}",
+            "sample_id": f"{n:032x}-0",
+            "image": row["image"],
+            "question": row["question"],
+            "answer": row["answers"][0],
+        }
         for n, row in enumerate(rows)
     ]
     return pa.Table.from_pylist(fields, schema=PARITY)

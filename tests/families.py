@@ -1,7 +1,7 @@
 """Tiny models of random weights in the true architecture of each S-VLM family: configuration, tokenizer, processor and chat template.
 
-Sizes are the smallest that keep each family's own traits (tiles, window attention, deepstack, a tower of another width). The chat templates are
-the published ones; where those have branches for videos and tools, these branches are left out.
+Sizes are the smallest that keep each family's own traits (tiles, window attention, deepstack, a tower of another width). The chat
+templates are the published ones; where those have branches for videos and tools, these branches are left out.
 """
 
 from collections.abc import Callable
@@ -13,43 +13,56 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
 
 _QWEN2_TEMPLATE = (
-    "{% set image_count = namespace(value=0) %}{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
-    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}"
-    "<|im_end|>\n{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
+    "{% set image_count = namespace(value=0) %}{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\n"
+    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
+    "{{ message['content'] }}"
+    "<|im_end|>\n{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
     "{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _QWEN3_TEMPLATE = (
     "{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{%- endif %}"
-    "{%- for message in messages %}{%- if message.role == 'user' or message.role == 'assistant' %}{{- '<|im_start|>' + message.role + '\n' }}"
+    "{%- for message in messages %}{%- if message.role == 'user' or message.role == 'assistant' %}"
+    "{{- '<|im_start|>' + message.role + '\n' }}"
     "{%- if message.content is string %}{{- message.content }}{%- else %}{%- for content in message.content %}"
     "{%- if content.type == 'image' or 'image' in content or 'image_url' in content %}<|vision_start|><|image_pad|><|vision_end|>"
     "{%- elif 'text' in content %}{{- content.text }}{%- endif %}{%- endfor %}{%- endif %}{{- '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
 _SMOLVLM_TEMPLATE = (
-    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}"
-    "{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}"
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if message['content'][0]['type'] == 'image' %}{{':'}}"
+    "{% else %}{{': '}}"
+    "{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}{% elif line['type'] == 'image' %}"
+    "{{ '<image>' }}"
     "{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 _INTERNVL_TEMPLATE = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}"
     "{% for content in message['content'] %}{% if content['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif content['type'] == 'text' %}"
-    "{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{'<|im_end|>\n'}}{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}"
+    "{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{'<|im_end|>\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "{{'<|im_start|>assistant\n' }}{% endif %}"
 )
 # llava-hf's. It ends no reply: what stops the model is the end token that training appends.
 LLAVA_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
-    "{% if message['role'] != 'assistant' %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}"
-    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{% generation %}{{ content['text'] + ' '}}"
+    "{% if message['role'] != 'assistant' %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ content['text'] + ' '}}"
+    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{% generation %}"
+    "{{ content['text'] + ' '}}"
     "{% endgeneration %}{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
 _CORPUS = [
-    "user system assistant User: Assistant: USER: ASSISTANT: You are a helpful assistant. Question: Answer: Yes No red green blue circle square",
-    "Answer the following question in a single word or phrase.\n What color is the sign? What does it say? How many shapes are there? Is it closed?",
+    "user system assistant User: Assistant: USER: ASSISTANT: You are a helpful assistant. Question: Answer: Yes No red green blue circle"
+    " square",
+    "Answer the following question in a single word or phrase.\n What color is the sign? What does it say? How many shapes are there? Is"
+    " it closed?",
 ] * 4
 
 _LLAMA_TEXT = {
@@ -72,28 +85,35 @@ class Family:
         image_tokens: what a 96 x 96 image becomes with those processor_options, without the tokens around it.
         processor_options: passed to the processor wherever it is used.
         settings: further ones of the model's section.
+        published_names: a part of weights' names as transformers 5 gives them to a new model, and as they are published, which vLLM knows.
     """
 
     build: Callable[[], tuple[Any, Any]]
     image_tokens: int
     processor_options: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    published_names: tuple[str, str] = ("", "")
 
 
 def write(family: Family, folder: Path) -> Path:
     """The family's model in `folder`, in the Hugging Face layout."""
     import torch
+    from safetensors.torch import load_file, save_file
 
     torch.manual_seed(0)
     model, processor = family.build()
     spread(model)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    weights = {name.replace(*family.published_names, 1): weight for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
     return folder
 
 
 def spread(model: Any) -> None:
-    """Weights scaled by fan-in: at 0.02 and these widths every token gets the same logits, and a greedy reply would be decided by rounding."""
+    """Weights scaled by fan-in: at 0.02 and these widths every token gets the same logits, and a greedy reply would be decided by
+    rounding."""
     import torch
 
     for weight in model.parameters():
@@ -109,7 +129,9 @@ def byte_level(special: list[str], **names: Any) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(_CORPUS, trainers.BpeTrainer(vocab_size=448, initial_alphabet=alphabet, special_tokens=special, show_progress=False))
+    tokenizer.train_from_iterator(
+        _CORPUS, trainers.BpeTrainer(vocab_size=448, initial_alphabet=alphabet, special_tokens=special, show_progress=False)
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
@@ -140,7 +162,9 @@ def _qwen_tokenizer() -> Any:
 
 
 def _qwen_ids(tokenizer: Any) -> dict[str, int]:
-    named = dict(zip(("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"), _QWEN_VISION_TOKENS, strict=True))
+    named = dict(
+        zip(("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"), _QWEN_VISION_TOKENS, strict=True)
+    )
     return {name: tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}
 
 
@@ -153,7 +177,12 @@ def _qwen_text(tokenizer: Any, **more: Any) -> dict[str, Any]:
 def _qwen_processor(processor: Any, tokenizer: Any, video: Any, *, patch: int, template: str) -> Any:
     from transformers import Qwen2VLImageProcessor
 
-    vision = {"patch_size": patch, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": (2 * patch) ** 2, "longest_edge": (8 * patch) ** 2}}
+    vision = {
+        "patch_size": patch,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": (2 * patch) ** 2, "longest_edge": (8 * patch) ** 2},
+    }
     return processor(
         image_processor=Qwen2VLImageProcessor(**vision), tokenizer=tokenizer, video_processor=video(**vision), chat_template=template
     )
@@ -210,8 +239,17 @@ def _smol_tokenizer() -> Any:
 def _smol_config(config: Any, tokenizer: Any) -> Any:
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     text = _LLAMA_TEXT | {"vocab_size": len(tokenizer), "pad_token_id": pad, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": eos}
-    vision = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-    return config(text_config=text, vision_config=vision, image_token_id=tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=pad, scale_factor=2)
+    vision = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    return config(
+        text_config=text, vision_config=vision, image_token_id=tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=pad, scale_factor=2
+    )
 
 
 # SmolVLM's tiles are 512 pixels a side and its images 2048; 16 times smaller here. A tile becomes (32 / 8 / 2) squared = 4 tokens.
@@ -241,17 +279,37 @@ def _smolvlm2() -> tuple[Any, Any]:
     )
 
 
-_INTERNVL_TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
+_INTERNVL_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
 
 
 def _internvl(tokenizer: Any, text: dict[str, Any]) -> tuple[Any, Any]:
     """A tile is 28 pixels a side here (448 in the published ones) and becomes (28 / 7 / 2) squared = 4 tokens."""
-    from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor, InternVLVideoProcessor
+    from transformers import (
+        GotOcr2ImageProcessor,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLProcessor,
+        InternVLVideoProcessor,
+    )
 
-    vision = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": [28, 28], "patch_size": [7, 7]}
+    vision = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": [28, 28],
+        "patch_size": [7, 7],
+    }
     vision |= {"attention_bias": True}
     image_token = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
-    config = InternVLConfig(text_config=text, vision_config=vision, image_token_id=image_token, image_seq_length=4, tie_word_embeddings=False)
+    config = InternVLConfig(
+        text_config=text, vision_config=vision, image_token_id=image_token, image_seq_length=4, tie_word_embeddings=False
+    )
     model = InternVLForConditionalGeneration(config)
     _ends(model, tokenizer.convert_tokens_to_ids("<|im_end|>"))
     size = {"height": 28, "width": 28}
@@ -266,7 +324,8 @@ def _internvl(tokenizer: Any, text: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _internvl2() -> tuple[Any, Any]:
-    """InternVL2-2B and -8B in the transformers layout: InternLM2 becomes a Llama, and <|im_end|> ends a reply where the tokenizer says </s>."""
+    """InternVL2-2B and -8B in the transformers layout: InternLM2 becomes a Llama, and <|im_end|> ends a reply where the tokenizer says
+    </s>."""
     special = ["<|im_start|>", "<|im_end|>", *_INTERNVL_TOKENS.values()]
     tokenizer = llama_like(special, prefix_space=False, pad_token="</s>", extra_special_tokens=_INTERNVL_TOKENS)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
@@ -276,14 +335,28 @@ def _internvl2() -> tuple[Any, Any]:
 def _internvl3() -> tuple[Any, Any]:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *_INTERNVL_TOKENS.values()]
     tokenizer = byte_level(special, eos_token="<|im_end|>", pad_token="<|endoftext|>", extra_special_tokens=_INTERNVL_TOKENS)
-    text = {"model_type": "qwen2", "vocab_size": len(tokenizer), "bos_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = {
+        "model_type": "qwen2",
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     return _internvl(tokenizer, _LLAMA_TEXT | text)
 
 
-def _llava(text: dict[str, Any], vision: dict[str, Any], tokenizer: Any, *, strategy: str, template: str | None, image_processor: Any) -> tuple[Any, Any]:
+def _llava(
+    text: dict[str, Any], vision: dict[str, Any], tokenizer: Any, *, strategy: str, template: str | None, image_processor: Any
+) -> tuple[Any, Any]:
     from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-    vision |= {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 42, "patch_size": 14}
+    vision |= {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 42,
+        "patch_size": 14,
+    }
     config = LlavaConfig(
         text_config=_LLAMA_TEXT | {"vocab_size": len(tokenizer)} | text,
         vision_config=vision,
@@ -305,7 +378,8 @@ def _llava(text: dict[str, Any], vision: dict[str, Any], tokenizer: Any, *, stra
 
 
 def _tinyllava() -> tuple[Any, Any]:
-    """bczhou/tiny-llava-v1-hf: CLIP and TinyLlama. It was published before processors had chat templates, and with settings that only sampling uses."""
+    """bczhou/tiny-llava-v1-hf: CLIP and TinyLlama. It was published before processors had chat templates, and with settings that only
+    sampling uses."""
     from transformers import CLIPImageProcessor
 
     tokenizer = llama_like(["<image>", "<pad>"], prefix_space=True, pad_token="<pad>")
@@ -329,6 +403,7 @@ def _tinyllava_stablelm() -> tuple[Any, Any]:
     return model, processor
 
 
+_TOWER = ("vision_tower.", "vision_tower.vision_model.")
 FAMILIES = {
     "qwen2-vl": Family(build=_qwen2_vl, image_tokens=9),
     "qwen2.5-vl": Family(build=_qwen2_5_vl, image_tokens=9),
@@ -337,24 +412,23 @@ FAMILIES = {
     "smolvlm2": Family(build=_smolvlm2, image_tokens=4, processor_options={"do_image_splitting": False}),
     "internvl2": Family(build=_internvl2, image_tokens=20, processor_options={"max_patches": 4}),
     "internvl3": Family(build=_internvl3, image_tokens=4, processor_options={"crop_to_patches": False}),
-    "tinyllava": Family(build=_tinyllava, image_tokens=9, settings={"chat_template": LLAVA_TEMPLATE}),
-    "tinyllava-2.0b": Family(build=_tinyllava_stablelm, image_tokens=9),
+    "tinyllava": Family(build=_tinyllava, image_tokens=9, settings={"chat_template": LLAVA_TEMPLATE}, published_names=_TOWER),
+    "tinyllava-2.0b": Family(build=_tinyllava_stablelm, image_tokens=9, published_names=_TOWER),
 }
 
 # What a published InternVL2 brings along as configuration code, shortened.
-_INTERNVL2_CODE = '''
+_INTERNVL2_CODE = """
 from transformers import PretrainedConfig, Qwen2Config
 
 
 class InternVisionConfig(PretrainedConfig):
     model_type = "intern_vit_6b"
 
-    def __init__(self, hidden_size=64, num_attention_heads=2, intermediate_size=96, num_hidden_layers=2, image_size=28, patch_size=7, **kwargs):
+    def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.num_channels, self.qkv_bias, self.qk_normalization = 3, True, False
+        self.num_channels, self.image_size, self.patch_size, self.qkv_bias, self.qk_normalization = 3, 28, 7, True, False
         self.norm_type, self.layer_norm_eps, self.initializer_factor, self.hidden_act = "layer_norm", 1e-6, 1.0, "gelu"
-        self.hidden_size, self.num_attention_heads, self.intermediate_size = hidden_size, num_attention_heads, intermediate_size
-        self.num_hidden_layers, self.image_size, self.patch_size = num_hidden_layers, image_size, patch_size
+        self.hidden_size, self.intermediate_size, self.num_attention_heads, self.num_hidden_layers = 64, 96, 2, 2
 
 
 class InternVLChatConfig(PretrainedConfig):
@@ -366,16 +440,18 @@ class InternVLChatConfig(PretrainedConfig):
         self.vision_config, self.llm_config = InternVisionConfig(**(vision_config or {})), Qwen2Config(**(llm_config or {}))
         self.select_layer, self.force_image_size, self.downsample_ratio, self.ps_version = -1, 28, 0.5, "v2"
         self.dynamic_image_size, self.use_thumbnail, self.min_dynamic_patch, self.max_dynamic_patch = True, True, 1, 12
-'''
+"""
 _INTERNVL2_TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
     "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
 def write_internvl2_as_published(folder: Path) -> Path:
-    """InternVL2 in the layout of its authors: custom code for the configuration, a template that takes plain text, no processor; without weights."""
+    """InternVL2 in the layout of its authors: custom code for the configuration, a template that takes plain text, no processor; without
+    weights."""
     import json
 
     tokenizer = byte_level(
@@ -396,5 +472,7 @@ def write_internvl2_as_published(folder: Path) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "configuration_internvl_chat.py").write_text(_INTERNVL2_CODE)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"crop_size": 28, "feature_extractor_type": "CLIPFeatureExtractor", "size": 28}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"crop_size": 28, "feature_extractor_type": "CLIPFeatureExtractor", "size": 28})
+    )
     return folder

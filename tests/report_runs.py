@@ -32,7 +32,26 @@ HOSTILE = (
     "w" * 3000,
     "שלום <b>עולם</b> 你好",
 )
-WORDS = "red blue stop exit hotel seven 42 3.5% yes no open closed the left sign a long road".split()
+WORDS = [
+    "red",
+    "blue",
+    "stop",
+    "exit",
+    "hotel",
+    "seven",
+    "42",
+    "3.5%",
+    "yes",
+    "no",
+    "open",
+    "closed",
+    "the",
+    "left",
+    "sign",
+    "a",
+    "long",
+    "road",
+]
 
 
 def some_rows(images: Path, count: int, *, seed: int = 0) -> list[dict[str, Any]]:
@@ -86,14 +105,19 @@ def write_started(folder: Path, parts: list[list[dict[str, Any]]], quarantined: 
     return run
 
 
-def finish(run: Folder, *, gaps: bool = True, kinds: tuple[str, ...] = ("text", "count"), said: tuple[str, ...] = ("stop", "7", "yes")) -> None:
+def finish(
+    run: Folder, *, gaps: bool = True, kinds: tuple[str, ...] = ("text", "count"), said: tuple[str, ...] = ("stop", "7", "yes")
+) -> None:
     """Training, held-out rows, evaluation and run.json on top of a started run."""
     judgements = run.child("judgements")
     held_out = []
     for row in judgements.read_table(judgements.names(".parquet")[0]).to_pylist()[:8]:
         was_wrong = row["verdict"] == "parity"
         change = ("learned" if was_wrong else "forgotten") if len(held_out) % 2 else ("still_wrong" if was_wrong else "kept")
-        held_out.append({name: row[name] for name in ("sample_id", "image_uri", "question", "answer")} | {"before": row["svlm_answer"] or "", "after": said[0], "change": change})
+        held_out.append(
+            {name: row[name] for name in ("sample_id", "image_uri", "question", "answer")}
+            | {"before": row["svlm_answer"] or "", "after": said[0], "change": change}
+        )
     run.write_table(f"holdout/mpa/{part_name(0)}", pa.Table.from_pylist(held_out, schema=HELD_OUT))
     curve = [[step, 4.0 / step, 1.0 / step] for step in range(1, 900)]
     run.write_json("model/training_log.json", {"columns": ["step", "loss_per_sample", "nats_per_token"], "rows": curve})
@@ -101,7 +125,11 @@ def finish(run: Folder, *, gaps: bool = True, kinds: tuple[str, ...] = ("text", 
     trained = {"seconds": 63.0, "samples": 20, "loss": 0.5, "tokens_per_second": 80.0, "batch_size": 4, "learning_rate": 1e-5}
     run.write_json("stages/train_mpa.json", trained)
     run.write_json("stages/holdout_mpa.json", changes | {"seconds": 20.0})
-    scores = [score for model, good in (("zero_shot", 40), ("mpa", 70), ("lvlm", 90)) for score in write_predictions(run, model, good, kinds, said)]
+    scores = [
+        score
+        for model, good in (("zero_shot", 40), ("mpa", 70), ("lvlm", 90))
+        for score in write_predictions(run, model, good, kinds, said)
+    ]
     if gaps:
         category = {"name": said[0], "count": 3, "percent": 60.0, "by_rule": 1, "by_judge": 2, "paper_percent": 33, "examples": []}
         run.write_json("studies/gaps.json", {"run": run.uri, "task": "textvqa", "judge": said[0], "samples": 5, "categories": [category]})
@@ -110,14 +138,26 @@ def finish(run: Folder, *, gaps: bool = True, kinds: tuple[str, ...] = ("text", 
 
     config = config_of(run)
     assert config is not None
-    paid = {"requests": 9, "prompt_tokens": 900, "cached_tokens": 300, "output_tokens": 90, "unsure_prompt_tokens": 0, "unsure_output_tokens": 0}
+    paid = {
+        "requests": 9,
+        "prompt_tokens": 900,
+        "cached_tokens": 300,
+        "output_tokens": 90,
+        "unsure_prompt_tokens": 0,
+        "unsure_output_tokens": 0,
+    }
     record = {"config": config.model_dump(mode="json"), "versions": {"python": "3.11"}, **totals(run), "evaluation": scores}
     record |= {"training": {"mpa": trained | {"holdout": changes}}, "stages": {"annotate_and_identify": 61.0, "train_mpa": 63.0}}
-    record |= {"ledger": {"annotate_and_identify": paid | {"cost_usd": 0.0123, "at_most_usd": 0.02}}, "cost_usd": {"annotate_and_identify": 0.0123}}
+    record |= {
+        "ledger": {"annotate_and_identify": paid | {"cost_usd": 0.0123, "at_most_usd": 0.02}},
+        "cost_usd": {"annotate_and_identify": 0.0123},
+    }
     run.write_json("run.json", record)
 
 
-def write_predictions(run: Folder, model: str, good: int, kinds: tuple[str, ...], said: tuple[str, ...], *, questions: int = 100) -> list[dict[str, Any]]:
+def write_predictions(
+    run: Folder, model: str, good: int, kinds: tuple[str, ...], said: tuple[str, ...], *, questions: int = 100
+) -> list[dict[str, Any]]:
     """Predictions of which `good` in a hundred are right, and their score."""
     rows = [
         {
@@ -142,7 +182,9 @@ def write_predictions(run: Folder, model: str, good: int, kinds: tuple[str, ...]
 def write_finished(folder: Path, count: int = 60) -> Folder:
     """An ordinary finished run."""
     rows = some_rows(folder.parent / "images", count)
-    run = write_started(folder, [rows[: count // 2], rows[count // 2 :]], [rejected(f"{folder.parent}/images/bad-{number}.png") for number in range(5)])
+    run = write_started(
+        folder, [rows[: count // 2], rows[count // 2 :]], [rejected(f"{folder.parent}/images/bad-{number}.png") for number in range(5)]
+    )
     finish(run)
     return run
 
@@ -155,7 +197,10 @@ def write_hostile(folder: Path) -> Folder:
         verdict = ("parity", "svlm_correct", "lvlm_inconsistent")[number % 3]
         name = "".join(character for character in text[:60] if character not in "/\0%#") or "x"
         rows.append(judged(f"{images}/{number} {name}.png", question=text, answer=text, lvlm=text, svlm=text, verdict=verdict))
-    bad = [rejected(f"{images}/<img src=x onerror=window.pwned=10>{number}.png", reason="corrupt", detail=text) for number, text in enumerate(HOSTILE)]
+    bad = [
+        rejected(f"{images}/<img src=x onerror=window.pwned=10>{number}.png", reason="corrupt", detail=text)
+        for number, text in enumerate(HOSTILE)
+    ]
     bad.append(rejected("x", stage=HOSTILE[0], reason=HOSTILE[1], detail=HOSTILE[2]))
     prompt = "\n".join(HOSTILE[:9])
     run = write_started(folder, [rows], bad, prompt=prompt, lvlm=ModelSection(model=HOSTILE[0]), svlm=ModelSection(model=HOSTILE[2]))

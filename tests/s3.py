@@ -44,8 +44,17 @@ def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         pytest.skip("ministack is not installed (it is in the dev extra)")
     port, folder = free_port(), tmp_path_factory.mktemp("ministack")
     # It listens on every address by default.
-    env = {**os.environ, "BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
-    with (folder / "log").open("wb") as log, subprocess.Popen([sys.executable, "-m", "ministack"], env=env, stdout=log, stderr=log, cwd=folder) as server:
+    env = {
+        **os.environ,
+        "BIND_HOST": "127.0.0.1",
+        "GATEWAY_PORT": str(port),
+        "TMPDIR": str(folder),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen([sys.executable, "-m", "ministack"], env=env, stdout=log, stderr=log, cwd=folder) as server,
+    ):
         try:
             _wait_for(port, server, folder / "log")
             yield port

@@ -96,7 +96,7 @@ def test_half_a_surrogate_pair_becomes_text():
     assert one(json.loads('{"image": "a", "question": "q\\ud800?", "answer": "x"}')) == ("q??", "x")
 
 
-ROWS = [{"n": number, "text": "é[{]},\"\n" * number} for number in range(50)]
+ROWS = [{"n": number, "text": 'é[{]},"\n' * number} for number in range(50)]
 FILES = {
     "list": json.dumps(ROWS),
     "indented": json.dumps(ROWS, indent=2, ensure_ascii=False),

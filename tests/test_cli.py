@@ -102,7 +102,7 @@ def test_merging_goes_section_by_section() -> None:
         (["--lvlm", "x", "--lvlm.model", "y"], "--lvlm.model: lvlm was given a value of its own before"),
         (["--seed", "1", "stray"], "seed: Input should be a valid integer; it is [1, 'stray']"),
         (["--preset"], "--preset needs a value"),
-        (["--preset", "dmo"], "--preset dmo: there is no such preset; take one of demo"),
+        (["--preset", "dmo"], "--preset dmo: there is no such preset; take one of "),
         (["--config"], "--config needs a value"),
         (["--config", "/no/such.yaml"], "--config /no/such.yaml: there is no such file"),
         (["--config", "/"], "--config /: cannot be read: Is a directory; give a YAML file"),

@@ -109,7 +109,9 @@ def _ask_with_a_bad_one() -> list[str]:
 
     async def ask(size: tuple[int, int]) -> str:
         try:
-            reply = await loaded.ask(Image.new("RGB", size), prompts.ANSWERING.format(question="?"), image_id="x", sampling=Sampling(max_tokens=2))
+            reply = await loaded.ask(
+                Image.new("RGB", size), prompts.ANSWERING.format(question="?"), image_id="x", sampling=Sampling(max_tokens=2)
+            )
         except RequestRejected as error:
             return f"rejected: {error}"
         return reply.finish_reason

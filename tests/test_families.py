@@ -1,4 +1,5 @@
-"""Every S-VLM family end to end at tiny sizes: asked, trained by DeepSpeed, saved, loaded again and served; and what is refused, with its reason."""
+"""Every S-VLM family end to end at tiny sizes: asked, trained by DeepSpeed, saved, loaded again and served; and what is refused, with its
+reason."""
 
 import asyncio
 import io
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import FAMILIES, LLAVA_TEMPLATE, write, write_internvl2_as_published
 from PIL import Image
 
 from conftest import parity_rows
-from families import FAMILIES, LLAVA_TEMPLATE, write
 from mpa_ray import cli, engines, families, models, presets, prompts
 from mpa_ray.config import Config, LevelSection, ModelSection
 from mpa_ray.engines import Reply, Sampling
@@ -43,6 +44,13 @@ def samples() -> list[Sample]:
     return [made[0], replace(made[1], image=made[1].image.resize((64, 120))), *made[2:]]
 
 
+def weight_names(folder: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", framework="pt") as weights:
+        return sorted(weights.keys())
+
+
 class Workshop:
     """A process that trains one family after the other: torch and DeepSpeed are imported once."""
 
@@ -51,10 +59,17 @@ class Workshop:
 
         process_group_of_one()
 
-    def train(self, name: str, folder: Path) -> dict[str, Any]:
-        """The family's model in folder/published, and trained for two steps at ZeRO stages 2 and 3 in folder/stage-2 and -3."""
+    def train(self, name: str, folder: Path, by_heart: bool) -> dict[str, Any]:
+        """The family's model in folder/published, and trained at ZeRO stages 2 and 3 in folder/stage-2 and -3.
+
+        Two steps show that it trains. `by_heart` takes more at stage 2: what is served must know its answers, for random weights are
+        full of near-ties.
+        """
         svlm = section(name, write(FAMILIES[name], folder / "published"))
-        return {"collated": self._collated(svlm)} | {stage: self._train(svlm, stage, folder / f"stage-{stage}") for stage in (2, 3)}
+        steps = {2: STEPS_BY_HEART if by_heart else 2, 3: 2}
+        return {"collated": self._collated(svlm)} | {
+            stage: self._train(svlm, stage, count, folder / f"stage-{stage}") for stage, count in steps.items()
+        }
 
     def _collated(self, svlm: ModelSection) -> dict[str, Any]:
         from mpa_ray.engines.chat import image_arguments, with_reply
@@ -66,7 +81,8 @@ class Workshop:
         whole = [with_reply(processor, prompts.ANSWERING.format(question=row["question"]), row["answer"]) for row in ROWS[:2]]
         pictures = [[sample.image] for sample in samples()[:2]]
         as_written = [
-            processor(text=[text], images=[shown], **image_arguments(svlm))["input_ids"][0] for text, shown in zip(whole, pictures, strict=True)
+            processor(text=[text], images=[shown], **image_arguments(svlm))["input_ids"][0]
+            for text, shown in zip(whole, pictures, strict=True)
         ]
         return {
             "learned": [processor.tokenizer.decode(labels[labels >= 0]).strip() for labels in batch["labels"]],
@@ -83,7 +99,7 @@ class Workshop:
         drawn = samples()
         return [collator(drawn[index : index + 2]) for index in range(0, len(drawn), 2)]
 
-    def _train(self, svlm: ModelSection, stage: int, target: Path) -> dict[str, Any]:
+    def _train(self, svlm: ModelSection, stage: int, steps: int, target: Path) -> dict[str, Any]:
         import deepspeed
         import torch
         from transformers import AutoModelForImageTextToText
@@ -92,7 +108,9 @@ class Workshop:
         from mpa_ray.training_state import save_model
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        settings = LevelSection(gpus_per_worker=0, precision="float32", batch_size=8, micro_batch_size=2, learning_rate=RATE, zero_stage=stage)
+        settings = LevelSection(
+            gpus_per_worker=0, precision="float32", batch_size=8, micro_batch_size=2, learning_rate=RATE, zero_stage=stage
+        )
         model, processor, published = load_svlm(svlm, settings.precision)
         model.gradient_checkpointing_enable()
         batches = self._batches(svlm, model, processor)
@@ -100,8 +118,6 @@ class Workshop:
         known = {"dist_init_required": not torch.distributed.is_initialized()}
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(settings, 1), **known)
         engine.train()
-        # Two steps show that it trains. What is served afterwards knows its answers by heart: random weights are full of near-ties.
-        steps = STEPS_BY_HEART if stage == 2 else 2
         losses = [take_step(engine, batches, scale=1 / len(ROWS), rate=RATE)[0] / len(ROWS) for _ in range(steps)]
         engine.eval()
         trained = self._logits(engine, batches[0])
@@ -112,7 +128,8 @@ class Workshop:
             "difference": (trained - self._logits(reloaded.eval(), batches[0])).abs().max().item(),
             "missing": sorted(report["missing_keys"]),
             "unexpected": sorted(report["unexpected_keys"]),
-            "published": str(published),
+            "names": [weight_names(Path(svlm.model)), weight_names(target)],
+            "dtypes": [str(published), str(reloaded.dtype)],
             "ends": [model.generation_config.eos_token_id, reloaded.generation_config.eos_token_id],
         }
 
@@ -139,13 +156,14 @@ def trained(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Trains a family, once, and gives its folder with what was found."""
     import ray
 
-    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    found: dict[tuple[str, bool], tuple[Path, dict[str, Any]]] = {}
 
-    def train(name: str) -> tuple[Path, dict[str, Any]]:
-        if name not in found:
+    def train(name: str, by_heart: bool = False) -> tuple[Path, dict[str, Any]]:
+        key = (name, by_heart or name in QUICK)
+        if key not in found:
             folder = tmp_path_factory.mktemp(name)
-            found[name] = (folder, ray.get(workshop.train.remote(name, folder)))
-        return found[name]
+            found[key] = (folder, ray.get(workshop.train.remote(name, folder, key[1])))
+        return found[key]
 
     return train
 
@@ -165,6 +183,8 @@ def test_trains_and_reloads(trained: Any, name: str, stage: int) -> None:
     assert found["losses"][-1] < found["losses"][0]
     assert found["difference"] < 1e-4, found
     assert not found["missing"] and not found["unexpected"], found
+    assert found["names"][0] == found["names"][1], "what loads the published weights must find the trained ones under their names"
+    assert found["dtypes"][0] == found["dtypes"][1]
     assert found["ends"][0] == found["ends"][1]
 
 
@@ -215,7 +235,7 @@ def test_is_asked_and_served_alike(trained: Any, name: str) -> None:
 
     if not engines.vllm_is_installed():
         pytest.skip("vLLM is not installed here")
-    found = ray.get(ray.remote(num_cpus=1, max_calls=1)(_serve).remote(name, trained(name)[0] / "stage-2"))
+    found = ray.get(ray.remote(num_cpus=1, max_calls=1)(_serve).remote(name, trained(name, by_heart=True)[0] / "stage-2"))
     ours, theirs = found["vllm"], found["transformers"]
     assert [reply.prompt_tokens for reply in ours] == [reply.prompt_tokens for reply in theirs], "the prompts differ"
     # Greedy decoding turns with the batch at near-ties.
@@ -230,6 +250,47 @@ def test_is_asked_and_served_alike(trained: Any, name: str) -> None:
     assert annotated["lvlm_answer_prompt_tokens"] > FAMILIES[name].image_tokens
     assert judged["verdict"] in ("parity", "svlm_correct")
     assert judged["svlm_answer_output_tokens"] > 0
+
+
+def _ask_published(model: ModelSection) -> list[int]:
+    loaded = engines.load(model)
+
+    async def ask_all() -> list[Reply]:
+        short = Sampling(max_tokens=4)
+        return await asyncio.gather(*(loaded.ask(picture(row), "?", image_id=str(n), sampling=short) for n, row in enumerate(ROWS)))
+
+    replies = asyncio.run(ask_all())
+    loaded.close()
+    return [reply.prompt_tokens for reply in replies]
+
+
+@pytest.mark.slow
+def test_internvl2_as_published_is_served_once_its_code_is_trusted(ray_session: None, tmp_path: Path) -> None:
+    """The L-VLM's case: vLLM has the model; configuration code is run, the template takes plain text, and the weights are vLLM's
+    dummies."""
+    import ray
+
+    if not engines.vllm_is_installed():
+        pytest.skip("vLLM is not installed here")
+    folder = write_internvl2_as_published(tmp_path / "internvl2")
+    settings = {"model": str(folder), "dtype": "float32", "gpus_per_replica": 0, "max_model_len": 512, "images_in_flight": 8}
+    settings |= {"engine_options": {"load_format": "dummy"}, "processor_options": {"max_dynamic_patch": 4}}
+    trusting = ModelSection(**settings, trust_remote_code=f"{folder}@{COMMIT}")
+    env = {"env_vars": {"HF_MODULES_CACHE": str(tmp_path / "modules")}}
+    task = ray.remote(num_cpus=1, max_calls=1, runtime_env=env)(_ask_published)
+    # Four tiles and the whole image, 4 tokens each; the system message, the user's and what is around them are the rest.
+    around = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<img></img>\n?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert set(ray.get(task.remote(trusting))) == {20 + count_tokens(folder, around)}
+    with pytest.raises(ConfigurationError, match="custom code, which stays off"):
+        engines.load(ModelSection(**settings))
+
+
+def count_tokens(folder: Path, text: str) -> int:
+    from transformers import PreTrainedTokenizerFast
+
+    return len(PreTrainedTokenizerFast.from_pretrained(folder)(text)["input_ids"])
 
 
 @pytest.fixture
@@ -306,13 +367,18 @@ def with_config(folder: Path, **config: Any) -> str:
 @pytest.mark.parametrize(
     ("config", "engine", "trained", "said"),
     [
-        ({"model_type": "internvl_chat"}, "vllm", True, "which transformers cannot train; take a checkpoint in the transformers layout"),
+        ({"model_type": "internvl_chat"}, "vllm", True, "that we cannot train; take a checkpoint in the transformers layout"),
         ({"model_type": "internvl_chat"}, "vllm", False, "configuration and tokenizer are custom code, which stays off"),
-        ({"model_type": "internvl_chat"}, "transformers", False, "a layout of its authors' own"),
-        ({"model_type": "tiny_llava_stablelm"}, "vllm", False, "take a TinyLLaVA in the LLaVA layout"),
+        ({"model_type": "internvl_chat"}, "transformers", False, "that we cannot serve; take a checkpoint in the transformers layout"),
+        ({"model_type": "tiny_llava_stablelm"}, "vllm", False, "that we cannot serve; take one in the LLaVA layout"),
         ({"model_type": "qwen2"}, "vllm", True, "a text model without images"),
         ({"model_type": "nobodys"}, "transformers", False, "unknown to transformers"),
-        ({"model_type": "nobodys", "auto_map": {"AutoModelForImageTextToText": "m.M"}}, "vllm", True, "such code stays off; read it"),
+        (
+            {"model_type": "nobodys", "auto_map": {"AutoModelForImageTextToText": "m.M"}},
+            "vllm",
+            True,
+            "whose model is custom code, which stays off; read that code",
+        ),
         ({}, "vllm", True, "unknown to transformers"),
     ],
 )

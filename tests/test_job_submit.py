@@ -33,7 +33,12 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         environment.pop("PYTHONPATH", None)
         port, dashboard = free_port(), free_port()
         command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4", "--node-ip-address=127.0.0.1", f"--port={port}"]
-        command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}", "--object-store-memory=400000000"]
+        command += [
+            f"--dashboard-port={dashboard}",
+            "--dashboard-host=127.0.0.1",
+            f"--temp-dir={folder}",
+            "--object-store-memory=400000000",
+        ]
         command += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
         log = Path(folder) / "head.log"
         with log.open("wb") as stream:
@@ -58,10 +63,26 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 
 def test_a_submitted_job_runs_the_demo_and_shows_its_table(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     address, environment = head
-    job = ["python", "jobs/mpa_textvqa.py", "--preset", "demo", "--output", str(tmp_path / "out"), "--demo.images", "160", "--demo.questions", "64"]
+    job = [
+        "python",
+        "jobs/mpa_textvqa.py",
+        "--preset",
+        "demo",
+        "--output",
+        str(tmp_path / "out"),
+        "--demo.images",
+        "160",
+        "--demo.questions",
+        "64",
+    ]
     job += ["--ablations", "[]", "--pl.workers", "1", "--evaluate.lvlm", "false"]
     command = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", ".", "--", *job]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    for _ in range(20):
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
+        # The dashboard answers before the agent that starts jobs has come up.
+        if "No available agent" not in done.stderr:
+            break
+        time.sleep(3)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "annotate and identify: 160 of 160 images" in done.stdout
     assert "verdict: parity" in done.stdout

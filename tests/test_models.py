@@ -25,7 +25,18 @@ def test_what_can_be_a_model(model_folder: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     "name",
-    ["/no/such/folder", "./missing", "~/missing", "missing", "", "Qwen/Qwen2-VL/extra", "Qwen/Qwen2 VL", "Qwen/", "../Qwen", "http://host/model"],
+    [
+        "/no/such/folder",
+        "./missing",
+        "~/missing",
+        "missing",
+        "",
+        "Qwen/Qwen2-VL/extra",
+        "Qwen/Qwen2 VL",
+        "Qwen/",
+        "../Qwen",
+        "http://host/model",
+    ],
 )
 def test_what_cannot_be_a_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from conftest import parity_rows
 from mpa_ray import demo
 from mpa_ray.config import Config, LevelSection, ModelSection
 from mpa_ray.errors import RunError
@@ -15,7 +16,6 @@ from mpa_ray.parity_leveler import Arm, arms, count_rows, level, training_folder
 from mpa_ray.schema import JUDGEMENTS, Verdict
 from mpa_ray.storage import Folder
 from mpa_ray.training_data import is_held_out
-from conftest import parity_rows
 
 
 def config_with(**pl: Any) -> Config:

@@ -39,7 +39,7 @@ def settings(root: Path, **changes: Any) -> Config:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     render.write_images(folder / "images", kind="sign", count=IMAGES, seed=11)
-    inputs.write(Folder.at(folder), task="textvqa", images=0, questions=64, labels=0, seed=0)
+    inputs.write(Folder.at(folder), task="textvqa", images=0, questions=64, seed=0)
     whole = (folder / "images" / "000000.png").read_bytes()
     for name, data in (BAD | {"truncated.png": whole[: len(whole) // 2]}).items():
         (folder / "images" / name).write_bytes(data)
@@ -108,6 +108,7 @@ def test_scores_and_changes_are_reported(record: dict[str, Any], root: Path) -> 
     held_out = rows(Folder.at(root / "out" / "holdout" / "mpa"))
     assert sum(changes.values()) == len(held_out) > 0
     assert (root / "out" / "report" / "parity_samples.png").stat().st_size > 1000
+    assert (root / "out" / "report" / "index.html").stat().st_size > 100_000
 
 
 def test_held_out_rows_are_not_trained_on(record: dict[str, Any], root: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
+from mpa_ray.cli import parse
+from mpa_ray.config import Config, identity
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.rating_sheet import AFTER, BEFORE
 from mpa_ray.report import charts, facts, page, parity_picture, write, write_report
@@ -18,13 +20,11 @@ from mpa_ray.report.gains import Evaluation, answer_type, compared, opening
 from mpa_ray.report.selection import QUARANTINED, select
 from mpa_ray.report.text import cut, embedded, visible
 from mpa_ray.report.thumbnails import Step, Thumbnails
-from mpa_ray.report.views import headline
+from mpa_ray.report.views import headline, rerun
 from mpa_ray.run_folder import drawn
 from mpa_ray.storage import Folder
 from tests.report_runs import HOSTILE, finish, rejected, some_rows, write_finished, write_hostile, write_started
 from tests.run_folders import picture
-
-pytest_plugins = "s3"
 
 
 class Outline(HTMLParser):
@@ -73,7 +73,8 @@ def test_a_finished_run(run: Folder) -> None:
         assert shown in words, shown
     assert "It closes 60% of the gap to the L-VLM." in words
     found = data_of(run)
-    assert Counter(sample["verdict"] for sample in found["samples"]) == {"parity": 24, "svlm_correct": 24, "lvlm_inconsistent": 12, QUARANTINED: 5}
+    verdicts = Counter(sample["verdict"] for sample in found["samples"])
+    assert verdicts == {"parity": 24, "svlm_correct": 24, "lvlm_inconsistent": 12, QUARANTINED: 5}
     assert {sample["change"] for sample in found["samples"] if sample.get("change")} >= {"learned", "kept"}
     assert all(sample["image"] >= 0 for sample in found["samples"] if sample["verdict"] != QUARANTINED)
 
@@ -86,6 +87,9 @@ def test_a_run_under_way(tmp_path: Path) -> None:
     assert "The run is under way. 21 images are done" in words
     assert "No scores yet" in words and "Nothing is trained yet" in words
     assert f"python jobs/report.py --output {run.uri}" in words
+    run.write_json("checkpoints/mpa/progress.json", {"samples": 12, "of": 20, "loss": 1.25, "tokens_per_second": 80.0})
+    write_report(run)
+    assert "S-VLM after MPA is in training: 12 of 20 samples, loss 1.250." in " ".join(" ".join(outline(run).words).split())
     finish(run)
     write_report(run)
     assert "under way" not in " ".join(outline(run).words)
@@ -203,7 +207,8 @@ def test_the_gallery_is_drawn_by_verdict(run: Folder) -> None:
     found = select(run, samples=20, review=0, seed=0)
     assert found.quotas(20) == {"parity": 8, "svlm_correct": 4, "lvlm_inconsistent": 4, QUARANTINED: 4}
     # What one kind lacks goes to the others: 60 judged rows and 5 quarantined ones.
-    assert select(run, samples=50, review=0, seed=0).quotas(50) == {"parity": 24, "svlm_correct": 11, "lvlm_inconsistent": 10, QUARANTINED: 5}
+    more = select(run, samples=50, review=0, seed=0)
+    assert more.quotas(50) == {"parity": 24, "svlm_correct": 11, "lvlm_inconsistent": 10, QUARANTINED: 5}
     judged, _ = found.gallery(20)
     other, _ = select(run, samples=20, review=0, seed=1).gallery(20)
     assert set(judged) != set(other)
@@ -242,7 +247,7 @@ def test_thumbnails_shrink_with_the_space(run: Folder, monkeypatch: pytest.Monke
     write_report(run, rated=0)
     monkeypatch.setattr(page, "LARGEST", write._RESERVED + 100)
     write_report(run, rated=0)
-    assert [step.side for step in steps] == [256, 256, 256, 144]
+    assert [step.side for step in steps] == [256, 256, 256, 128]
 
 
 def test_images_that_are_gone_come_from_the_parity_set(run: Folder, tmp_path: Path) -> None:
@@ -267,6 +272,15 @@ def test_a_picture_for_a_readme(run: Folder) -> None:
 )  # fmt: skip
 def test_answer_type(answer: str, kind: str) -> None:
     assert answer_type(answer) == kind
+
+
+def test_the_shown_settings_make_the_same_run(run: Folder, tmp_path: Path) -> None:
+    found = facts.read(run)
+    shown = rerun(found)
+    assert shown is not None and found.settings is not None
+    (tmp_path / "rerun.yaml").write_text(shown["yaml"])
+    again = parse(Config(), ["--config", f"{tmp_path}/rerun.yaml", "--output", "elsewhere"])
+    assert identity(again) == identity(found.settings)
 
 
 def test_opening() -> None:

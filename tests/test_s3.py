@@ -75,7 +75,15 @@ def test_containers_in_s3(bucket: str) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(name)
             tar.addfile(member, io.BytesIO(name.encode()))
-    uris = ["c.png", f"s3://{bucket}/in/c.png", "gone.png", "../outside.png", "s3://no-such-bucket-here/x.png", "s3://Not A Bucket/x.png", "s3://x"]
+    uris = [
+        "c.png",
+        f"s3://{bucket}/in/c.png",
+        "gone.png",
+        "../outside.png",
+        "s3://no-such-bucket-here/x.png",
+        "s3://Not A Bucket/x.png",
+        "s3://x",
+    ]
     put(bucket, {"in/t.tar": archive.getvalue(), "in/p.parquet": parquet(image=[b"1", b"2"]), "in/u.parquet": parquet(url=uris)})
     put(bucket, {"in/c.png": b"c", "outside.png": b"-"})
     found = fetch(list(find(f"s3://{bucket}/in")), max_image_bytes=LIMIT)
@@ -83,7 +91,9 @@ def test_containers_in_s3(bucket: str) -> None:
         *(b"c", b"1", b"2", b"a.png", b"b.png"),
         *(b"c", b"c", Reason.MISSING, Reason.OUTSIDE_ROOT, Reason.MISSING, Reason.MISSING, Reason.OUTSIDE_ROOT),
     ]
-    assert list(find(f"s3://{bucket}/in/t.tar")) == [f"s3://{bucket}/in/t.tar#offset={512 + 1024 * n}&size=5&member={'ab'[n]}.png" for n in range(2)]
+    assert list(find(f"s3://{bucket}/in/t.tar")) == [
+        f"s3://{bucket}/in/t.tar#offset={512 + 1024 * n}&size=5&member={'ab'[n]}.png" for n in range(2)
+    ]
 
 
 def test_what_is_not_there(bucket: str) -> None:
@@ -131,7 +141,9 @@ def test_members_that_lie_together_are_one_request(bucket: str, monkeypatch: pyt
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize("uri", [f"s3://{KEY}:{SECRET}@bucket/in", f"s3://{KEY}@bucket/in", f"gs://x:{SECRET}@bucket/in", f"http://x:{SECRET}@host/a"])
+@pytest.mark.parametrize(
+    "uri", [f"s3://{KEY}:{SECRET}@bucket/in", f"s3://{KEY}@bucket/in", f"gs://x:{SECRET}@bucket/in", f"http://x:{SECRET}@host/a"]
+)
 def test_keys_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
     for use in (lambda: Folder.at(uri), lambda: next(find(uri)), lambda: next(files(uri))):
         with pytest.raises(ConfigurationError, match="credentials into the environment") as caught:

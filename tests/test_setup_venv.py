@@ -116,7 +116,7 @@ def test_plan(device: str, torch_cpu: bool, vllm_cpu: bool, engine: str | None, 
         ("torch (2.15.0)\nAvailable versions: 2.15.0, 2.13.0+cpu, 2.13.0\n", True),
         ("torch (2.15.0)\nAvailable versions: 2.15.0, 2.13.0\n", False),
         ("ERROR: No matching distribution found for torch\n", False),
-        ("ERROR: unknown command \"index\"\n", True),
+        ('ERROR: unknown command "index"\n', True),
     ],
 )
 def test_what_pip_offers(output: str, offered: bool) -> None:

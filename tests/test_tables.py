@@ -209,9 +209,7 @@ def test_the_demo_has_no_api_and_no_other_benchmarks() -> None:
     assert {cell.task for cell in demo_table(7).cells} == {"pathvqa"}
 
 
-def test_transfer_scores_each_model_once(
-    runs: FakeRuns, data: grid_data.GridData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transfer_scores_each_model_once(runs: FakeRuns, data: grid_data.GridData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def score_alone(model: Any, *, name: str, config: Config, output: Folder) -> list[dict[str, Any]]:

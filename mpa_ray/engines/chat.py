@@ -14,17 +14,13 @@ def load_processor(model: ModelSection) -> Any:
     """The model's processor, with `processor_options` and `chat_template` in it. Where a checkpoint has no processor it is the tokenizer.
 
     Raises:
-        ConfigurationError: its image processor has no option of a given name, or there is no chat template.
+        ConfigurationError: its image processor has no option of a given name, or no chat template says how it is asked about an image.
     """
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(models.local(model.model), **models.arguments(model))
-    image_processor = getattr(processor, "image_processor", None)
-    if model.processor_options and image_processor is not None:
-        known = sorted(type(image_processor).valid_kwargs.__annotations__)
-        for name in model.processor_options.keys() - set(known):
-            raise ConfigurationError(f"processor_options={{{name}: ...}}: {type(image_processor).__name__} has no such option; it has {', '.join(known)}")
-        processor.image_processor = type(image_processor).from_dict(image_processor.to_dict() | model.processor_options)
+    if model.processor_options and hasattr(processor, "image_processor"):
+        processor.image_processor = _with_options(processor.image_processor, model.processor_options)
     processor.chat_template = model.chat_template or processor.chat_template or getattr(tokenizer_of(processor), "chat_template", None)
     if not processor.chat_template:
         raise ConfigurationError(f"{model.model} has no chat template, so how it is asked is not known; give it as chat_template")
@@ -34,8 +30,16 @@ def load_processor(model: ModelSection) -> Any:
     return processor
 
 
+def _with_options(image_processor: Any, options: dict[str, Any]) -> Any:
+    kind = type(image_processor)
+    known = sorted(kind.valid_kwargs.__annotations__)
+    for name in options.keys() - set(known):
+        raise ConfigurationError(f"processor_options={{{name}: ...}}: {kind.__name__} has no such option; it has {', '.join(known)}")
+    return kind.from_dict(image_processor.to_dict() | options)
+
+
 def takes_parts(processor: Any) -> bool:
-    """Whether the chat template takes a message in parts (image, text). Older ones (InternVL2's) take plain text, in which the image is a word."""
+    """Whether the chat template takes a message in parts (image, text). Older ones (InternVL2's) take text: the image is a word."""
     try:
         written = processor.apply_chat_template([_user("?")], tokenize=False)
     except TypeError:
@@ -50,7 +54,7 @@ def tokenizer_of(processor: Any) -> Any:
 
 
 def image_arguments(model: ModelSection) -> dict[str, Any]:
-    """Arguments for a call of the processor. Some classes (InternVL's) have defaults for calls, which come before what the processor was loaded with."""
+    """Arguments for a call of the processor: some classes (InternVL's) have defaults for calls that go before what they hold."""
     return {"images_kwargs": model.processor_options} if model.processor_options else {}
 
 
@@ -77,7 +81,7 @@ def _user(text: str) -> dict[str, Any]:
 
 
 def _one_start(processor: Any, conversation: str) -> str:
-    """`conversation` without the start token that some templates write and the tokenizer puts in front of any text: two of them derail a model."""
+    """`conversation` without a start token of the template's where the tokenizer puts one in front of any text: two derail a model."""
     tokenizer = tokenizer_of(processor)
     start = tokenizer.bos_token
     if start and conversation.startswith(start) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
@@ -86,10 +90,10 @@ def _one_start(processor: Any, conversation: str) -> str:
 
 
 def settle_generation(model: Any, processor: Any) -> None:
-    """Makes a transformers model's generation settings whole: they decide where replies end, in both engines, and are saved with the trained model.
+    """Makes a transformers model's generation settings whole: they say where replies end and are saved with the trained model.
 
-    A published file may lack the end token (then it is the tokenizer's), and may hold settings of sampling without saying that it samples, which
-    transformers loads but refuses to save.
+    A published file may lack the end token (then it is the tokenizer's), and may hold settings of sampling without saying that it samples,
+    which transformers loads but refuses to save.
     """
     settings = model.generation_config
     if settings.eos_token_id is None:

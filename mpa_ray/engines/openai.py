@@ -221,9 +221,7 @@ class OpenAIEngine:
                 f"{self._host}: HTTP {status}: {said}. Look at the key in the environment variable {self._model.api_key_env} where Ray's"
                 f" workers run ({'it is set' if self._key else 'it is not set'}), and at what it may use"
             ) from None
-        raise RunError(
-            f"{self._host}: HTTP {status}: {said}. Look at base_url={self._url!r} and model={self._model.model!r}"
-        ) from None
+        raise RunError(f"{self._host}: HTTP {status}: {said}. Look at base_url={self._url!r} and model={self._model.model!r}") from None
 
     def _refused_setting(self, name: str, said: str) -> NoReturn:
         """OpenAI's newer models take the length by another name; that much we find out. Other servers may silently ignore the new name."""

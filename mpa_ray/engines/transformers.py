@@ -1,4 +1,4 @@
-"""transformers' `generate`, for machines where vLLM cannot load. It batches what is waiting, by equal sampling; there is no prefix cache."""
+"""transformers' `generate`, for machines where vLLM cannot load. It batches what waits, by equal sampling; there is no prefix cache."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +89,11 @@ class TransformersEngine:
         sampling = requests[0][2]
         if max(lengths) + sampling.max_tokens > self._max_model_len:
             return self._without_too_long(requests, lengths)
-        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {"do_sample": False}
+        drawn = (
+            {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+            if sampling.temperature
+            else {"do_sample": False}
+        )
         # `generate` draws from torch's generator: one seed for the batch, taken from its first request.
         torch.manual_seed(sampling.seed or 0)
         with torch.inference_mode():
@@ -108,7 +112,11 @@ class TransformersEngine:
 
     def _without_too_long(self, requests: list[tuple[Image.Image, str, Sampling]], lengths: list[int]) -> list[Reply | BaseException]:
         bound = self._max_model_len - requests[0][2].max_tokens
-        rest = iter(self._generate([request for request, length in zip(requests, lengths, strict=True) if length <= bound]) if min(lengths) <= bound else [])
+        rest = iter(
+            self._generate([request for request, length in zip(requests, lengths, strict=True) if length <= bound])
+            if min(lengths) <= bound
+            else []
+        )
         return [
             next(rest) if length <= bound else RequestRejected(f"the prompt is {length} tokens long, at most {bound} fit (max_model_len)")
             for length in lengths

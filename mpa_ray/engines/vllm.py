@@ -1,6 +1,7 @@
 """vLLM's async engine in the calling process.
 
-Requests run as they come: there is no batch and so no barrier between batches, and the processor's work on one image overlaps the model's on others.
+Requests run as they come: there is no batch and so no barrier between batches, and the processor's work on one image overlaps the model's
+on others.
 """
 
 import itertools
@@ -71,8 +72,8 @@ class VllmEngine:
         )
         final = None
         try:
-            async for final in self._engine.generate(request, parameters, request_id=str(next(self._request_ids))):
-                pass
+            async for output in self._engine.generate(request, parameters, request_id=str(next(self._request_ids))):
+                final = output
         except (ValueError, VLLMClientError) as error:
             # vLLM checks a request before it queues it: too long, or an image its processor cannot take.
             raise RequestRejected(str(error)) from error

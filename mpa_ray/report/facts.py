@@ -29,6 +29,7 @@ class Facts:
         data: images, annotations, quarantined, verdicts, tokens, seconds (see `parts.totals`).
         training: arm -> its record. evaluation: scores. ledger: step -> account. stages: step -> seconds. versions: package -> version.
         gaps: studies/gaps.json. curves: arm -> (step, loss a sample). rounds: a point a round, for a run of several.
+        in_training: arm -> how far its training is, while it is trained.
     """
 
     uri: str
@@ -46,6 +47,7 @@ class Facts:
     gaps: dict[str, Any] | None
     curves: dict[str, list[tuple[float, float]]]
     rounds: list[dict[str, Any]]
+    in_training: dict[str, dict[str, Any]]
 
     @property
     def name(self) -> str:
@@ -99,6 +101,7 @@ def read(run: Folder, record: dict[str, Any] | None = None) -> Facts:
         gaps=run.read_json("studies/gaps.json") if run.exists("studies/gaps.json") else None,
         curves=dict(_curves(run, record["training"])),
         rounds=record.get("rounds", []),
+        in_training={} if finished else dict(_in_training(run, record)),
     )
 
 
@@ -135,6 +138,12 @@ def _nested(flat: dict[str, Any]) -> dict[str, Any]:
         else:
             tree[name] = value
     return tree
+
+
+def _in_training(run: Folder, record: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
+    for arm in ("mpa", *record["config"].get("ablations", ())):
+        if arm not in record["training"] and run.exists(f"checkpoints/{arm}/progress.json"):
+            yield arm, run.read_json(f"checkpoints/{arm}/progress.json")
 
 
 def _curves(run: Folder, arms: Iterable[str]) -> Iterable[tuple[str, list[tuple[float, float]]]]:

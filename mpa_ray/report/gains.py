@@ -72,8 +72,11 @@ class Evaluation:
     def _as_scored(self) -> list[Group]:
         """The kinds as the evaluation summed them up, for a run whose predictions lie elsewhere."""
         kinds = dict.fromkeys(kind for score in self.scores for kind in score.get("by_kind", {}))
-        of_kind = {kind: {score["model"]: score["by_kind"][kind] for score in self.scores if kind in score["by_kind"]} for kind in kinds}
-        return [Group(kind, max(n for _, n in found.values()), {model: one for model, (one, _) in found.items()}) for kind, found in of_kind.items()]
+        groups = []
+        for kind in kinds:
+            found = {score["model"]: score["by_kind"][kind] for score in self.scores if kind in score["by_kind"]}
+            groups.append(Group(kind, max(n for _, n in found.values()), {model: percent for model, (percent, _) in found.items()}))
+        return groups
 
     def by_answer_type(self) -> list[Group]:
         """By the type of the commonest reference answer (the first of equals)."""

@@ -40,9 +40,17 @@ def render(template: str, scripts: tuple[str, ...] = (), *, data: Any = None, **
     script = "\n".join(_source(name) for name in ("theme.js", *scripts))
     style = _source("style.css")
     policy = _POLICY.format(script=_hash(script), style=_hash(style))
-    text = _environment().get_template(template).render(
-        # Both are our own files, and neither holds what could end its element; a test keeps it so.
-        policy=policy, script=Markup(script), style=Markup(style), data=embedded(data), **context
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            # Both are our own files, and neither holds what could end its element; a test keeps it so.
+            policy=policy,
+            script=Markup(script),
+            style=Markup(style),
+            data=embedded(data),
+            **context,
+        )
     )
     return text.encode("utf-8", "replace")
 

@@ -27,7 +27,7 @@ class Step(NamedTuple):
     quality: int
 
 
-GALLERY = (Step(256, 70), Step(192, 60), Step(144, 50))
+GALLERY = (Step(256, 70), Step(192, 60), Step(144, 50), Step(128, 45))
 """From best to smallest: a page takes the first with which its samples fit."""
 RATING = (Step(768, 75), Step(512, 65), Step(384, 60))
 

@@ -89,7 +89,7 @@ def funnel(found: Facts) -> list[dict[str, Any]]:
 
 
 def _step(name: str, count: int, of: int | None, note: str, *, kind: str = "plain") -> dict[str, Any]:
-    return {"name": name, "count": count, "share": f"{100 * count / of:.1f}% {note}" if of else note, "kind": kind}
+    return {"name": name, "count": count, "share": f"{100 * count / of:.1f}%" if of else "", "note": note, "kind": kind}
 
 
 def scores(found: Facts, evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -1,0 +1,311 @@
+"""Packing: loose image files become shards of a few hundred megabytes, which cost one request where loose files cost thousands.
+
+    pack.json           what was asked for; written first
+    shards/             Parquet: image_id, image_uri, image {bytes, path}. Ids are those of the loose files, so a run on the shards has the
+    same ids
+    quarantine/         Parquet: the files that no run could read, each with its reason
+    duplicates.parquet  files whose bytes are those of another, `same_as`; they are recorded here and not in the shards
+    index.json          the counts; written last
+    .pack/              the list of files and what was found out about each, for an interrupted call to go on from
+
+Images in shards + duplicates + quarantine = the image files that were listed, each once. Each shard is planned by the sizes in the listing,
+and made by
+one Ray task: fetch, decode every pixel, hash, write. A call goes on with the shards that have no record in `.pack/checked/`.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet
+
+from mpa_ray import manifest, references
+from mpa_ray.decoding import Decoder
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.finding import PACK_FINISHED, PACK_STARTED, PACKED, SHARDS
+from mpa_ray.images import EXTENSIONS, UnreadableImage
+from mpa_ray.lease import lease
+from mpa_ray.listing import files
+from mpa_ray.manifest import Manifest
+from mpa_ray.parts import dataset_of, part_name, part_number
+from mpa_ray.progress import Progress, say
+from mpa_ray.ray_session import ray_session
+from mpa_ray.references import quote_path
+from mpa_ray.repeats import Repeats, name_of
+from mpa_ray.schema import IMAGE_ID, IMAGE_STRUCT, IMAGE_URI, MANIFEST, QUARANTINE, Stage
+from mpa_ray.storage import Folder
+
+_BYTES, _SHA256 = pa.field("bytes", pa.int64()), pa.field("sha256", pa.string())
+_PLANNED = pa.schema([*MANIFEST, _BYTES])
+_CHECKED = pa.schema([IMAGE_ID, IMAGE_URI, _BYTES, _SHA256, pa.field("reason", pa.string()), pa.field("detail", pa.string())])
+_DUPLICATES = pa.schema([IMAGE_ID, IMAGE_URI, pa.field("same_as", pa.string()), _SHA256, _BYTES])
+_SHARD = pa.schema([IMAGE_ID, IMAGE_URI, pa.field("image", IMAGE_STRUCT)], metadata=PACKED)
+# Encoded images do not get smaller.
+_COMPRESSION = {"image_id": "zstd", "image_uri": "zstd", "image.bytes": "none", "image.path": "zstd"}
+
+# A row group, and what a task holds of a shard (twice: the next is fetched while one is decoded). A part of a run reads one to three of
+# them.
+_ROWS_AT_ONCE = 128
+_BYTES_AT_ONCE = 32 * 2**20
+# A decoded image is only looked at; JPEGs are decoded at an eighth for it, all their data included.
+_CHECKED_PIXELS = 10_000
+_READERS = 16
+
+Limits = dict[str, Any]
+
+
+def pack(
+    images: str, output: Folder, *, shard_bytes: int, max_image_pixels: int, max_image_bytes: int, max_decode_seconds: float
+) -> dict[str, Any]:
+    """Packs the image files below `images`. Gives back what index.json holds.
+
+    Raises:
+        ConfigurationError: there are none, or `output` holds something else.
+        StorageError: storage failed again and again; the same call goes on.
+    """
+    limits = {"max_image_pixels": max_image_pixels, "max_image_bytes": max_image_bytes, "max_decode_seconds": max_decode_seconds}
+    _claim(output, {"images": images, "shard_bytes": shard_bytes, **limits})
+    if output.exists(PACK_FINISHED):
+        say(f"{output.uri} is packed already; this is what it holds")
+        return output.read_json(PACK_FINISHED)
+    with lease(output):
+        return _pack(images, output, shard_bytes, limits)
+
+
+def _pack(images: str, output: Folder, shard_bytes: int, limits: Limits) -> dict[str, Any]:
+    work = output.child(".pack")
+    plan = manifest.load(work.child("manifest"))
+    if plan is None:
+        plan = manifest.write(_planned(images, shard_bytes), work.child("manifest"), source=images, schema=_PLANNED)
+    done = work.child("checked").names(".parquet")
+    todo = sorted(set(range(plan.parts)) - {part_number(name) for name in done})
+    say(f"pack: {plan.images:,} images into {plan.parts:,} shards" + (f"; {len(done):,} shards are done" if done else ""))
+    with ray_session():
+        progress = Progress("pack", plan.images, unit="images", done=sum(about["images"] for about in _contents(work.child("checked"))))
+        for counts in _in_tasks(todo, partial(pack_shard, plan=plan, output=output, limits=limits)):
+            progress.add(counts["images"], quarantined=counts["quarantined"])
+        reasons, with_duplicates = _find_duplicates(plan, work)
+        say(f"pack: {sum(with_duplicates.values()):,} duplicates are left out of {len(with_duplicates):,} shards")
+        for _ in _in_tasks(sorted(with_duplicates), partial(drop_duplicates, output=output)):
+            pass
+    _write_duplicates(sorted(with_duplicates), output)
+    shards = _contents(output.child(SHARDS))
+    record = {
+        "images": plan.images,
+        "packed": sum(shard["images"] for shard in shards),
+        "duplicates": sum(with_duplicates.values()),
+        "quarantined": dict(reasons.most_common()),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "shards": shards,
+    }
+    output.write_json(PACK_FINISHED, record)
+    return record
+
+
+def _claim(output: Folder, settings: dict[str, Any]) -> None:
+    if not output.exists(PACK_STARTED):
+        if output.exists() and output.names():
+            raise ConfigurationError(f"--output {output.uri} holds other files and no pack; give an empty or new folder")
+        output.write_json(PACK_STARTED, settings)
+    before = output.read_json(PACK_STARTED)
+    differing = sorted(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
+    if differing:
+        changes = "; ".join(f"{name} was {before.get(name)!r} and is {settings.get(name)!r}" for name in differing)
+        raise ConfigurationError(f"--output {output.uri} holds another pack: {changes}. Give another output, or the settings of that one")
+
+
+def _planned(images: str, shard_bytes: int) -> Iterator[pa.Table]:
+    """The image files below `images`, a shard's worth at a time."""
+    uris: list[str] = []
+    sizes: list[int] = []
+    planned = others = 0
+    for file in files(images):
+        if not file.path.lower().endswith(tuple(EXTENSIONS)):
+            others += 1
+            continue
+        if uris and planned + file.size > shard_bytes:
+            yield pa.table({"image_uri": uris, "bytes": sizes})
+            uris, sizes, planned = [], [], 0
+        uris.append(quote_path(file.path))
+        sizes.append(file.size)
+        planned += file.size
+    if not uris:
+        raise ConfigurationError(f"--images {images} holds no image file; files that end in {', '.join(sorted(EXTENSIONS))} are packed")
+    yield pa.table({"image_uri": uris, "bytes": sizes})
+    if others:
+        say(f"pack: {others:,} files are no image files by their names and are left out")
+
+
+def _in_tasks(numbers: list[int], work: Callable[[int], pa.Table]) -> Iterator[dict[str, Any]]:
+    """`work` on each number, in Ray tasks; what each gives, as it comes."""
+    if numbers:
+        for counts in dataset_of(numbers, work).iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from counts.to_pylist()
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:08d}.parquet"
+
+
+def pack_shard(number: int, *, plan: Manifest, output: Folder, limits: Limits) -> pa.Table:
+    """Makes one shard, its part of quarantine/, and then its record. Gives back one row of counts."""
+    rows = plan.part(number).to_pylist()
+    checked: list[dict[str, Any]] = []
+    good = 0
+    name = f"{SHARDS}/{shard_name(number)}"
+    with ThreadPoolExecutor(1) as ahead, output.writing(name) as stream, _shard_writer(stream) as writer:
+        fetch = partial(references.fetch, max_image_bytes=limits["max_image_bytes"])
+        pieces = _pieces(rows, limits["max_image_bytes"])
+        waiting = [(piece, ahead.submit(fetch, [row["image_uri"] for row in piece])) for piece in islice(pieces, 1)]
+        while waiting:
+            piece, fetched = waiting.pop()
+            contents = fetched.result()
+            waiting += [(later, ahead.submit(fetch, [row["image_uri"] for row in later])) for later in islice(pieces, 1)]
+            found = [_checked(row, content, limits) for row, content in zip(piece, contents, strict=True)]
+            checked += found
+            kept = [(row, content) for row, content in zip(found, contents, strict=True) if row["reason"] is None]
+            if kept:
+                writer.write_table(_as_shard(kept))
+                good += len(kept)
+    if not good:
+        output.delete(name)
+    rejected = [row | {"stage": str(Stage.IMAGES)} for row in checked if row["reason"] is not None]
+    if rejected:
+        output.write_table(f"quarantine/{part_name(number)}", pa.Table.from_pylist(rejected, schema=QUARANTINE))
+    output.write_table(f".pack/checked/{part_name(number)}", pa.Table.from_pylist(checked, schema=_CHECKED))
+    return pa.table({"images": [len(checked)], "quarantined": [len(rejected)]})
+
+
+def _shard_writer(stream: Any) -> pyarrow.parquet.ParquetWriter:
+    return pyarrow.parquet.ParquetWriter(stream, _SHARD, compression=_COMPRESSION, use_dictionary=False, write_statistics=["image_id"])
+
+
+def _pieces(rows: list[dict[str, Any]], max_image_bytes: int) -> Iterator[list[dict[str, Any]]]:
+    """Rows in their order, so many at a time that their images fit into memory. What is over the bound is not read."""
+    piece: list[dict[str, Any]] = []
+    held = 0
+    for row in rows:
+        size = row["bytes"] if row["bytes"] <= max_image_bytes else 0
+        if piece and (len(piece) == _ROWS_AT_ONCE or held + size > _BYTES_AT_ONCE):
+            yield piece
+            piece, held = [], 0
+        piece.append(row)
+        held += size
+    if piece:
+        yield piece
+
+
+@lru_cache(maxsize=1)
+def _decoder(**limits: Any) -> Decoder:
+    """One for each worker process, whose guarded processes are then started once."""
+    return Decoder(max_pixels=_CHECKED_PIXELS, **limits)
+
+
+def _checked(row: dict[str, Any], content: bytes | UnreadableImage, limits: Limits) -> dict[str, Any]:
+    """What is found out about one file."""
+    found = {
+        "image_id": row["image_id"],
+        "image_uri": row["image_uri"],
+        "bytes": row["bytes"],
+        "sha256": None,
+        "reason": None,
+        "detail": None,
+    }
+    try:
+        if isinstance(content, UnreadableImage):
+            raise content
+        _decoder(**limits).image_now(content)
+        return found | {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    except UnreadableImage as error:
+        return found | {"reason": str(error.reason), "detail": error.detail}
+
+
+def _as_shard(rows: list[tuple[dict[str, Any], Any]]) -> pa.Table:
+    images = [{"bytes": content, "path": row["image_uri"]} for row, content in rows]
+    columns = {name: [row[name] for row, _ in rows] for name in ("image_id", "image_uri")}
+    return pa.table(columns | {"image": pa.array(images, IMAGE_STRUCT)}, schema=_SHARD)
+
+
+def _find_duplicates(plan: Manifest, work: Folder) -> tuple[Counter[str], dict[int, int]]:
+    """Why files were quarantined; and how many duplicates each shard has, which are recorded in `duplicates/`. Of equals the first listed
+    is kept."""
+    checked = work.child("checked")
+    reasons: Counter[str] = Counter()
+    with Repeats() as repeats, ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, plan.parts, _READERS):
+            numbers = range(start, min(plan.parts, start + _READERS))
+            tables = pool.map(lambda number: checked.read_table(part_name(number), ["image_id", "sha256", "reason"]), numbers)
+            for number, table in zip(numbers, tables, strict=True):
+                rows = [(number << 32 | place, row) for place, row in enumerate(table.to_pylist())]
+                reasons.update(row["reason"] for _, row in rows if row["reason"] is not None)
+                good = [(position, row) for position, row in rows if row["reason"] is None]
+                keys = [bytes.fromhex(row["sha256"][:32]) for _, row in good]
+                repeats.add(keys, [bytes.fromhex(row["image_id"]) for _, row in good], [position for position, _ in good])
+        found = repeats.found()
+    shards, starts = np.unique(found["position"] >> 32, return_index=True)
+    for number, repeats in zip(shards.tolist(), np.split(found, starts[1:])[: len(shards)], strict=True):
+        table = checked.read_table(part_name(number)).take((repeats["position"] & 0xFFFFFFFF).tolist())
+        same = pa.array([name_of(repeat).hex() for repeat in repeats], pa.string())
+        work.write_table(
+            f"duplicates/{part_name(number)}", table.append_column("same_as", same).select(_DUPLICATES.names).cast(_DUPLICATES)
+        )
+    return reasons, dict(zip(shards.tolist(), np.diff([*starts, len(found)]).tolist(), strict=True))
+
+
+def drop_duplicates(number: int, *, output: Folder) -> pa.Table:
+    """Writes a shard again without its duplicates. One that has none any more stays as it is in effect."""
+    name = f"{SHARDS}/{shard_name(number)}"
+    dropped = output.child(".pack/duplicates").read_table(part_name(number), ["image_id"]).column(0).combine_chunks()
+    left = 0
+    if output.exists(name):
+        with output.filesystem.open_input_file(f"{output.path}/{name}") as before:
+            file = pyarrow.parquet.ParquetFile(before)
+            with output.writing(name) as stream, _shard_writer(stream) as writer:
+                for group in range(file.num_row_groups):
+                    rows = file.read_row_group(group)
+                    rows = rows.filter(pc.invert(pc.is_in(rows.column("image_id"), value_set=dropped)))
+                    if rows.num_rows:
+                        writer.write_table(rows)
+                        left += rows.num_rows
+        if not left:
+            output.delete(name)
+    return pa.table({"images": [left]})
+
+
+def _write_duplicates(numbers: list[int], output: Folder) -> None:
+    recorded = output.child(".pack/duplicates")
+    with output.writing("duplicates.parquet") as stream, pyarrow.parquet.ParquetWriter(stream, _DUPLICATES, compression="zstd") as writer:
+        for number in numbers:
+            writer.write_table(recorded.read_table(part_name(number)))
+
+
+def _contents(folder: Folder) -> list[dict[str, Any]]:
+    """Name, images and bytes of each Parquet file."""
+
+    def about(name: str) -> dict[str, Any]:
+        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:
+            return {"name": name, "images": pyarrow.parquet.ParquetFile(stream).metadata.num_rows, "bytes": stream.size()}
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(about, folder.names(".parquet")))
+
+
+def table(record: dict[str, Any], output: Folder) -> str:
+    """The record for a terminal."""
+    sizes = sorted(shard["bytes"] for shard in record["shards"])
+    spread = f", {sizes[0] / 1e6:,.1f} to {sizes[-1] / 1e6:,.1f} MB each" if sizes else ""
+    lines = [
+        f"{record['images']:,} image files",
+        f"  {record['packed']:,} in {len(sizes):,} shards ({record['bytes'] / 1e6:,.1f} MB{spread})",
+        f"  {record['duplicates']:,} duplicates (duplicates.parquet)",
+        *(f"  {count:,} quarantined: {reason}" for reason, count in record["quarantined"].items()),
+        f"take them with --images {output.uri}",
+    ]
+    return "\n".join(lines)

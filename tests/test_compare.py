@@ -1,0 +1,102 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpa_ray.compare import compare, html, jaccard, parity_ids, tables, text
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.storage import Folder
+from tests.browser import assert_harmless, assert_no_sideways_scroll, browser, installed
+from tests.report_runs import finish, some_rows, write_finished, write_hostile, write_predictions, write_started
+
+
+@pytest.fixture
+def runs(tmp_path):
+    first = write_finished(tmp_path / "one/run")
+    rows = some_rows(tmp_path / "one/images", 50)
+    second = write_started(tmp_path / "two/run-b", [rows], [], task="chartqa")
+    finish(second)
+    record = second.read_json("run.json")
+    better = write_predictions(second, "mpa", 80, ("text",), ("stop", "7", "yes"))
+    record["evaluation"] = [score if score["model"] != "mpa" else better[0] for score in record["evaluation"]]
+    second.write_json("run.json", record)
+    return [first, second]
+
+
+def cells(runs, title):
+    rows = next(rows for name, rows in tables(compare(runs)) if name.startswith(title))
+    return {row[0]: row[1:] for row in rows[1:]}
+
+
+def test_what_is_compared(runs):
+    assert cells(runs, "Set-up")["task"] == ["textvqa", "chartqa"]
+    data = cells(runs, "Data")
+    assert data["images"] == ["65", "50"]
+    assert data["parity"] == ["24 (40.0%)", "20 (40.0%)"]
+    assert data["quarantined: images/truncated"] == ["5", "0"]
+    assert cells(runs, "Parity sets") == {"run": ["1.000", "0.833"], "run-b": ["0.833", "1.000"]}
+    accuracy = cells(runs, "Accuracy, textvqa accuracy on benchmark")
+    assert accuracy["S-VLM after MPA"] == ["70.0 (61.0 to 79.0)", "80.0 (71.0 to 89.0)"]
+    assert accuracy["S-VLM after MPA, against run"][0] == "-"
+    assert accuracy["S-VLM after MPA, against run"][1].startswith("+10.0 (+")
+    assert accuracy["S-VLM after MPA, against run"][1].endswith("n=100")
+    assert accuracy["S-VLM before, against run"][1] == "+0.0 (+0.0 to +0.0), p=1, n=100"
+    assert cells(runs, "Tokens")["paid to an API"] == ["$0.0123", "$0.0123"]
+
+
+def test_a_run_under_way_and_one_without_scores(runs, tmp_path):
+    started = write_started(tmp_path / "three/run-c", [some_rows(tmp_path / "three/images", 10)], [])
+    found = [*runs, started]
+    assert cells(found, "Data")["finished"] == ["yes", "yes", "no"]
+    assert cells(found, "Accuracy")["S-VLM after MPA"][2] == "-"
+    assert cells([started, started], "Data")["images"] == ["10", "10"]
+
+
+def test_jaccard(runs):
+    a = np.array([1, 2, 3], dtype=np.uint64)
+    assert jaccard(a, np.array([2, 3, 4], dtype=np.uint64)) == 0.5
+    assert jaccard(a[:0], a[:0]) is None
+    assert len(parity_ids(runs[0])) == 24
+
+
+def test_runs_of_the_same_name_are_told_apart(runs, tmp_path):
+    other = write_finished(tmp_path / "other/run")
+    assert [run.name for run in compare([runs[0], other])] == [runs[0].uri, other.uri]
+
+
+def test_one_run_is_nothing_to_compare(runs, tmp_path):
+    with pytest.raises(ConfigurationError, match="give two or more"):
+        compare(runs[:1])
+    with pytest.raises(ConfigurationError, match="holds no run"):
+        compare([runs[0], Folder.at(tmp_path / "nowhere")])
+
+
+def test_the_terminal_shows_no_control_characters(runs, tmp_path):
+    hostile = write_hostile(tmp_path / "hostile/run")
+    shown = text(compare([runs[0], hostile]))
+    assert "\x1b" not in shown and "\u202e" not in shown
+
+
+@pytest.mark.skipif(installed() is not None, reason=str(installed()))
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_page(runs, tmp_path, width):
+    page = tmp_path / "comparison.html"
+    page.write_bytes(html(compare([*runs, write_hostile(tmp_path / "ru\"n' <b>x")])))
+    with browser(tmp_path / "profile", width=width) as driver:
+        driver.get(Path(page).as_uri())
+        assert "3 runs compared" in driver.find_element("css selector", "h1").text
+        assert_no_sideways_scroll(driver)
+        assert_harmless(driver, page)
+
+
+def test_the_job(runs, tmp_path):
+    def job(*arguments):
+        return subprocess.run([sys.executable, "jobs/compare.py", *arguments], capture_output=True, text=True)
+
+    done = job(*(run.uri for run in runs), "--output", f"{tmp_path}/comparison.html")
+    assert done.returncode == 0, done.stderr
+    assert "Parity sets, shared samples (Jaccard)" in done.stdout
+    assert (tmp_path / "comparison.html").read_bytes().startswith(b"<!doctype html>")
+    assert job(runs[0].uri, runs[1].uri, "--output", f"{tmp_path}/x").returncode == 2

@@ -1,0 +1,207 @@
+"""What decoding may take: a hostile image loses its own process and nothing else; ordinary ones never see a process."""
+
+import asyncio
+import io
+import os
+import signal
+import struct
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpa_ray import decoding
+from mpa_ray.decoding import Decoder, is_cheap, pixels_of
+from mpa_ray.images import UnreadableImage
+from mpa_ray.schema import Reason
+
+LIMITS = {"max_image_pixels": 64_000_000, "max_image_bytes": 64 << 20}
+NOISE = Image.effect_noise((96, 64), 60).convert("RGB")
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def decoder(*, max_pixels: int | None = None, seconds: float = 60, **limits: int) -> Decoder:
+    return Decoder(max_pixels=max_pixels, max_decode_seconds=seconds, **(LIMITS | limits))
+
+
+def refused(decoder: Decoder, data: bytes) -> UnreadableImage:
+    with pytest.raises(UnreadableImage) as caught:
+        decoder.image_now(data)
+    assert caught.value.detail
+    return caught.value
+
+
+def many_scans(width: int, height: int, scans: int) -> bytes:
+    """A progressive JPEG of grey whose first coefficients are sent again and again: each scan is a pass over all of it."""
+    plain = encoded(Image.new("L", (width, height)), "JPEG", progressive=True)
+    start = plain.index(b"\xff\xda")
+    # Bits of a scan that refines nothing: spectral selection 1 to 63 with an end-of-band run over all blocks would do; the decoder reads
+    # zeros.
+    scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 0, 0, 0x10) + b"\0"
+    return plain[:start] + plain[start:-2] + scan * scans + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])
+def test_a_header_says_how_many_pixels_there_are(form: str) -> None:
+    assert pixels_of(encoded(NOISE, form)) == 96 * 64
+    assert is_cheap(encoded(NOISE, form))
+
+
+def test_other_webps_say_it_too() -> None:
+    assert pixels_of(encoded(NOISE, "WEBP", lossless=True)) == 96 * 64
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert pixels_of(encoded(NOISE, "WEBP", exif=exif)) == 96 * 64
+
+
+@pytest.mark.parametrize("form", ["TIFF", "BMP", "AVIF"])
+def test_formats_that_take_memory_by_their_headers_are_not_cheap(form: str) -> None:
+    assert not is_cheap(encoded(NOISE, form))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xd8\xff",
+        b"\xff\xd8\xff\xe0\0\0",
+        b"\xff\xd8" + b"\xff\xe0\0\2" * 1000 + encoded(NOISE, "JPEG")[2:],
+        b"RIFF\0\0\0\0WEBPALPH",
+        many_scans(2000, 2000, 1000),
+        encoded(Image.new("1", (5000, 5000)), "PNG"),
+        encoded(NOISE, "PNG") + bytes(17 << 20),
+    ],
+    ids=["no header", "a segment of no length", "a thousand segments", "no webp", "a thousand scans", "25 megapixels", "17 megabytes"],
+)
+def test_what_is_not_plainly_small_is_not_cheap(data: bytes) -> None:
+    assert not is_cheap(data)
+
+
+def test_ordinary_images_need_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_Process", None)
+    ours = decoder(max_pixels=1000)
+    for form in ("JPEG", "PNG", "GIF", "WEBP"):
+        assert ours.image_now(encoded(NOISE, form)).size == (38, 25)
+    assert refused(ours, b"<html>404</html>").reason == Reason.NOT_AN_IMAGE
+    assert refused(ours, b"").reason == Reason.EMPTY
+    assert refused(decoder(max_image_bytes=10), encoded(NOISE, "TIFF")).reason == Reason.TOO_MANY_BYTES
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Decoder:
+    return decoder(max_pixels=10**9)
+
+
+@pytest.mark.parametrize("form", ["TIFF", "BMP", "AVIF"])
+def test_a_process_gives_what_a_thread_gives(guarded: Decoder, form: str) -> None:
+    data = encoded(NOISE, form)
+    found = guarded.image_now(data)
+    assert found.mode == "RGB" and found.tobytes() == guarded._in_thread(data).tobytes()
+
+
+def test_a_process_shrinks_as_a_thread_does() -> None:
+    data, shrinking = encoded(NOISE, "TIFF"), decoder(max_pixels=1000)
+    assert shrinking.image_now(data).size == (38, 25)
+    assert shrinking.image_now(data).tobytes() == shrinking._in_thread(data).tobytes()
+
+
+def test_a_process_says_why_as_a_thread_does_and_goes_on(guarded: Decoder) -> None:
+    data = encoded(NOISE, "TIFF")
+    error = refused(guarded, data[: len(data) // 2])
+    assert error.reason == Reason.TRUNCATED
+    [process] = guarded._idle.queue
+    guarded.image_now(data)
+    assert guarded._idle.queue == [process]
+
+
+def test_an_image_of_the_largest_size_fits_the_memory(guarded: Decoder) -> None:
+    image = guarded.image_now(encoded(Image.new("RGBA", (8000, 8000), (200, 30, 20, 255)), "TIFF", compression="tiff_adobe_deflate"))
+    assert image.size == (8000, 8000) and image.getpixel((5, 5)) == (200, 30, 20)
+
+
+def test_an_image_that_takes_too_long_loses_its_process_and_nothing_else() -> None:
+    ours = decoder(seconds=0.5)
+    slow = many_scans(7000, 7000, 3000)
+    began = time.monotonic()
+    error = refused(ours, slow)
+    assert error.reason == Reason.TIMEOUT and "max_decode_seconds" in error.detail
+    assert time.monotonic() - began < 20
+    assert ours._idle.empty()
+    ours = decoder(seconds=30)
+    assert ours.image_now(encoded(NOISE, "TIFF")).size == NOISE.size
+
+
+def test_others_are_decoded_while_one_is_waited_for() -> None:
+    ours = decoder(seconds=3)
+    slow = many_scans(7000, 7000, 3000)
+
+    async def together() -> float:
+        hostile = [asyncio.create_task(ours.image(slow)) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        await asyncio.gather(*(ours.image(encoded(NOISE, "PNG")) for _ in range(50)))
+        took = time.monotonic() - began
+        for task in hostile:
+            with pytest.raises(UnreadableImage, match="decode_timeout"):
+                await task
+        return took
+
+    assert asyncio.run(together()) < 3
+
+
+def tile_bomb() -> bytes:
+    """A TIFF of 64x64 pixels whose only tile is 30,000 x 30,000: its decoder would take 2.7 GB before it reads a byte."""
+    tags = [(256, 64), (257, 64), (258, 8), (259, 8), (262, 2), (277, 3), (284, 1), (322, 30_000), (323, 30_000), (324, 200), (325, 10)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    return head.ljust(200, b"\0") + b"x\x9c\x03\0\0\0\0\1" + bytes(8)
+
+
+def test_memory_is_bounded() -> None:
+    # With the bound of a small image, decoding a large one asks for too much.
+    ours = decoder(max_image_pixels=64_000_000)
+    ours._memory = 300 << 20
+    big = encoded(Image.fromarray(np.zeros((9000, 7000, 3), np.uint8)), "TIFF", compression="tiff_adobe_deflate")
+    assert refused(ours, big).reason == Reason.DECODER_MEMORY
+    assert ours.image_now(encoded(NOISE, "TIFF")).size == NOISE.size
+    assert refused(ours, tile_bomb()).reason in (Reason.DECODER_MEMORY, Reason.CORRUPT, Reason.TRUNCATED)
+
+
+def test_a_process_that_was_killed_from_outside_is_replaced() -> None:
+    ours = decoder()
+    data = encoded(NOISE, "TIFF")
+    ours.image_now(data)
+    [process] = ours._idle.queue
+    os.kill(process._process.pid, signal.SIGKILL)
+    assert ours.image_now(data).size == NOISE.size
+
+
+def test_an_image_that_kills_two_processes_is_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = decoder()
+    monkeypatch.setattr(decoding.sys, "executable", "/bin/false")
+    error = refused(ours, encoded(NOISE, "TIFF"))
+    assert error.reason == Reason.DECODER_CRASH
+
+
+def test_a_process_ends_with_its_parent() -> None:
+    ours = decoder()
+    ours.image_now(encoded(NOISE, "TIFF"))
+    [process] = ours._idle.queue
+    process._process.stdin.close()
+    assert process._process.wait(20) == 0
+
+
+def test_a_jpeg_is_decoded_small_where_it_is_shrunk_anyway() -> None:
+    smooth = Image.linear_gradient("L").resize((1600, 1200)).convert("RGB")
+    data = encoded(smooth, "JPEG", quality=95)
+    small = decoder(max_pixels=100_000).image_now(data)
+    assert small.width * small.height <= 100_000 and small.width / small.height == pytest.approx(4 / 3, rel=0.02)
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(smooth.resize(small.size)).astype(int)).mean() < 2
+    # Half of it is still half of it.
+    assert refused(decoder(max_pixels=100_000), data[: len(data) // 2]).reason == Reason.TRUNCATED
