@@ -35,7 +35,7 @@ def parse(job: Config, argv: Sequence[str]) -> Config:
     tree = job.model_dump(exclude_unset=True)
     for name in [preset] if isinstance(preset, str) else preset or ():
         if name not in presets.NAMES:
-            raise ConfigurationError(f"--preset {name}: there is no such preset; take some of {', '.join(presets.NAMES)}")
+            raise ConfigurationError(f"--preset {name}: there is no such preset; take one of {', '.join(presets.NAMES)}")
         tree = merge(tree, presets.preset(name))
     if file is not None:
         tree = merge(tree, _read_yaml(Path(file)))

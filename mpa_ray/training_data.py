@@ -4,13 +4,11 @@ Order and position do not depend on the number of workers, so a restart on anoth
 """
 
 import hashlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import Queue
-from threading import Event, Thread
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -102,29 +100,14 @@ class TrainingSet:
 
 def read_ahead(make: Callable[[], Iterator[T]], depth: int) -> Iterator[T]:
     """The items of `make()`, made in a thread up to `depth` ahead; its errors are raised here."""
-    queue: Queue[tuple[str, Any]] = Queue(depth)
-    stop = Event()
-
-    def work() -> None:
-        try:
-            for item in make():
-                queue.put(("item", item))
-                if stop.is_set():
-                    return
-            queue.put(("end", None))
-        except BaseException as error:  # whatever it is, it is raised again where the items are used
-            queue.put(("error", error))
-
-    Thread(target=work, daemon=True, name="read-ahead").start()
+    end = object()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
     try:
-        while True:
-            kind, value = queue.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
+        items = pool.submit(make).result()
+        # One thread, so that the calls of `next` come one after the other.
+        waiting = deque(pool.submit(next, items, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
+            yield item
     finally:
-        stop.set()
-        while not queue.empty():
-            queue.get_nowait()
+        pool.shutdown(cancel_futures=True)

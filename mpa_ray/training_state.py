@@ -91,8 +91,9 @@ def save_model(engine: Any, processor: Any, target: Folder, *, dtype: "torch.dty
         # LoRA: its weights are whole in every worker (ZeRO stage 3 is refused), and merged they are an ordinary checkpoint.
         if rank == 0:
             merged = engine.module.merge_and_unload()
-            merged.config.dtype = dtype
-            _upload(merged, {name: tensor.detach().to("cpu", dtype) for name, tensor in merged.state_dict().items()}, processor, target)
+            _upload(
+                merged, {name: tensor.detach().to("cpu", dtype) for name, tensor in merged.state_dict().items()}, processor, target, dtype
+            )
         return
     state = {}
     for name, parameter in engine.module.named_parameters():
@@ -103,12 +104,22 @@ def save_model(engine: Any, processor: Any, target: Folder, *, dtype: "torch.dty
         return
     saved = set(engine.module.state_dict())
     state |= {name: buffer.cpu() for name, buffer in engine.module.named_buffers() if name in saved}
-    engine.module.config.dtype = dtype
-    _upload(engine.module, state, processor, target)
+    _upload(engine.module, state, processor, target, dtype)
 
 
-def _upload(model: Any, state: dict[str, "torch.Tensor"], processor: Any, target: Folder) -> None:
+def _upload(model: Any, state: dict[str, "torch.Tensor"], processor: Any, target: Folder, dtype: "torch.dtype") -> None:
     with tempfile.TemporaryDirectory(prefix="mpa-model-") as local:
         model.save_pretrained(local, state_dict=state)
+        # `save_pretrained` writes the precision the model was trained in, and who loads the folder would take it for that of the weights.
+        config = Path(local) / "config.json"
+        config.write_text(json.dumps(_with_dtype(json.loads(config.read_text()), str(dtype).removeprefix("torch.")), indent=2) + "\n")
         processor.save_pretrained(local)
         target.upload(local)
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """A model's configuration, its parts' included, with another precision wherever one is named."""
+    return {
+        name: dtype if name == "dtype" else _with_dtype(value, dtype) if isinstance(value, dict) else value
+        for name, value in config.items()
+    }

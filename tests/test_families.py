@@ -14,7 +14,7 @@ from families import FAMILIES, LLAVA_TEMPLATE, write, write_internvl2_as_publish
 from PIL import Image
 
 from conftest import parity_rows
-from mpa_ray import cli, engines, families, models, presets, prompts
+from mpa_ray import cli, engines, families, models, prompts
 from mpa_ray.config import Config, LevelSection, ModelSection
 from mpa_ray.engines import Reply, Sampling
 from mpa_ray.errors import ConfigurationError
@@ -438,15 +438,6 @@ def test_parameters_are_counted_from_headers_and_a_large_svlm_is_named(published
     (large / "model-00001-of-00001.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     assert "has 7.0B parameters" in families.size_warning(model, families.count_parameters(ModelSection(model=str(large))))
     assert families.count_parameters(ModelSection(model="Qwen/Qwen2-VL-2B-Instruct")) is None
-
-
-@pytest.mark.parametrize("name", [name for name in presets.NAMES if name != "demo"])
-def test_presets_are_configurations_and_carry_table_11(name: str) -> None:
-    config = Config.model_validate(presets.preset(name))
-    settings = presets.with_hyperparameters(config.pl, config.svlm.model)
-    expected = {"internvl2-2b": (16, 4e-5), "internvl2-4b": (6, 4e-5), "smolvlm-500m": (16, 1e-4), "tinyllava-2b": (16, 1e-4)}
-    assert (settings.batch_size, settings.learning_rate) == expected.get(name, (16, 1e-5))
-    assert config.lvlm.model or config.svlm.model
 
 
 def test_presets_combine() -> None:

@@ -135,15 +135,15 @@ def test_reading_ahead_stays_so_far_ahead() -> None:
     def make() -> Iterator[int]:
         for number in range(100):
             made.append(number)
-            # One is taken, two wait in the queue, one waits to get into it.
-            if number == 3:
+            # One is taken, two are made ahead.
+            if number == 2:
                 full.set()
             yield number
 
     items = read_ahead(make, 2)
     assert next(items) == 0
     assert full.wait(10)
-    assert len(made) == 4
+    assert len(made) == 3
     assert next(items) == 1
     items.close()  # type: ignore[attr-defined]
     join_threads()
