@@ -16,7 +16,7 @@ from jobs.pack import number_of_bytes
 from mpa_ray import manifest
 from mpa_ray import pack as packing
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.finding import find
+from mpa_ray.finding import PACKED, find
 from mpa_ray.images import image_id_of
 from mpa_ray.pack import pack, table
 from mpa_ray.parts import read_images
@@ -157,7 +157,7 @@ def test_shards_that_are_done_are_not_made_again(tmp_path: Path, monkeypatch: py
     packed(images, output)
     output.delete("index.json")
     monkeypatch.setattr(packing, "files", None)
-    monkeypatch.setattr(packing, "_checked", None)
+    monkeypatch.setattr("mpa_ray.shards._checked", None)
     assert_packed(images, output, packed(images, output), FILES)
 
 
@@ -187,7 +187,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ids", [["x"], [None], [7], ["../../etc/passwd"], ["A" * 32]])
 def test_ids_in_a_shard_that_are_none_are_refused(tmp_path: Path, ids: list) -> None:
-    shard = pa.table({"image_id": ids, "image_uri": ["/a.png"], "image": [b"x"]}).replace_schema_metadata(packing.PACKED)
+    shard = pa.table({"image_id": ids, "image_uri": ["/a.png"], "image": [b"x"]}).replace_schema_metadata(PACKED)
     pq.write_table(shard, tmp_path / "shard.parquet")
     with pytest.raises(ConfigurationError, match="is no image_id; the shard was changed"):
         list(find(str(tmp_path)))
@@ -199,7 +199,7 @@ def test_ids_of_other_parquet_files_are_not_taken(tmp_path: Path) -> None:
 
 
 def test_two_copies_of_a_shard_are_one_image_twice(tmp_path: Path) -> None:
-    shard = pa.table({"image_id": ["0" * 32], "image_uri": ["/a.png"], "image": [b"x"]}).replace_schema_metadata(packing.PACKED)
+    shard = pa.table({"image_id": ["0" * 32], "image_uri": ["/a.png"], "image": [b"x"]}).replace_schema_metadata(PACKED)
     for name in ("a", "b"):
         pq.write_table(shard, tmp_path / f"{name}.parquet")
     built = manifest.build(str(tmp_path), Folder.at(tmp_path / "manifest"), images_per_part=5)
