@@ -37,6 +37,15 @@ _ORIGINAL_LAYOUTS = {
 # Of these, what vLLM has a model for; the checkpoint's own code is then run for configuration and tokenizer alone.
 _SERVED_BY_VLLM = {"internvl_chat"}
 
+# The files of a checkpoint that can name code.
+_NAMES_CODE = (
+    "config.json",
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
+
 # Hub names known to be in such a layout, so that a job refuses them without asking the hub.
 _PUBLISHED_AS = (
     (re.compile(r"OpenGVLab/(Mini-)?InternVL.*(?<!-hf)(?<!-HF)"), "internvl_chat"),
@@ -64,18 +73,17 @@ def check_loaded(flag: str, model: ModelSection, *, trained: bool) -> None:
     """
     from transformers import PreTrainedConfig
 
-    arguments = models.arguments(model)
-    config, _ = PreTrainedConfig.get_config_dict(models.local(model.model), revision=arguments["revision"])
+    place, revision = models.local(model.model), models.arguments(model)["revision"]
+    config, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
     _refuse(flag, model, config, trained=trained)
-    # A trained copy keeps its origin's name in these places, so they are compared with what is trusted and not with where it lies.
+    # A trained copy keeps its origin's name in its code's places, so they are compared with what is trusted and not with where it lies.
     trusted = (model.trust_remote_code or "").rpartition("@")[0]
-    for place in _code_places(config) if trusted else ():
-        repository, dashes, _ = place.partition("--")
+    for code in _code_places(place, revision) if trusted else ():
+        repository, dashes, _ = code.partition("--")
         if dashes and repository != trusted:
             raise ConfigurationError(
                 f"{flag}={model.model!r}: its code is not in it but in {repository}, which trust_remote_code={model.trust_remote_code!r}"
-                " does not name;"
-                " take a copy of the model with the code inside"
+                " does not name; take a copy of the model with the code inside"
             )
 
 
@@ -106,10 +114,15 @@ def _refuse(flag: str, model: ModelSection, config: Mapping[str, Any], *, traine
         raise ConfigurationError(f"{named}, whose model is custom code, which stays off; {trust}")
 
 
-def _code_places(config: Mapping[str, Any]) -> Iterator[str]:
-    """Where a configuration says that code is: "module.Class", or "repository--module.Class" for another repository's."""
-    for value in (config.get("auto_map") or {}).values():
-        yield from (place for place in (value if isinstance(value, list | tuple) else [value]) if place)
+def _code_places(place: str, revision: str | None) -> Iterator[str]:
+    """Where a checkpoint says that its code is: "module.Class", or "repository--module.Class" for another repository's."""
+    from transformers.utils import cached_file
+
+    for name in _NAMES_CODE:
+        file = cached_file(place, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        auto_map = json.loads(Path(file).read_text()).get("auto_map") if file else None
+        for value in (auto_map or {}).values():
+            yield from (code for code in (value if isinstance(value, list | tuple) else [value]) if code)
 
 
 def _known_config(model: ModelSection) -> dict[str, Any] | None:

@@ -124,10 +124,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         grey = np.empty(values.shape, np.uint8)
         # In strips: as 64-bit numbers the whole would be eight times the image.
         rows = max(1, _STRIP // values.shape[1])
-        for top in range(0, len(values), rows):
-            strip = values[top : top + rows].astype(np.float64)
-            scaled = np.nan_to_num((np.where(np.isfinite(strip), strip, np.nan) - low) * (255.0 / max(high - low, 1e-9)))
-            grey[top : top + rows] = np.clip(scaled, 0, 255)
+        # Some bit patterns that are no number complain when they are converted.
+        with np.errstate(invalid="ignore"):
+            for top in range(0, len(values), rows):
+                strip = values[top : top + rows].astype(np.float64)
+                scaled = np.nan_to_num((np.where(np.isfinite(strip), strip, np.nan) - low) * (255.0 / max(high - low, 1e-9)))
+                grey[top : top + rows] = np.clip(scaled, 0, 255)
         return Image.fromarray(grey, mode="L").convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")

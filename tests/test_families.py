@@ -420,8 +420,14 @@ def test_trusted_code_and_weights_are_of_one_commit() -> None:
 def test_code_of_another_repository_is_not_trusted_with_a_model(tmp_path: Path) -> None:
     elsewhere = {"AutoModelForImageTextToText": "evil/code--modeling.Model"}
     folder = with_config(tmp_path / "m", model_type="nobodys", auto_map=elsewhere)
+    trusting = ModelSection(model=folder, trust_remote_code=f"{folder}@{COMMIT}")
     with pytest.raises(ConfigurationError, match="its code is not in it but in evil/code"):
-        families.check_loaded("svlm.model", ModelSection(model=folder, trust_remote_code=f"{folder}@{COMMIT}"), trained=True)
+        families.check_loaded("svlm.model", trusting, trained=True)
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "nobodys", "auto_map": {"AutoModelForImageTextToText": "m.M"}}))
+    families.check_loaded("svlm.model", trusting, trained=True)
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil/code--tokenization.T", None]}}))
+    with pytest.raises(ConfigurationError, match="its code is not in it but in evil/code"):
+        families.check_loaded("svlm.model", trusting, trained=True)
 
 
 def test_parameters_are_counted_from_headers_and_a_large_svlm_is_named(published: Any, tmp_path: Path) -> None:

@@ -31,10 +31,12 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         environment = os.environ | {"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
         environment.pop("RAY_ADDRESS", None)
         environment.pop("PYTHONPATH", None)
-        port, dashboard = free_port(), free_port()
+        # The agent starts jobs. Its port has a fixed default, and without that port it serves nobody: another Ray may be holding it.
+        port, dashboard, agent = free_port(), free_port(), free_port()
         command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4", "--node-ip-address=127.0.0.1", f"--port={port}"]
         command += [
             f"--dashboard-port={dashboard}",
+            f"--dashboard-agent-listen-port={agent}",
             "--dashboard-host=127.0.0.1",
             f"--temp-dir={folder}",
             "--object-store-memory=400000000",
