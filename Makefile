@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint clean
+.PHONY: help venv demo test test-all chaos lint clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ test: venv ## all tests but the slow ones
 
 test-all: venv ## all tests, the slow ones too
 	$(RUN) -m pytest
+
+chaos: venv ## kill drivers, nodes and engines of real runs at random; half an hour
+	$(RUN) -m pytest -s -m slow tests/faults
 
 lint: venv ## ruff
 	$(RUN) -m ruff check .

@@ -9,7 +9,7 @@ import re
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from mpa_ray.section import Section
 from mpa_ray.tasks import TASKS, MatcherName, Task
@@ -27,6 +27,14 @@ TaskChoice = Annotated[
     Discriminator(lambda value: TASK_TAGS[isinstance(value, dict | Task)]),
 ]
 
+ENGINES = ("vllm", "transformers", "openai")
+
+
+def _known_engine(name: str) -> str:
+    if name not in ENGINES and not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", name):
+        raise ValueError(f"{name!r} is no engine; give one of {', '.join(ENGINES)}, or one of your own as module:function")
+    return name
+
 
 class ModelSection(Section):
     """A vision-language model and what it runs on."""
@@ -38,8 +46,9 @@ class ModelSection(Section):
     trust_remote_code: str | None = None
     """Run the Python code that comes with a checkpoint: `name@commit`, this model's name and the 40 digits of the commit whose code you
     have read. Weights are then taken from the same commit. Without it such code never runs."""
-    engine: Literal["vllm", "transformers", "openai"] = "vllm"
-    """What serves the model: vLLM's async engine, transformers' `generate` where vLLM cannot load (slower), or an OpenAI-compatible API."""
+    engine: Annotated[str, AfterValidator(_known_engine)] = "vllm"
+    """What serves the model: `vllm` (its async engine), `transformers` (its `generate`, slower, where vLLM cannot load), `openai` (an API
+    compatible with OpenAI's), or `module:function`, which is your own, takes this section and gives an `mpa_ray.engines.Engine`."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """The precision of the weights while serving; `auto` takes the checkpoint's."""
     max_pixels: PositiveInt = 512 * 28 * 28
@@ -297,6 +306,8 @@ class EvaluateSection(LabeledSection):
     """The longest answer, in tokens."""
     lvlm: bool = False
     """Score the L-VLM too, as the ceiling."""
+    models_at_once: PositiveInt = 1
+    """Models that are asked at the same time; each needs the cards or cores of its replicas."""
 
 
 class DemoSection(Section):
@@ -433,6 +444,7 @@ _SPEED_ONLY = {
         "max_failures",
         "checkpoint_every",
     },
+    "evaluate": {"models_at_once"},
 }
 
 

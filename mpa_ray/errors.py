@@ -1,5 +1,6 @@
 """The errors that are meant for people: one line that names the thing and the mend."""
 
+import errno
 import re
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import NoReturn
 USAGE = 2
 FAILED = 3
 INTERRUPTED = 130
+# A disk that is full, over its quota, read-only or failing, wherever that was noticed.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 _IN_TRACEBACK = re.compile(r"^mpa_ray\.errors\.(ConfigurationError|RunError|StorageError): (.+)$", re.MULTILINE)
 
@@ -47,6 +50,10 @@ def exit_codes() -> Iterator[None]:
         _end(error, USAGE)
     except RunError as error:
         _end(error, FAILED)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        _end(RunError(f"{error}. Mend the storage and give the same command again"), FAILED)
     except KeyboardInterrupt:
         print("\nstopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -5,6 +5,7 @@ A stage gives the work of one row as a coroutine; everything of Ray and of the e
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,6 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from mpa_ray import engines, images, stopping
+from mpa_ray.attempts import Attempt, Attempts
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.decoding import Decoder
 from mpa_ray.engines import Engine, EngineDied, Reply, RequestRejected, Sampling
@@ -38,7 +40,8 @@ class RowWorker:
     A row whose image or request is at fault comes back quarantined. An engine that says that it cannot go on (RunError: a wrong key, a
     spent budget) ends the stage in good order where `output` is given (`mpa_ray.stopping`); rows done by then are kept for the next call.
     An engine that dies is loaded anew, and each row it served at that moment is asked again with no other beside it: a row that kills
-    it then is the culprit and is quarantined. Any other error ends the actor, and Ray does the part again elsewhere.
+    it then is the culprit and is quarantined. Any other error ends the actor, and Ray does the part again elsewhere; so it does when the
+    actor's process is ended from outside or by a row, which `mpa_ray.attempts` finds.
     """
 
     stage: Stage
@@ -54,6 +57,7 @@ class RowWorker:
         max_image_bytes: int,
         output: Folder | None = None,
         max_decode_seconds: float = 30.0,
+        call: float = 0.0,
     ) -> None:
         self._load = partial(engines.load, model, stage=self.stage, output=output)
         self._engine = self._load()
@@ -62,6 +66,7 @@ class RowWorker:
         self._waiting_to_be_alone = asyncio.Lock()
         self._output = output
         self._kept_parts = stopping.kept_parts(output) if output and self.keeps_rows else set()
+        self._attempts = Attempts(output, stage=self.stage, model=model.model, call=call) if output else None
         self._stopping = False
         self._work = work
         self._schema = schema
@@ -77,7 +82,13 @@ class RowWorker:
     async def __call__(self, part: pa.Table) -> AsyncIterator[pa.Table]:
         rows = part.to_pylist()
         kept = await asyncio.to_thread(self._kept, rows)
-        results = await asyncio.gather(*(self._one(row, kept.get(place)) for place, row in enumerate(rows)))
+        attempt = await asyncio.to_thread(self._attempts.begin, rows[0]["part"]) if self._attempts and rows else None
+        if attempt and attempt.is_careful:
+            results = [await self._one_carefully(row, kept.get(place), place, attempt) for place, row in enumerate(rows)]
+        else:
+            results = await asyncio.gather(*(self._one(row, kept.get(place)) for place, row in enumerate(rows)))
+        if self._attempts and rows:
+            await asyncio.to_thread(self._attempts.end, rows[0]["part"])
         done = {place: result for place, result in enumerate(results) if result is not None}
         if len(done) < len(rows):
             await asyncio.to_thread(self._keep, rows, done)
@@ -97,20 +108,34 @@ class RowWorker:
 
     async def _one(self, row: Row, kept: list[Row] | None) -> list[Row] | None:
         """The rows that come of `row`; None where the engine stopped before they were there."""
-        if row["reason"] is not None:
-            return [row]
-        if kept is not None:
-            return [row | known for known in kept]
+        known = _known(row, kept)
+        if known is not None:
+            return known
         try:
             async with self._slots:
-                return await self._attempt(row)
+                return await self._ask_about(row)
         except EngineDied:
             pass
         async with self._alone():
-            try:
-                return await self._attempt(row)
-            except EngineDied as error:
-                return [quarantined(row, self.stage, Reason.ENGINE_CRASH, str(error))]
+            return await self._last_attempt(row)
+
+    async def _one_carefully(self, row: Row, kept: list[Row] | None, place: int, attempt: Attempt) -> list[Row] | None:
+        """As `_one`, for a part over which actors were lost: asked with no other row beside it, and noted before."""
+        known = _known(row, kept)
+        if known is not None:
+            return known
+        if place in attempt.culprits:
+            return [quarantined(row, self.stage, Reason.ENGINE_CRASH, f"asking about it ended the engine's process {attempt.lost} times")]
+        assert self._attempts is not None
+        async with self._alone():
+            await asyncio.to_thread(self._attempts.ask_alone, row["part"], attempt, place)
+            return await self._last_attempt(row)
+
+    async def _last_attempt(self, row: Row) -> list[Row] | None:
+        try:
+            return await self._ask_about(row)
+        except EngineDied as error:
+            return [quarantined(row, self.stage, Reason.ENGINE_CRASH, str(error))]
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -127,7 +152,7 @@ class RowWorker:
                 for _ in range(held):
                     self._slots.release()
 
-    async def _attempt(self, row: Row) -> list[Row] | None:
+    async def _ask_about(self, row: Row) -> list[Row] | None:
         """Asks about one row. Raises EngineDied where the engine did not outlive it."""
         if self._stopping:
             return None
@@ -170,6 +195,13 @@ class RowWorker:
             stopping.stop(output, str(error))
 
 
+def _known(row: Row, kept: list[Row] | None) -> list[Row] | None:
+    """What is known of a row without asking: it was quarantined before it came here, or was kept by an earlier call. Else None."""
+    if row["reason"] is not None:
+        return [row]
+    return None if kept is None else [row | found for found in kept]
+
+
 def quarantined(row: Row, stage: Stage, reason: Reason, detail: str) -> Row:
     """The row as it goes into quarantine/."""
     return row | {"stage": str(stage), "reason": str(reason), "detail": detail}
@@ -192,14 +224,23 @@ def ask_model(
 ) -> "Dataset":
     """The rows of `dataset` after `work` on each, in parts as they came. `worker` names the stage on Ray's dashboard.
 
-    With `output`, a paid model's ledger is kept there, and an engine that cannot go on ends the stage in good order: parts are then
-    missing, and the caller must ask `stopping.raise_if_stopped`. Without it, that error fails the dataset.
+    With `output`, a paid model's ledger and notes of parts begun are kept there, and an engine that cannot go on ends the stage in good
+    order: parts are then missing, and the caller must ask `stopping.raise_if_stopped`. Without it, that error fails the dataset.
     """
     from ray.data import ActorPoolStrategy
 
     return dataset.map_batches(
         worker,
-        fn_constructor_args=(model, work, schema, config.max_image_pixels, config.max_image_bytes, output, config.max_decode_seconds),
+        fn_constructor_args=(
+            model,
+            work,
+            schema,
+            config.max_image_pixels,
+            config.max_image_bytes,
+            output,
+            config.max_decode_seconds,
+            time.time(),
+        ),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,

@@ -17,7 +17,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from mpa_ray.errors import ConfigurationError
+from mpa_ray import s3
+from mpa_ray.errors import ConfigurationError, StorageError
 from mpa_ray.progress import say
 from mpa_ray.storage import Folder
 
@@ -92,12 +93,19 @@ def _object_lease(output: Folder) -> Iterator[Lease]:
 
     def renew() -> None:
         nonlocal etag
+        renewed_at = time.monotonic()
         while not stop.wait(RENEW_EVERY_S):
-            renewed = store.put(content | {"renewed": time.time()}, if_match=etag)
+            try:
+                renewed = store.put(content | {"renewed": time.time()}, if_match=etag)
+            except StorageError:
+                # Asked again at the next turn, until others may think that this run is gone.
+                if time.monotonic() - renewed_at < EXPIRES_AFTER_S:
+                    continue
+                renewed = None
             if renewed is None:
                 held.lost.set()
                 return
-            etag = renewed
+            etag, renewed_at = renewed, time.monotonic()
 
     thread = Thread(target=renew, daemon=True, name="lease")
     thread.start()
@@ -138,37 +146,43 @@ class _Object:
     """The lease's object, with the conditional requests that pyarrow's file systems lack."""
 
     def __init__(self, output: Folder) -> None:
-        import boto3
-
-        self._client = boto3.client("s3")
+        self._client = s3.client()
         self._bucket, _, prefix = output.path.partition("/")
         self._key = f"{prefix}/{_NAME}".lstrip("/")
 
     def put(self, content: dict[str, Any], *, if_match: str | None) -> str | None:
         """Writes where there is nothing (None) or where the object is still `if_match`; gives back the new ETag, or None where it was not
-        so."""
-        from botocore.exceptions import ClientError
-
+        so. Raises StorageError."""
         condition = {"IfMatch": if_match} if if_match else {"IfNoneMatch": "*"}
-        try:
-            return self._client.put_object(Bucket=self._bucket, Key=self._key, Body=json.dumps(content).encode(), **condition)["ETag"]
-        except ClientError as error:
-            # 409: a request on the same key was under way; 404: the object to match is gone.
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412):
-                return None
-            raise
+        done = self._ask("put_object", Body=json.dumps(content).encode(), **condition)
+        if done:
+            return done["ETag"]
+        # A request whose answer was lost is repeated, and the second one finds what the first has written.
+        found = self._read()
+        return found[1] if found and found[0] == content else None
 
     def get(self) -> tuple[str, str] | None:
         """Who holds the lease, and its ETag; None where it is free."""
-        from botocore.exceptions import ClientError
+        found = self._read()
+        return (found[0].get("holder", "another run"), found[1]) if found else None
+
+    def _read(self) -> tuple[dict[str, Any], str] | None:
+        found = self._ask("get_object")
+        return (json.loads(found["Body"].read()), found["ETag"]) if found else None
+
+    def _ask(self, operation: str, **options: Any) -> dict[str, Any] | None:
+        """The answer, or None where the object is not there, or is not as the condition wants it."""
+        from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            found = self._client.get_object(Bucket=self._bucket, Key=self._key)
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+            return getattr(self._client, operation)(Bucket=self._bucket, Key=self._key, **options)
+        except (BotoCoreError, ClientError) as error:
+            # 409: a request on the same key was under way; 404: the object to match is gone, or its bucket is.
+            if isinstance(error, ClientError) and error.response["ResponseMetadata"].get("HTTPStatusCode") in (409, 412):
                 return None
-            raise
-        return json.loads(found["Body"].read()).get("holder", "another run"), found["ETag"]
+            if isinstance(error, ClientError) and error.response["Error"].get("Code") in ("NoSuchKey", "404"):
+                return None
+            raise StorageError(f"{s3.SCHEME}{self._bucket}/{self._key}: {error}") from error
 
     def delete(self) -> None:
-        self._client.delete_object(Bucket=self._bucket, Key=self._key)
+        self._ask("delete_object")

@@ -15,6 +15,7 @@ from mpa_ray.engines import Sampling
 from mpa_ray.inference import Ask, Row, RowWorker, ask_model
 from mpa_ray.matchers import MATCHERS, is_consistent, judge
 from mpa_ray.schema import JUDGED_ROW, Stage
+from mpa_ray.storage import Folder
 from mpa_ray.tasks import task_of
 
 if TYPE_CHECKING:
@@ -50,12 +51,12 @@ async def identify_row(row: Row, ask: Ask, *, matcher: str, answering: Sampling,
     return [row | answered | {"verdict": verdict}]
 
 
-def identify(dataset: "Dataset", config: Config) -> "Dataset":
-    """ANNOTATED_ROW parts in (after a jury, JURY_ROW), JUDGED_ROW parts out."""
+def identify(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
+    """ANNOTATED_ROW parts in (after a jury, JURY_ROW), JUDGED_ROW parts out. `output` is explained at `ask_model`."""
     work = partial(
         identify_row,
         matcher=matcher_of(config),
         answering=Sampling(max_tokens=config.identify.max_tokens),
         exhaustive=config.identify.exhaustive,
     )
-    return ask_model(dataset, ParityIdentifier, work, model=config.svlm, schema=JUDGED_ROW, config=config)
+    return ask_model(dataset, ParityIdentifier, work, model=config.svlm, schema=JUDGED_ROW, config=config, output=output)

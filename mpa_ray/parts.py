@@ -107,6 +107,9 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
     if not rows.num_rows:
         return pa.table({name: pa.array([], pa.int64()) for name in ("part", "images", "quarantined")})
     number = rows.column("part")[0].as_py()
+    if output.exists(f"commits/{part_name(number, '.json')}"):
+        # Done meanwhile by an actor that was taken for lost; its files belong together and stay.
+        return _progress(output.read_json(f"commits/{part_name(number, '.json')}"))
     well = pc.is_null(rows.column("reason"))
     judged, rejected = rows.filter(well), rows.filter(pc.invert(well))
     parity = judged.filter(pc.equal(judged.column("verdict"), str(Verdict.PARITY)))
@@ -129,7 +132,11 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
         "committed": time.time(),
     }
     output.write_json(f"commits/{part_name(number, '.json')}", counts)
-    return pa.table({"part": [number], "images": [counts["images"]], "quarantined": [rejected.num_rows]})
+    return _progress(counts)
+
+
+def _progress(commit: dict[str, Any]) -> pa.Table:
+    return pa.table({"part": [commit["part"]], "images": [commit["images"]], "quarantined": [sum(commit["quarantined"].values())]})
 
 
 # Arrow's binary columns hold 2 GiB a chunk; so many images of the largest size allowed by default fit into one.

@@ -8,10 +8,11 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from mpa_ray import benchmark, families, ledger, models, parts, rounds, stopping, summary
+from mpa_ray import attempts, benchmark, engines, families, ledger, models, parts, rounds, stopping, summary
 from mpa_ray.config import LABELED_ARMS, Config, ModelSection, identity
 from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
 from mpa_ray.evaluate import evaluate
@@ -89,9 +90,9 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     stopping.go_on(output)
     ledger.require_budget(output, config.lvlm)
     with ray_session():
-        data = _annotate_and_identify(config, output, source, held)
+        data = annotate_and_identify(config, output, source, held)
         trained = {arm.name: _train(arm, config, output) for arm in arms(config)}
-        evaluation = _evaluate(config, output, list(trained)) if config.evaluate.benchmark else []
+        evaluation = _ask_trained(config, output, trained)
     parity_picture(output)
     paid = _paid(config, output)
     record = {
@@ -140,6 +141,9 @@ def _check_models(config: Config) -> None:
         else:
             models.check(f"{flag}.model", model.model)
             families.check(f"{flag}.model", model, trained=False)
+    for model in (config.lvlm, *config.jury, config.svlm):
+        if ":" in model.engine:
+            engines.own(model.engine)
     models.check("svlm.model", config.svlm.model)
     families.check("svlm.model", config.svlm, trained=True)
     _warn_of_size(config.svlm, families.count_parameters(config.svlm))
@@ -195,7 +199,7 @@ def _with_demo_inputs(config: Config, output: Folder) -> Config:
     return config.model_copy(update={"images": found["images"], "evaluate": labeled, "labels": labels_section})
 
 
-def _annotate_and_identify(config: Config, output: Folder, source: Source, held: Lease) -> dict[str, Any]:
+def annotate_and_identify(config: Config, output: Folder, source: Source, held: Lease) -> dict[str, Any]:
     """PA and PI as one stream; PI alone, or the L-VLM's own answers and PI, where annotations are given. Gives back the counts; refuses to
     go on with nothing to learn."""
     done = parts.committed(output)
@@ -211,7 +215,7 @@ def _annotate_and_identify(config: Config, output: Folder, source: Source, held:
         rows = parts.dataset_of(todo, read)
         if source.needs_lvlm:
             rows = answer_own(rows, config, output) if source.is_annotated else annotate(rows, config, output)
-        rows = identify(identify_jury(rows, config, output), config)
+        rows = identify(identify_jury(rows, config, output), config, output)
         commit = partial(parts.commit_part, output=output, call=time.time())
         for counts in rows.map_batches(commit, batch_size=None, batch_format="pyarrow").iter_batches(
             batch_size=None, batch_format="pyarrow"
@@ -222,6 +226,7 @@ def _annotate_and_identify(config: Config, output: Folder, source: Source, held:
     data = parts.totals(output)
     stopping.raise_if_stopped(output, f"{data['images']:,} of {source.rows:,} {source.unit} are done and kept")
     stopping.forget(output)
+    attempts.forget(output)
     _once(output, "annotate_and_identify", lambda: {"seconds": data["seconds"]})
     _refuse_nothing(data, output)
     return data
@@ -258,7 +263,7 @@ def model_folder(output: Folder, arm: str) -> Folder:
 
 
 def _train(arm: Arm, config: Config, output: Folder) -> dict[str, Any]:
-    """Trains an arm; MPA's own S-VLM is then asked about the held-out rows."""
+    """Trains an arm."""
     target = model_folder(output, arm.name)
     work = output.child("checkpoints")
 
@@ -274,21 +279,7 @@ def _train(arm: Arm, config: Config, output: Folder) -> dict[str, Any]:
         say(f"train {arm.name}: {result['samples']:,} samples, final loss {result['loss']:.3f}, {result['seconds']:.0f} s in the loop")
         return result | {"seconds": 0.0, "loop_seconds": result["seconds"]}
 
-    def asking_again() -> dict[str, Any]:
-        say(f"held out {arm.name}: asking the trained S-VLM again")
-        return learned_and_forgotten(_svlm(config, target), name=arm.name, config=config, output=output)
-
-    result = _once(output, f"train_{arm.name}", training)
-    if config.pl.holdout and arm.name == "mpa":
-        change = _once(output, f"holdout_{arm.name}", asking_again)
-        result["holdout"] = {name: change[name] for name in ("learned", "forgotten", "kept", "still_wrong")}
-        if change["forgotten"] > change["learned"]:
-            say(
-                f"held out {arm.name}: forgot more than it learned ({change['forgotten']:,} against {change['learned']:,} of the"
-                f" held-out rows). The S-VLM it came from, {config.svlm.model}, is the better one there; try --pl.replay 0.5 in a new"
-                " output"
-            )
-    return result
+    return _once(output, f"train_{arm.name}", training)
 
 
 def _training_line(work: Folder, name: str) -> str | None:
@@ -303,20 +294,40 @@ def _svlm(config: Config, target: Folder) -> Any:
     return config.svlm.model_copy(update={"model": target.uri, "revision": None})
 
 
-def _evaluate(config: Config, output: Folder, trained: list[str]) -> list[dict[str, Any]]:
-    """Scores before and after, each model once."""
-    contestants = {"zero_shot": config.svlm} | ({"lvlm": config.lvlm} if config.evaluate.lvlm else {})
-    contestants |= {name: _svlm(config, model_folder(output, name)) for name in trained}
-    scores = []
-    for name, model in contestants.items():
-
-        def asking(name: str = name, model: Any = model) -> dict[str, Any]:
-            say(f"evaluate {name}: asking {model.model}")
-            return {"scores": evaluate(model, name=name, config=config, output=output)}
-
-        scores += _once(output, f"evaluate_{name}", asking)["scores"]
-    output.write_json("evaluation/metrics.json", scores)
+def _ask_trained(config: Config, output: Folder, trained: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Asks the models about the labeled benchmark, before and after, and MPA's own S-VLM about the held-out rows. Gives back the scores;
+    what was learned and forgotten goes into `trained`."""
+    contestants = {"zero_shot": config.svlm} | {name: _svlm(config, model_folder(output, name)) for name in trained}
+    if config.evaluate.lvlm:
+        contestants["lvlm"] = config.lvlm
+    evaluations = {f"evaluate_{name}": partial(_evaluate, name, contestants[name], config, output) for name in contestants}
+    work = evaluations if config.evaluate.benchmark else {}
+    if config.pl.holdout:
+        work["holdout_mpa"] = partial(_ask_held_out, contestants["mpa"], config, output)
+    with ThreadPoolExecutor(config.evaluate.models_at_once) as pool:
+        done = dict(zip(work, pool.map(lambda name: _once(output, name, work[name]), work), strict=True))
+    if config.pl.holdout:
+        change = done.pop("holdout_mpa")
+        trained["mpa"]["holdout"] = {name: change[name] for name in ("learned", "forgotten", "kept", "still_wrong")}
+        if change["forgotten"] > change["learned"]:
+            say(
+                f"held out: MPA forgot more than it learned ({change['forgotten']:,} against {change['learned']:,} of the held-out rows)."
+                f" The S-VLM it came from, {config.svlm.model}, is the better one there; try --pl.replay 0.5 in a new output"
+            )
+    scores = [score for found in done.values() for score in found["scores"]]
+    if scores:
+        output.write_json("evaluation/metrics.json", scores)
     return scores
+
+
+def _evaluate(name: str, model: ModelSection, config: Config, output: Folder) -> dict[str, Any]:
+    say(f"evaluate {name}: asking {model.model}")
+    return {"scores": evaluate(model, name=name, config=config, output=output)}
+
+
+def _ask_held_out(model: ModelSection, config: Config, output: Folder) -> dict[str, Any]:
+    say("held out: asking MPA's S-VLM again")
+    return learned_and_forgotten(model, name="mpa", config=config, output=output)
 
 
 def _versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ from mpa_ray import demo
 from mpa_ray.config import LevelSection
 from mpa_ray.engines import vllm_is_installed
 
-DEMO_IMAGES = 4000
+DEMO_IMAGES = 3000
 DEMO_QUESTIONS = 1000
 
 
@@ -57,15 +57,15 @@ def _demo() -> dict[str, Any]:
         "pl": {
             "learning_rate": 6e-4,
             "batch_size": 4,
-            "micro_batch_size": 2,
+            "micro_batch_size": 4,
             "warmup": 0.05,
-            "workers": 2,
+            # With so small a model, two workers wait for each other longer than they train.
+            "workers": 1,
             "gpus_per_worker": 0,
-            "cpus_per_worker": 0.5,
             "precision": "float32",
             "gradient_checkpointing": False,
         },
-        "evaluate": {"lvlm": True},
+        "evaluate": {"models_at_once": 2},
         "ablations": ("no_pi_same_size", "no_pi_all"),
         "images_per_part": 128,
     }

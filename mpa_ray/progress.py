@@ -9,7 +9,8 @@ _EVERY_S = 5.0
 
 def say(line: str) -> None:
     """A line of the run's own, at once."""
-    print(f"[{time.strftime('%H:%M:%S')}] {line}", flush=True)
+    # In one piece with its end: threads say things at the same time.
+    print(f"[{time.strftime('%H:%M:%S')}] {line}\n", end="", flush=True)
 
 
 class Progress:

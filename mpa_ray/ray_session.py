@@ -9,8 +9,13 @@ from mpa_ray.errors import meant_for_people
 
 # Restarts of an engine actor that dies while it loads, in a row: a node that comes up broken must not end the run, a broken model must.
 _ACTOR_INIT_DEATHS = 3
-# What these say at the level of a warning is how Ray is set up, which is as we want it: token authentication, no progress bars of its own.
-_WITHOUT_WARNINGS = ("ray._private.authentication", "ray.data._internal.progress")
+# What these say at the level of a warning is how Ray is set up, which is as we want it: token authentication, no progress bars of its own,
+# and that a stage waits for a core while another has it.
+_WITHOUT_WARNINGS = (
+    "ray._private.authentication",
+    "ray.data._internal.progress",
+    "ray.data._internal.execution.resource_manager",
+)
 
 
 @contextmanager

@@ -7,24 +7,19 @@ rows that are in the file are not at fault and must not be quarantined for it.
 import errno
 import io
 import os
-import random
 import stat
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow.fs
 
 from mpa_ray import s3
-from mpa_ray.errors import ConfigurationError, StorageError
-from mpa_ray.storage import is_remote, resolve
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.storage import is_remote, patiently, resolve
 
-_ATTEMPTS = 5
 # The name leads nowhere, whatever state the disk is in.
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
-
-T = TypeVar("T")
 
 
 class Ranges(io.RawIOBase):
@@ -115,7 +110,7 @@ def opened(path: str, **bounds: Any) -> Iterator[Ranges]:
     elif is_remote(path):
         yield from _opened_by_pyarrow(path, bounds)
     else:
-        descriptor, size = patiently(lambda: _open_local(path), path)
+        descriptor, size = patiently(lambda: _open_local(path), path, not_there=_NOT_THERE)
         try:
             yield Ranges(lambda start, length: patiently(lambda: _pread(descriptor, start, length), path), size, **bounds)
         finally:
@@ -151,24 +146,3 @@ def _opened_by_pyarrow(path: str, bounds: dict[str, Any]) -> Iterator[Ranges]:
         raise FileNotFoundError(f"{path} is not there")
     with patiently(lambda: filesystem.open_input_file(place), path) as stream:
         yield Ranges(lambda start, length: patiently(lambda: stream.read_at(length, start), path), info.size, **bounds)
-
-
-def patiently(work: Callable[[], T], what: str) -> T:
-    """`work()`, tried up to five times over some seconds.
-
-    Raises:
-        FileNotFoundError: at once, where there is nothing of the name.
-        StorageError: it failed each time.
-    """
-    for attempt in range(_ATTEMPTS):
-        try:
-            return work()
-        except OSError as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            if error.errno in _NOT_THERE:
-                raise FileNotFoundError(f"{what}: {error.strerror}") from error
-            if attempt == _ATTEMPTS - 1:
-                raise StorageError(f"{what}: {error}; tried {_ATTEMPTS} times. Mend the storage and give the same command again") from error
-            time.sleep(random.uniform(0.5, 1.0) * 2**attempt)
-    raise AssertionError("unreachable")

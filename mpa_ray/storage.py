@@ -3,26 +3,32 @@
 A reader never sees half a file: locally a file is written under a temporary name and moved; object stores show an object when it is closed.
 """
 
+import errno
 import json
 import os
 import posixpath
+import random
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
 
-from mpa_ray.errors import ConfigurationError
+from mpa_ray.errors import ConfigurationError, StorageError
 
 REMOTE_SCHEMES = ("s3://", "gs://")
 _PIECE = 16 * 2**20
+_ATTEMPTS = 5
+
+T = TypeVar("T")
 
 
 def is_remote(uri: str) -> bool:
@@ -87,11 +93,16 @@ class Folder:
     def is_local(self) -> bool:
         return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
 
+    def _patiently(self, work: Callable[[], T], name: str = "") -> T:
+        # A local disk that fails once is full, broken or read-only; a service may only be busy.
+        return patiently(work, posixpath.join(self.uri, name).rstrip("/"), attempts=1 if self.is_local else _ATTEMPTS)
+
     def child(self, name: str) -> "Folder":
         return Folder(self.filesystem, posixpath.join(self.path, name), posixpath.join(self.uri, name))
 
     def exists(self, name: str = "") -> bool:
-        return self.filesystem.get_file_info(posixpath.join(self.path, name).rstrip("/")).type != pyarrow.fs.FileType.NotFound
+        path = posixpath.join(self.path, name).rstrip("/")
+        return self._patiently(lambda: self.filesystem.get_file_info(path), name).type != pyarrow.fs.FileType.NotFound
 
     def names(self, suffix: str = "") -> list[str]:
         """The names of the files directly in the folder that end in `suffix`, sorted; none where the folder is not there.
@@ -100,16 +111,22 @@ class Folder:
             ConfigurationError: there is a file in the folder's place.
         """
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
-        try:
-            infos = self.filesystem.get_file_info(selector)
-        except NotADirectoryError:
-            raise ConfigurationError(f"{self.uri} is a file; give a folder") from None
+        if self.is_local and os.path.isfile(self.path):
+            raise ConfigurationError(f"{self.uri} is a file; give a folder")
+        infos = self._patiently(lambda: self.filesystem.get_file_info(selector))
         return sorted(
             info.base_name for info in infos if info.is_file and info.base_name.endswith(suffix) and not info.base_name.startswith(".")
         )
 
     def write_bytes(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Writes a whole file or nothing; replaces an older one."""
+        """Writes a whole file or nothing; replaces an older one.
+
+        Raises:
+            StorageError: the disk or the service failed, and again when asked again.
+        """
+        self._patiently(lambda: self._write(name, data), name)
+
+    def _write(self, name: str, data: bytes | pa.Buffer) -> None:
         if self.is_local:
             with self.writing(name) as stream:
                 stream.write(data)
@@ -125,10 +142,7 @@ class Folder:
         if not self.is_local:
             with tempfile.TemporaryFile() as waiting:
                 yield waiting
-                waiting.seek(0)
-                with self.filesystem.open_output_stream(target) as stream:
-                    while piece := waiting.read(_PIECE):
-                        stream.write(piece)
+                self._patiently(lambda: self._upload(waiting, target), name)
             return
         parent, base = posixpath.split(target)
         os.makedirs(parent, exist_ok=True)
@@ -142,7 +156,22 @@ class Folder:
         finally:
             Path(temporary).unlink(missing_ok=True)
 
+    def _upload(self, waiting: IO[bytes], target: str) -> None:
+        waiting.seek(0)
+        with self.filesystem.open_output_stream(target) as stream:
+            while piece := waiting.read(_PIECE):
+                stream.write(piece)
+
     def read_bytes(self, name: str) -> bytes:
+        """A whole file.
+
+        Raises:
+            FileNotFoundError: there is none of the name.
+            StorageError: the disk or the service failed, and again when asked again.
+        """
+        return self._patiently(lambda: self._read(name), name)
+
+    def _read(self, name: str) -> bytes:
         with self.filesystem.open_input_stream(posixpath.join(self.path, name)) as stream:
             return stream.read()
 
@@ -159,6 +188,10 @@ class Folder:
         self.write_bytes(name, sink.getvalue())
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A Parquet file, or some of its columns. Raises as `read_bytes` does."""
+        return self._patiently(lambda: self._read_table(name, columns), name)
+
+    def _read_table(self, name: str, columns: list[str] | None) -> pa.Table:
         # ParquetFile and not read_table: the latter would take `key=value` in a folder's name for a partition column.
         with self.filesystem.open_input_file(posixpath.join(self.path, name)) as stream:
             return pyarrow.parquet.ParquetFile(stream).read(columns=columns)
@@ -171,23 +204,54 @@ class Folder:
     def delete(self, name: str) -> None:
         """Deletes a file; one that is not there is as good as deleted."""
         if self.exists(name):
-            self.filesystem.delete_file(posixpath.join(self.path, name))
+            self._patiently(lambda: self.filesystem.delete_file(posixpath.join(self.path, name)), name)
 
     def delete_folder(self) -> None:
         if self.exists():
-            self.filesystem.delete_dir(self.path)
+            self._patiently(lambda: self.filesystem.delete_dir(self.path))
 
     def copy_from(self, other: "Folder") -> None:
         """Copies the content of a folder, wherever it is, into this one."""
         self.filesystem.create_dir(self.path, recursive=True)
-        pyarrow.fs.copy_files(other.path, self.path, source_filesystem=other.filesystem, destination_filesystem=self.filesystem)
+        _copy(other, self)
 
     def upload(self, local: str | Path) -> None:
         """Copies a local folder's content into this one."""
-        self.filesystem.create_dir(self.path, recursive=True)
-        pyarrow.fs.copy_files(str(local), self.path, source_filesystem=pyarrow.fs.LocalFileSystem(), destination_filesystem=self.filesystem)
+        self.copy_from(Folder.at(local))
 
     def download(self, local: str | Path) -> None:
         """Copies this folder's content into a local one."""
-        Path(local).mkdir(parents=True, exist_ok=True)
-        pyarrow.fs.copy_files(self.path, str(local), source_filesystem=self.filesystem, destination_filesystem=pyarrow.fs.LocalFileSystem())
+        Folder.at(local).copy_from(self)
+
+
+def _copy(source: Folder, target: Folder) -> None:
+    def copying() -> None:
+        pyarrow.fs.copy_files(source.path, target.path, source_filesystem=source.filesystem, destination_filesystem=target.filesystem)
+
+    patiently(copying, f"{source.uri} to {target.uri}")
+
+
+def patiently(work: Callable[[], T], what: str, *, not_there: tuple[int, ...] = (errno.ENOENT,), attempts: int = _ATTEMPTS) -> T:
+    """`work()`, tried again and again over some seconds.
+
+    Args:
+        work: what to do; doing it again must do no harm.
+        what: the file or folder, for people.
+        not_there: the error numbers that say that the name leads nowhere.
+        attempts: how often it is tried.
+
+    Raises:
+        FileNotFoundError: at once, where there is nothing of the name.
+        StorageError: it failed each time.
+    """
+    for attempt in range(attempts):
+        try:
+            return work()
+        except OSError as error:
+            if error.errno in not_there or isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(f"{what}: {error.strerror or error}") from error
+            if attempt == attempts - 1:
+                tried = f"; tried {attempts} times" if attempts > 1 else ""
+                raise StorageError(f"{what}: {error}{tried}. Mend the storage and give the same command again") from error
+            time.sleep(random.uniform(0.5, 1.0) * 2**attempt)
+    raise AssertionError("unreachable")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 _BATCHES_AHEAD = 4
-_REPORTS = 20
+_TIMES_SHOWN = 20
 
 Batch = dict[str, "torch.Tensor"]
 
@@ -145,7 +145,7 @@ def train(loop_config: dict[str, Training]) -> None:
     samples = TrainingSet(training.folders, holdout=settings.holdout, **training.limits)
     order = np.concatenate([samples.order(training.seed + epoch) for epoch in range(settings.epochs)])
     steps = math.ceil(len(order) / settings.batch_size)
-    report_every = max(1, steps // _REPORTS)
+    show_every = max(1, steps // _TIMES_SHOWN)
 
     model, processor, published_dtype = load_svlm(training.svlm, settings.precision)
     ends = end_tokens(model)
@@ -184,14 +184,13 @@ def train(loop_config: dict[str, Training]) -> None:
         tokens += int(seen)
         curve.append([len(curve) + 1, loss / share.batch_size, loss / learned])
         metrics = {"samples": done, "of": len(order), "loss": curve[-1][1], "tokens_per_second": tokens / (time.time() - started)}
+        if rank == 0 and (len(curve) % show_every == 0 or done >= len(order)):
+            training.progress.write_json("progress.json", metrics)
+        # Only a checkpoint is reported to Ray: each report waits until the controller, which looks every second or two, has seen it.
         if done < len(order) and len(curve) % settings.checkpoint_every == 0:
             with tempfile.TemporaryDirectory() as folder:
                 save_state(engine, Path(folder), {"samples": done, "curve": curve}, rank=rank, workers=workers)
                 ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        elif len(curve) % report_every == 0 or done >= len(order):
-            ray.train.report(metrics)
-            if rank == 0:
-                training.progress.write_json("progress.json", metrics)
     save_model(engine, processor, training.target, dtype=published_dtype, rank=rank)
     if rank == 0:
         log = {"columns": ["step", "loss_per_sample", "nats_per_token"], "rows": curve}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+
 from s3 import bucket, s3_port  # noqa: F401
 
 # Before anything imports Ray or transformers: no hub, no token files in the home folder, and a short private folder (socket paths are

@@ -2,7 +2,9 @@
 
 import asyncio
 import io
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,10 +12,12 @@ import pytest
 from PIL import Image
 
 from mpa_ray import engines
+from mpa_ray.attempts import Attempts
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling
 from mpa_ray.inference import Ask, Row, RowWorker, seed_for
 from mpa_ray.schema import SOURCE_ROW, Stage
+from mpa_ray.storage import Folder
 
 
 class Scripted:
@@ -64,10 +68,17 @@ def part(count: int) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SOURCE_ROW)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, reply: Callable[[str], str], *tables: pa.Table, in_flight: int = 8) -> list[dict[str, Any]]:
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    reply: Callable[[str], str],
+    *tables: pa.Table,
+    in_flight: int = 8,
+    output: Folder | None = None,
+    call: float = 0.0,
+) -> list[dict[str, Any]]:
     Scripted.loaded = Scripted.most_in_flight = Scripted.in_flight = 0
     monkeypatch.setattr(engines, "load", lambda model, **_: Scripted(reply))
-    worker = Worker(ModelSection(model="m", images_in_flight=in_flight), work, SOURCE_ROW, 10**6, 10**6)
+    worker = Worker(ModelSection(model="m", images_in_flight=in_flight), work, SOURCE_ROW, 10**6, 10**6, output, call=call)
 
     async def one(table: pa.Table) -> list[dict[str, Any]]:
         return [row async for found in worker(table) for row in found.to_pylist()]
@@ -118,6 +129,59 @@ def test_a_row_that_kills_the_engine_twice_is_quarantined_and_no_other(monkeypat
     assert {row["image_id"] for row in rows if row["reason"] == "engine_crash"} == {"3", "17"}
     assert len(rows) == 40
     assert all(row["detail"] == "fine" for row in rows if row["reason"] is None)
+
+
+class ProcessEnded(BaseException):
+    """Stands for SIGKILL: nothing in the actor catches it, and nothing of the actor is left."""
+
+
+def run_until_done(monkeypatch: pytest.MonkeyPatch, reply: Callable[[str], str], output: Folder) -> tuple[list[dict[str, Any]], int]:
+    """What Ray does with an actor that ends: another one gets the part. Gives back the rows, and the actors that were lost."""
+    for lost in range(20):
+        try:
+            return run(monkeypatch, reply, part(12), output=output, call=1.0), lost
+        except ProcessEnded:
+            continue
+    raise AssertionError("no end")
+
+
+def test_a_row_that_ends_the_whole_actor_is_found_and_quarantined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: Counter[str] = Counter()
+
+    def reply(image: str) -> str:
+        asked[image] += 1
+        if image in ("3", "7"):
+            raise ProcessEnded
+        return "fine"
+
+    rows, lost = run_until_done(monkeypatch, reply, Folder.at(tmp_path))
+    assert [row["image_id"] for row in rows if row["reason"] == "engine_crash"] == ["3", "7"]
+    assert all(row["detail"] == "fine" for row in rows if row["reason"] is None)
+    # Twice with all rows at once, then once for each culprit.
+    assert lost == 4
+    assert not list((tmp_path / "attempts").rglob("*.json")), "what is done leaves no note"
+
+
+def test_actors_that_were_taken_away_do_not_accuse_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    deaths = iter([True, True])
+
+    def reply(image: str) -> str:
+        if image == "5" and next(deaths, False):
+            raise ProcessEnded
+        return "fine"
+
+    rows, lost = run_until_done(monkeypatch, reply, Folder.at(tmp_path))
+    assert (len(rows), lost) == (12, 2)
+    assert not any(row["reason"] for row in rows)
+
+
+def test_notes_of_an_earlier_call_do_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    output = Folder.at(tmp_path)
+    notes = Attempts(output, stage=Worker.stage, model="m", call=1.0)
+    for _ in range(4):
+        notes.begin(3)
+    run(monkeypatch, lambda image: "fine", part(12), output=output, call=2.0)
+    assert Scripted.most_in_flight > 1, "asked all at once, as a part that nobody has begun"
 
 
 def test_an_unexpected_error_ends_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from s3 import put
 
 from jobs.pack import number_of_bytes
 from mpa_ray import manifest
@@ -23,6 +22,7 @@ from mpa_ray.parts import read_images
 from mpa_ray.references import fetch
 from mpa_ray.schema import Reason
 from mpa_ray.storage import Folder
+from s3 import put
 
 LIMITS = {"max_image_pixels": 10**6, "max_image_bytes": 50_000, "max_decode_seconds": 30}
 

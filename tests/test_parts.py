@@ -85,10 +85,20 @@ def test_the_commit_says_what_is_in_the_part(tmp_path: Path) -> None:
 def test_a_part_done_again_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
     output = Folder.at(tmp_path)
     commit(output, *ROWS)
+    # As when it was ended before its commit was written.
+    output.delete("commits/part-00000007.json")
     commit(output, judged("a", Verdict.SVLM_CORRECT), call=200.0)
     assert output.child("annotations").names() == ["part-00000007.parquet"]
     assert output.child("parity").names() == [] and output.child("quarantine").names() == []
     assert totals(output)["images"] == 1 and totals(output)["verdicts"]["parity"] == 0
+
+
+def test_a_part_that_another_actor_has_committed_stays_as_it_is(tmp_path: Path) -> None:
+    output = Folder.at(tmp_path)
+    first = commit(output, *ROWS)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    assert commit(output, judged("a", Verdict.SVLM_CORRECT), call=200.0) == first
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
 def test_files_without_a_commit_are_no_part(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from s3 import KEY, SECRET, Failing, environment, put
 
 from mpa_ray import manifest, s3
 from mpa_ray.errors import ConfigurationError, StorageError
@@ -20,6 +19,7 @@ from mpa_ray.parts import read_images
 from mpa_ray.references import fetch
 from mpa_ray.schema import Reason
 from mpa_ray.storage import Folder
+from s3 import KEY, SECRET, Failing, environment, put
 
 LIMIT = 10_000
 ODD_KEYS = [

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mpa_ray.errors import ConfigurationError
+from mpa_ray.errors import ConfigurationError, StorageError
 from mpa_ray.storage import Folder, is_remote, resolve
 
 TABLE = pa.table({"n": list(range(10)), "text": [str(n) for n in range(10)]})
@@ -44,7 +44,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="No space left on device. Mend the storage"):
         folder.write_bytes("a", b"second")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert folder.read_bytes("a") == b"first"

@@ -1,12 +1,16 @@
-"""What answers a prompt about an image, by one small protocol: `vllm` by default, `transformers` as fallback, `openai` for any such API."""
+"""What answers a prompt about an image, by one small protocol: `vllm` by default, `transformers` as fallback, `openai` for any such API,
+`module:function` for an engine of the user's own."""
 
+import importlib
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from PIL import Image
 
 from mpa_ray.config import ModelSection
+from mpa_ray.errors import ConfigurationError
 from mpa_ray.schema import Stage
 from mpa_ray.storage import Folder
 
@@ -87,9 +91,27 @@ def load(model: ModelSection, *, stage: str = "", output: Folder | None = None) 
         from mpa_ray.engines.vllm import VllmEngine
 
         return VllmEngine(model)
-    from mpa_ray.engines.transformers import TransformersEngine
+    if model.engine == "transformers":
+        from mpa_ray.engines.transformers import TransformersEngine
 
-    return TransformersEngine(model)
+        return TransformersEngine(model)
+    return own(model.engine)(model)
+
+
+def own(name: str) -> Callable[[ModelSection], Engine]:
+    """The user's function behind `module:function`.
+
+    Raises:
+        ConfigurationError: there is no such module, or no such function in it.
+    """
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"engine={name!r}: no module {error.name!r}; install it, or run from its folder") from error
+    if not callable(found):
+        raise ConfigurationError(f"engine={name!r}: {module} has no function {function!r}")
+    return found
 
 
 def vllm_is_installed() -> bool:

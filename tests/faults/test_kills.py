@@ -1,0 +1,52 @@
+"""A whole run that loses its driver and its actors, the short form; test_chaos.py has the long one."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from accounting import assert_accounted_for, column
+from job import Job
+from mpa_ray.storage import Folder
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    environment = {"INSTANT_FOLDER": str(tmp_path), "RAY_TMPDIR": "/tmp"}
+    return Job(output=str(tmp_path / "out"), log=tmp_path / "log", environment=environment)
+
+
+def _wait_for_parts(job: Job, count: int, process: "subprocess.Popen[bytes]") -> None:
+    for _ in range(2400):
+        if len(list(Path(job.output, "commits").glob("*.json"))) >= count:
+            return
+        assert process.poll() is None, job.log.read_text()
+        time.sleep(0.05)
+    raise AssertionError(job.log.read_text())
+
+
+def test_a_run_whose_driver_and_actors_are_killed_loses_nothing(job: Job) -> None:
+    mortal = Job(output=job.output, log=job.log, environment=job.environment | {"INSTANT_DEATHS": "0.02", "INSTANT_SECONDS": "0.2"})
+    process = mortal.start()
+    _wait_for_parts(job, 4, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {path.name: path.stat().st_mtime_ns for path in Path(job.output, "commits").iterdir()}
+    assert mortal.finish(calls=1) == 1
+    output = Folder.at(job.output)
+    assert_accounted_for(output)
+    assert len(column(output.child("annotations"), "image_id")) == 320, "every death was of the actor, and no row's fault"
+    assert all(Path(job.output, "commits", name).stat().st_mtime_ns == when for name, when in done.items()), "what was done was not redone"
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_at_once_and_says_how_to_go_on(job: Job) -> None:
+    slow = Job(output=job.output, log=job.log, environment=job.environment | {"INSTANT_SECONDS": "1"})
+    process = slow.start()
+    _wait_for_parts(job, 4, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert job.log.read_text().rstrip().endswith("stopped; what is finished is kept, and the same command goes on from there")
+    assert not Path(job.output, "run.json").exists()

@@ -1,0 +1,121 @@
+"""An S3 that is busy, breaks off, loses answers, is slow or read-only: nothing is lost, nothing half is taken for whole."""
+
+import random
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from accounting import assert_accounted_for, column
+from job import Job
+from mpa_ray import lease as leases
+from mpa_ray import s3, storage
+from mpa_ray.errors import ConfigurationError, StorageError
+from mpa_ray.lease import lease
+from mpa_ray.storage import Folder
+from s3 import environment, settings
+from s3_proxy import Fault, Proxy
+
+
+def at_random(share: float, *faults: str, seed: int = 0) -> Fault:
+    draw = random.Random(seed)
+    return lambda method, path: draw.choice(faults) if draw.random() < share else None
+
+
+Through = Callable[[Fault], AbstractContextManager[tuple[str, Proxy]]]
+
+
+@pytest.fixture
+def through(s3_port: int) -> Through:
+    """A bucket behind a proxy with the given fault, and the environment of this process set to it."""
+
+    @contextmanager
+    def opened(fault: Fault) -> Iterator[tuple[str, Proxy]]:
+        name = f"faults-{uuid.uuid4().hex[:12]}"
+        with environment(s3_port):
+            s3.client().create_bucket(Bucket=name)
+        with Proxy(s3_port, fault) as proxy, environment(proxy.port):
+            yield name, proxy
+
+    return opened
+
+
+def test_a_folder_outlasts_faults_of_every_kind(through: Through, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    with through(at_random(0.2, "slow_down", "reset", "truncate", "lost")) as (bucket, proxy):
+        folder = Folder.at(f"s3://{bucket}/run")
+        tables = {f"part-{n:08d}.parquet": pa.table({"n": list(range(n * 100, n * 100 + 100))}) for n in range(30)}
+        for name, table in tables.items():
+            folder.write_table(name, table)
+        folder.write_json("x.json", {"a": 1})
+        assert folder.names(".parquet") == sorted(tables)
+        assert all(folder.read_table(name) == table for name, table in tables.items())
+        assert folder.read_json("x.json") == {"a": 1}
+        folder.delete("x.json")
+        assert not folder.exists("x.json")
+        assert len(proxy.faults) >= 3 and sum(proxy.faults.values()) > 20, proxy.faults
+
+
+def test_a_read_only_bucket_is_said_and_holds_nothing(through: Through, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    with through(lambda method, path: "read_only") as (bucket, _):
+        folder = Folder.at(f"s3://{bucket}/run")
+        with pytest.raises(StorageError, match=rf"s3://{bucket}/run/x.json: .*ACCESS_DENIED.*tried 5 times. Mend the storage"):
+            folder.write_json("x.json", {"a": 1})
+        assert not folder.exists("x.json")
+
+
+@pytest.fixture
+def quick_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEW_EVERY_S", 0.3)
+    monkeypatch.setattr(leases, "EXPIRES_AFTER_S", 2.5)
+
+
+@pytest.mark.usefixtures("quick_lease")
+def test_the_lease_is_one_runs_alone(bucket: str) -> None:
+    output = Folder.at(f"s3://{bucket}/run")
+    with lease(output) as held:
+        with pytest.raises(ConfigurationError, match="in use by process"), lease(output):
+            pass
+        held.check()
+    with lease(output) as held:
+        held.check()
+    assert not output.exists("lease.json")
+
+
+@pytest.mark.usefixtures("quick_lease")
+def test_a_lease_that_nobody_renews_is_taken_over_and_its_holder_told(bucket: str) -> None:
+    output = Folder.at(f"s3://{bucket}/run")
+    output.write_json("lease.json", {"holder": "process 1 on a machine that is gone", "token": "x"})
+    with lease(output) as held:
+        output.write_json("lease.json", {"holder": "another", "token": "y"})
+        assert held.lost.wait(10)
+        with pytest.raises(ConfigurationError, match="taken over"):
+            held.check()
+    assert output.read_json("lease.json")["holder"] == "another"
+
+
+@pytest.mark.usefixtures("quick_lease")
+def test_a_lease_whose_answer_was_lost_is_known_as_ones_own(through: Through) -> None:
+    answers = iter(["lost"])
+    with through(lambda method, path: next(answers, None) if method == "PUT" else None) as (bucket, proxy):
+        with lease(Folder.at(f"s3://{bucket}/run")) as held:
+            held.check()
+        assert proxy.faults["lost"] == 1
+
+
+@pytest.mark.slow
+def test_a_run_in_s3_outlasts_faults(through: Through, s3_port: int, tmp_path: Path) -> None:
+    """From rendered images in the bucket to the trained model in it."""
+    with through(at_random(0.03, "slow_down", "reset", "truncate", "lost", "slow", seed=1)) as (bucket, proxy):
+        run = Job(output=f"s3://{bucket}/run", log=tmp_path / "log", environment=settings(proxy.port), images=96)
+        run.finish(calls=2)
+        assert sum(proxy.faults.values()) > 5, proxy.faults
+    with environment(s3_port):
+        output = Folder.at(f"s3://{bucket}/run")
+        assert_accounted_for(output)
+        assert len(column(output.child("annotations"), "image_id")) == 96
+        assert output.exists("model/model.safetensors") and not output.exists("lease.json")
