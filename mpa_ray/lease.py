@@ -41,7 +41,7 @@ def lease(output: Folder) -> Iterator["Lease"]:
         with _object_lease(output) as held:
             yield held
     else:
-        # Google's store has conditional PUTs too, but not through the libraries we have; see docs/limits.md.
+        # Google's store has conditional PUTs too, but not through the libraries we have; see docs/scaling.md.
         yield Lease()
 
 

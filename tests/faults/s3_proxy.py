@@ -28,7 +28,7 @@ class Proxy:
             protocol_version = "HTTP/1.1"
 
             def handle_any(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                body = self.body()
                 chosen = fault(self.command, self.path)
                 if chosen == "read_only" and self.command in ("GET", "HEAD"):
                     chosen = None
@@ -43,13 +43,26 @@ class Proxy:
                 else:
                     self.pass_on(body, chosen)
 
+            def body(self) -> bytes:
+                if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+                    return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                pieces = []
+                while size := int(self.rfile.readline().split(b";")[0], 16):
+                    pieces.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                return b"".join(pieces)
+
             do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
 
             def pass_on(self, body: bytes, chosen: str | None) -> None:
                 if chosen == "slow":
                     time.sleep(1.0)
-                connection = http.client.HTTPConnection("127.0.0.1", upstream, timeout=60)
-                connection.request(self.command, self.path, body, dict(self.headers))
+                connection = http.client.HTTPConnection("127.0.0.1", upstream, timeout=20)
+                # The body is whole by now, and goes on in one piece.
+                dropped = ("transfer-encoding", "expect", "connection", "content-length")
+                headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
+                connection.request(self.command, self.path, body, headers | {"Content-Length": str(len(body))})
                 response = connection.getresponse()
                 data = response.read()
                 headers = {name: value for name, value in response.getheaders() if name.lower() not in ("connection", "transfer-encoding")}
@@ -73,6 +86,8 @@ class Proxy:
 
             def reset(self) -> None:
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                # The file made of the connection would keep it open.
+                self.rfile.close()
                 self.connection.close()
                 self.close_connection = True
 

@@ -1,0 +1,32 @@
+"""One call of the Parity Leveler in a process that may be killed: folder, workers, learning rate."""
+
+import sys
+from pathlib import Path
+
+from mpa_ray import demo
+from mpa_ray.config import Config, LevelSection, ModelSection
+from mpa_ray.parity_leveler import level
+from mpa_ray.ray_session import ray_session
+from mpa_ray.storage import Folder
+
+
+def main(place: Path, workers: int, learning_rate: float) -> None:
+    settings = LevelSection(
+        workers=workers,
+        learning_rate=learning_rate,
+        gpus_per_worker=0,
+        cpus_per_worker=0.5,
+        precision="float32",
+        batch_size=4,
+        micro_batch_size=2,
+        holdout=0.0,
+        epochs=20,
+        checkpoint_every=5,
+    )
+    config = Config(svlm=ModelSection(model=str(demo.SVLM), gpus_per_replica=0), pl=settings)
+    with ray_session():
+        level(config, [Folder.at(place / "parity")], name="mpa", target=Folder.at(place / "model"), work=Folder.at(place / "work"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
