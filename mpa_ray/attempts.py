@@ -4,7 +4,7 @@ An engine that dies alone raises EngineDied, and `mpa_ray.inference` finds the c
 actor with it (a crash in native code, the kernel's out-of-memory killer), and then nothing is left that remembers. So an actor notes in the
 output that it begins a part, and that it is done with it. A part whose note is found by the same call of the run was begun before by an
 actor that is gone, perhaps with its node. It is begun once more as it is; when that ends the actor too, its rows are asked one by one,
-each noted before it is asked, and the one that is noted when the next actor comes is the culprit.
+each noted before it is asked, and one that is noted when the next actor comes, for the second time, is the culprit.
 
 Notes of earlier calls say nothing: those were ended together with their actors.
 """
@@ -18,6 +18,7 @@ _FOLDER = "attempts"
 
 # Actors that a part may lose before its rows are asked one by one: one may be a node that was taken away, two are suspicious.
 _LOST_BEFORE_CAREFUL = 2
+_DEATHS_OF_A_CULPRIT = 2
 
 
 @dataclass(kw_only=True)
@@ -28,18 +29,22 @@ class Attempt:
         call: which call of the run.
         lost: actors that began the part before and did not end it.
         asking: the place in the part of the row that is asked alone, None while none is.
-        culprits: the places of rows that ended an actor when they were asked alone.
+        deaths: the places of rows that were asked alone when an actor ended, once for each time.
     """
 
     call: float
     lost: int = 0
     asking: int | None = None
-    culprits: list[int] = field(default_factory=list)
+    deaths: list[int] = field(default_factory=list)
 
     @property
     def is_careful(self) -> bool:
         """Whether the rows are asked one by one."""
         return self.lost >= _LOST_BEFORE_CAREFUL
+
+    def is_culprit(self, place: int) -> bool:
+        """Whether the row at `place` is not to be asked again."""
+        return self.deaths.count(place) >= _DEATHS_OF_A_CULPRIT
 
 
 class Attempts:
@@ -55,8 +60,8 @@ class Attempts:
         if self._folder.exists(_name(part)):
             before = Attempt(**self._folder.read_json(_name(part)))
             if before.call == self._call:
-                culprits = before.culprits + ([before.asking] if before.asking is not None else [])
-                attempt = Attempt(call=self._call, lost=before.lost + 1, culprits=culprits)
+                deaths = before.deaths + ([before.asking] if before.asking is not None else [])
+                attempt = Attempt(call=self._call, lost=before.lost + 1, deaths=deaths)
         self._write(part, attempt)
         return attempt
 

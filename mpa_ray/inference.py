@@ -124,8 +124,8 @@ class RowWorker:
         known = _known(row, kept)
         if known is not None:
             return known
-        if place in attempt.culprits:
-            return [quarantined(row, self.stage, Reason.ENGINE_CRASH, f"asking about it ended the engine's process {attempt.lost} times")]
+        if attempt.is_culprit(place):
+            return [quarantined(row, self.stage, Reason.ENGINE_CRASH, "asking about it alone ended the engine's process twice")]
         assert self._attempts is not None
         async with self._alone():
             await asyncio.to_thread(self._attempts.ask_alone, row["part"], attempt, place)

@@ -6,7 +6,7 @@ commit, `commits/part-00000012.json`, is written after all its files, and says w
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -172,9 +172,14 @@ def committed(output: Folder) -> set[int]:
 
 def totals(output: Folder) -> dict[str, Any]:
     """The sum of all commits: images, annotations, quarantined by stage/reason, verdicts, tokens, and seconds over all calls of the run."""
+    return add_up(commits(output))
+
+
+def commits(output: Folder) -> Iterator[dict[str, Any]]:
+    """What each commit says, in the order of the parts."""
     folder = output.child("commits")
     with ThreadPoolExecutor(_READERS) as pool:
-        return add_up(pool.map(folder.read_json, folder.names(".json")))
+        yield from pool.map(folder.read_json, folder.names(".json"))
 
 
 def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -118,6 +118,11 @@ class Folder:
             info.base_name for info in infos if info.is_file and info.base_name.endswith(suffix) and not info.base_name.startswith(".")
         )
 
+    def folders(self) -> list[str]:
+        """The names of the folders directly in this one, sorted; none where it is not there."""
+        infos = self._patiently(lambda: self.filesystem.get_file_info(pyarrow.fs.FileSelector(self.path, allow_not_found=True)))
+        return sorted(info.base_name for info in infos if info.type == pyarrow.fs.FileType.Directory)
+
     def write_bytes(self, name: str, data: bytes | pa.Buffer) -> None:
         """Writes a whole file or nothing; replaces an older one.
 

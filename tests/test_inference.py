@@ -157,8 +157,8 @@ def test_a_row_that_ends_the_whole_actor_is_found_and_quarantined(monkeypatch: p
     rows, lost = run_until_done(monkeypatch, reply, Folder.at(tmp_path))
     assert [row["image_id"] for row in rows if row["reason"] == "engine_crash"] == ["3", "7"]
     assert all(row["detail"] == "fine" for row in rows if row["reason"] is None)
-    # Twice with all rows at once, then once for each culprit.
-    assert lost == 4
+    # Twice with all rows at once, then twice for each culprit.
+    assert lost == 6
     assert not list((tmp_path / "attempts").rglob("*.json")), "what is done leaves no note"
 
 
@@ -172,6 +172,22 @@ def test_actors_that_were_taken_away_do_not_accuse_a_row(monkeypatch: pytest.Mon
 
     rows, lost = run_until_done(monkeypatch, reply, Folder.at(tmp_path))
     assert (len(rows), lost) == (12, 2)
+    assert not any(row["reason"] for row in rows)
+
+
+def test_a_row_that_ends_an_actor_once_when_it_is_alone_is_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Each before the one before it, so that one process meets no two of them.
+    deaths = iter(["9", "5", "1"])
+    due = [next(deaths)]
+
+    def reply(image: str) -> str:
+        if due[0] == image:
+            due[0] = next(deaths, "")
+            raise ProcessEnded
+        return "fine"
+
+    rows, lost = run_until_done(monkeypatch, reply, Folder.at(tmp_path))
+    assert (len(rows), lost) == (12, 3)
     assert not any(row["reason"] for row in rows)
 
 

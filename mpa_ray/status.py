@@ -1,0 +1,83 @@
+"""What a run has done so far and how long it will take, told from outside by its output alone: no Ray, no model, nothing is written."""
+
+import time
+from typing import Any
+
+from mpa_ray import manifest, parts
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.progress import duration
+from mpa_ray.storage import Folder
+
+# The rate is that of the newest so many seconds of work: clusters grow and shrink.
+_RECENT_S = 600.0
+
+
+def status(output: Folder, *, now: float | None = None) -> str:
+    """The lines that say how far the run in `output` is.
+
+    Args:
+        output: of the run.
+        now: in seconds since the epoch; the clock's, where none is given.
+
+    Raises:
+        ConfigurationError: there is no run.
+    """
+    if not output.exists("config.json"):
+        raise ConfigurationError(f"--output {output.uri}: there is no run; give the output folder of one")
+    now = time.time() if now is None else now
+    commits = list(parts.commits(output))
+    counts = parts.add_up(commits)
+    lines = [f"run: {output.uri}" + ("  (finished)" if output.exists("run.json") else "")]
+    lines += [_images(output, counts, commits, now), *_quarantined(counts), *_verdicts(counts)]
+    for name in output.child("stages").names(".json"):
+        seconds = output.read_json(f"stages/{name}")["seconds"]
+        lines.append(f"done: {name.removesuffix('.json')} in {duration(seconds)}")
+    return "\n".join([*lines, *_training(output)])
+
+
+def _images(output: Folder, counts: dict[str, Any], commits: list[dict[str, Any]], now: float) -> str:
+    listed = manifest.load(output.child("manifest"))
+    if listed is None:
+        return (
+            f"images: {counts['images']:,} done; the list of images is not finished"
+            if not commits
+            else f"images: {counts['images']:,} done"
+        )
+    line = f"images: {counts['images']:,} of {listed.images:,} in {len(commits):,} of {listed.parts:,} parts"
+    rate = recent_rate(commits)
+    if counts["images"] == listed.images or not rate:
+        return line
+    ago = now - max(commit["committed"] for commit in commits)
+    return f"{line}, {rate:.1f}/s, {duration((listed.images - counts['images']) / rate)} to go; newest part {duration(ago)} ago"
+
+
+def recent_rate(commits: list[dict[str, Any]]) -> float:
+    """Images a second over the newest ten minutes of the newest call; 0 where fewer than two parts tell."""
+    if not commits:
+        return 0.0
+    call = max(commit["call"] for commit in commits)
+    times = sorted((commit["committed"], commit["images"]) for commit in commits if commit["call"] == call)
+    recent = [(when, images) for when, images in times if when >= times[-1][0] - _RECENT_S]
+    elapsed = recent[-1][0] - recent[0][0]
+    # The first of them ends where the time that is measured begins.
+    return sum(images for _, images in recent[1:]) / elapsed if elapsed > 0 else 0.0
+
+
+def _quarantined(counts: dict[str, Any]) -> list[str]:
+    return [f"quarantined: {count:,} {reason}" for reason, count in counts["quarantined"].items()]
+
+
+def _verdicts(counts: dict[str, Any]) -> list[str]:
+    total = max(1, counts["annotations"])
+    return [f"verdict: {count:,} {name} ({100 * count / total:.1f}%)" for name, count in counts["verdicts"].items() if count]
+
+
+def _training(output: Folder) -> list[str]:
+    work = output.child("checkpoints")
+    lines = []
+    for arm in work.folders():
+        if work.exists(f"{arm}/progress.json"):
+            state = work.read_json(f"{arm}/progress.json")
+            rate = f"{state['tokens_per_second']:,.0f} tokens/s"
+            lines.append(f"training {arm}: {state['samples']:,} of {state['of']:,} samples, loss {state['loss']:.3f}, {rate}")
+    return lines
