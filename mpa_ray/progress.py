@@ -18,24 +18,30 @@ class Progress:
 
     def __init__(self, stage: str, total: int, *, unit: str, done: int = 0, quarantined: int = 0) -> None:
         self._stage, self._total, self._unit = stage, total, unit
-        self.done = self._before = done
+        self.done = done
         self.quarantined = quarantined
-        self._started = self._said = time.monotonic()
+        self._said = time.monotonic()
+        # The rate counts from the first result on: loading the models would make the time to go look ten times as long.
+        self._counts_from: tuple[float, int] | None = None
 
     def add(self, count: int, *, quarantined: int = 0) -> None:
         """Counts `count` more; says so when the last line is some seconds old or all is done."""
         self.done += count
         self.quarantined += quarantined
+        self._counts_from = self._counts_from or (time.monotonic(), self.done)
         if time.monotonic() - self._said > _EVERY_S or self.done >= self._total:
             self._said = time.monotonic()
             say(self.line())
 
     def line(self) -> str:
-        elapsed = time.monotonic() - self._started
-        rate = (self.done - self._before) / max(elapsed, 1e-9)
-        to_go = (self._total - self.done) / rate if rate else 0.0
         bad = f", {self.quarantined} quarantined" if self.quarantined else ""
-        return f"{self._stage}: {self.done:,} of {self._total:,} {self._unit}, {rate:.1f}/s{bad}, {duration(to_go)} to go"
+        line = f"{self._stage}: {self.done:,} of {self._total:,} {self._unit}{bad}"
+        began, before = self._counts_from or (0.0, self.done)
+        if self.done == before:
+            return line
+        rate = (self.done - before) / max(time.monotonic() - began, 1e-9)
+        to_go = f", {duration((self._total - self.done) / rate)} to go" if self.done < self._total else ""
+        return f"{line}, {rate:.1f}/s{to_go}"
 
 
 class Tally:
