@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mpa_ray import result_file
+from mpa_ray.tables import result_file
 
 RESULTS = Path(__file__).parent / "results"
 

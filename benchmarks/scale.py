@@ -30,10 +30,10 @@ from PIL import Image
 import result_file
 from mpa_ray import demo, parts
 from mpa_ray.config import Config, ModelSection
+from mpa_ray.inputs.sources import source_of
 from mpa_ray.lease import Lease
 from mpa_ray.pipeline import annotate_and_identify
 from mpa_ray.ray_session import ray_session
-from mpa_ray.sources import source_of
 from mpa_ray.storage import Folder
 
 _ROWS_PER_FILE = 20_000

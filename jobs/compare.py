@@ -8,9 +8,9 @@ Examples:
 
 import argparse
 
-from mpa_ray.compare import compare, html, text
 from mpa_ray.errors import ConfigurationError, exit_codes
 from mpa_ray.storage import Folder
+from mpa_ray.studies.compare import compare, html, text
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from mpa_ray.config import Config, EvaluateSection, LabeledSection, ModelSection
 from mpa_ray.errors import ConfigurationError, exit_codes
 from mpa_ray.storage import Folder
 from mpa_ray.summary import aligned, interval
-from mpa_ray.transfer import score_alone
+from mpa_ray.tables.transfer import score_alone
 
 
 class Evaluation(LabeledSection):

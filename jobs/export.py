@@ -9,7 +9,7 @@ Examples:
 import argparse
 
 from mpa_ray.errors import exit_codes
-from mpa_ray.exports import LAYOUTS, export
+from mpa_ray.exchange.exports import LAYOUTS, export
 from mpa_ray.storage import Folder
 
 

@@ -15,10 +15,10 @@ from pydantic import Field
 
 from mpa_ray.config import Config, ModelSection, Section
 from mpa_ray.errors import ConfigurationError, exit_codes
-from mpa_ray.gap_study import study, table
 from mpa_ray.models import check, check_api
 from mpa_ray.run_folder import config_of
 from mpa_ray.storage import Folder
+from mpa_ray.studies.gap_study import study, table
 
 
 class GapStudy(Section):

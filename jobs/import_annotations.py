@@ -8,7 +8,7 @@ Examples:
 import argparse
 
 from mpa_ray.errors import exit_codes
-from mpa_ray.imports import import_annotations
+from mpa_ray.exchange.imports import import_annotations
 from mpa_ray.storage import Folder
 
 

@@ -11,7 +11,7 @@ import re
 
 from mpa_ray.config import Config
 from mpa_ray.errors import exit_codes
-from mpa_ray.pack import pack, table
+from mpa_ray.inputs.pack import pack, table
 from mpa_ray.storage import Folder
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

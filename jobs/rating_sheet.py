@@ -9,9 +9,9 @@ Examples:
 import argparse
 
 from mpa_ray.errors import exit_codes
-from mpa_ray.rating_sheet import about, write_sheet
 from mpa_ray.run_folder import config_of
 from mpa_ray.storage import Folder
+from mpa_ray.studies.rating_sheet import about, write_sheet
 from mpa_ray.tasks import task_of
 
 

@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 
 from mpa_ray.errors import ConfigurationError, exit_codes
-from mpa_ray.rating_scores import score, tables
-from mpa_ray.ratings import Rating, groups_of, read, sheets
-from mpa_ray.review import apply, told
 from mpa_ray.storage import Folder
+from mpa_ray.studies.rating_scores import score, tables
+from mpa_ray.studies.ratings import Rating, groups_of, read, sheets
+from mpa_ray.studies.review import apply, told
 
 
 def arguments() -> argparse.ArgumentParser:

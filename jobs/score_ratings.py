@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from mpa_ray.errors import ConfigurationError, exit_codes
-from mpa_ray.rating_scores import read_key, read_sheet, score, tables
+from mpa_ray.studies.rating_scores import read_key, read_sheet, score, tables
 
 
 def arguments() -> argparse.ArgumentParser:

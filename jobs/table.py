@@ -9,11 +9,11 @@ Examples:
 import argparse
 from pathlib import Path
 
-from mpa_ray import grid_data, result_file
 from mpa_ray.errors import ConfigurationError, exit_codes
-from mpa_ray.paper import DEMO_TABLES, TABLES, demo_table
 from mpa_ray.storage import Folder
-from mpa_ray.tables import run_table
+from mpa_ray.tables import grid_data, result_file
+from mpa_ray.tables.grid import run_table
+from mpa_ray.tables.paper import DEMO_TABLES, TABLES, demo_table
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 _DEMO_SEEDS = [0, 1, 2]

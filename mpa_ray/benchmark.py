@@ -16,9 +16,9 @@ from mpa_ray.benchmark_readers import READERS, LabeledQuestion
 from mpa_ray.config import EvaluateSection
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.images import image_id_of
+from mpa_ray.inputs.references import quote_path
 from mpa_ray.matchers import MATCHERS
 from mpa_ray.parts import part_name
-from mpa_ray.references import quote_path
 from mpa_ray.storage import Folder
 
 QUESTION_COLUMNS = [

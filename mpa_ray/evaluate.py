@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from mpa_ray import benchmark, intervals, references, stopping
+from mpa_ray import benchmark, intervals, stopping
 from mpa_ray.benchmark import CAPTION_METRICS, FORMATS, METRICS, QUESTION_COLUMNS
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.engines import Sampling
 from mpa_ray.errors import RunError
 from mpa_ray.images import UnreadableImage
 from mpa_ray.inference import Ask, Row, RowWorker, ask_model
+from mpa_ray.inputs import references
 from mpa_ray.metrics import caption_scores
 from mpa_ray.parts import dataset_of, part_name
 from mpa_ray.schema import SOURCE_ROW, Stage

@@ -22,8 +22,8 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif"
 _DAMAGE = (OSError, ValueError, SyntaxError, TypeError, EOFError, LookupError, ArithmeticError, AttributeError, MemoryError, RuntimeError)
 _DAMAGE += (struct.error, zlib.error)
 
-# The end of a reference into a shard of jobs/pack.py (`mpa_ray.references`); no file's name can look like it, because `#` is encoded in
-# names.
+# The end of a reference into a shard of jobs/pack.py (`mpa_ray.inputs.references`); no file's name can look like
+# it, because `#` is encoded in names.
 _PACKED_ID = re.compile(r"#row_group=\d+&row=\d+&image_id=([0-9a-f]{32})\Z", re.ASCII)
 
 # Pixels that are scaled at a time.

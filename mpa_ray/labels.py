@@ -7,10 +7,11 @@ from functools import partial
 
 import pyarrow as pa
 
-from mpa_ray import benchmark, references
+from mpa_ray import benchmark
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.images import UnreadableImage
+from mpa_ray.inputs import references
 from mpa_ray.parts import dataset_of, part_name
 from mpa_ray.schema import PARITY
 from mpa_ray.storage import Folder

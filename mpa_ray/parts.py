@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mpa_ray import references
 from mpa_ray.errors import RunError
 from mpa_ray.images import UnreadableImage
-from mpa_ray.manifest import Manifest
+from mpa_ray.inputs import references
+from mpa_ray.inputs.manifest import Manifest
 from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, JUDGEMENTS, PARITY, QUARANTINE, SOURCE_ROW, Stage, Verdict
 from mpa_ray.storage import Folder
 

@@ -17,6 +17,7 @@ from mpa_ray.config import LABELED_ARMS, Config, ModelSection, identity
 from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
 from mpa_ray.evaluate import evaluate
 from mpa_ray.forgetting import learned_and_forgotten
+from mpa_ray.inputs.sources import Source, source_of
 from mpa_ray.jury import identify_jury
 from mpa_ray.lease import Lease, lease
 from mpa_ray.model_card import model_card
@@ -28,7 +29,6 @@ from mpa_ray.pseudo_annotator import annotate
 from mpa_ray.ray_session import ray_session
 from mpa_ray.report import parity_picture, write_report
 from mpa_ray.schema import Verdict
-from mpa_ray.sources import Source, source_of
 from mpa_ray.storage import Folder
 
 _CONFIG = "config.json"

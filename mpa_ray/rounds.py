@@ -11,10 +11,10 @@ its parity yield (parity samples per annotation) says how much the model of the 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from mpa_ray import manifest
 from mpa_ray.config import Config, DemoSection
 from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
-from mpa_ray.manifest import Manifest
+from mpa_ray.inputs import manifest
+from mpa_ray.inputs.manifest import Manifest
 from mpa_ray.presets import with_hyperparameters
 from mpa_ray.progress import say
 from mpa_ray.schema import MANIFEST, Verdict

@@ -3,8 +3,9 @@
 import time
 from typing import Any
 
-from mpa_ray import manifest, parts
+from mpa_ray import parts
 from mpa_ray.errors import ConfigurationError
+from mpa_ray.inputs import manifest
 from mpa_ray.progress import duration
 from mpa_ray.storage import Folder
 

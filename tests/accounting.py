@@ -4,7 +4,7 @@ from collections import Counter
 
 import pyarrow as pa
 
-from mpa_ray import manifest
+from mpa_ray.inputs import manifest
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
 

@@ -1,6 +1,6 @@
 import pytest
 
-from mpa_ray.agreement import fleiss_kappa, krippendorff_alpha
+from mpa_ray.studies.agreement import fleiss_kappa, krippendorff_alpha
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011): section A (two observers, binary data) and section C (four observers,
 # nominal data with missing values).

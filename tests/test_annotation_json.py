@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from mpa_ray import annotation_json
-from mpa_ray.annotation_json import Imported, annotations_of, records
 from mpa_ray.errors import ConfigurationError
+from mpa_ray.exchange import annotation_json
+from mpa_ray.exchange.annotation_json import Imported, annotations_of, records
 
 RELEASED_PA = {
     "question_id": 516065,

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpa_ray.compare import compare, html, jaccard, parity_ids, tables, text
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.storage import Folder
+from mpa_ray.studies.compare import compare, html, jaccard, parity_ids, tables, text
 from tests.browser import assert_harmless, assert_no_sideways_scroll, browser, installed
 from tests.report_runs import finish, some_rows, write_finished, write_hostile, write_predictions, write_started
 

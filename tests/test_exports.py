@@ -6,10 +6,10 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from mpa_ray import exports
 from mpa_ray.config import Config, ModelSection, identity
 from mpa_ray.errors import ConfigurationError, RunError
-from mpa_ray.exports import LAYOUTS, TRL, export, plain
+from mpa_ray.exchange import exports
+from mpa_ray.exchange.exports import LAYOUTS, TRL, export, plain
 from mpa_ray.schema import PARITY
 from mpa_ray.storage import Folder
 from tests.run_folders import judged, picture, rows_of, write_run

@@ -1,6 +1,6 @@
 import pytest
 
-from mpa_ray.gap_categories import CATEGORIES, UNCLASSIFIED, VERBOSE, is_verbose, judge_prompt, parse_reply
+from mpa_ray.studies.gap_categories import CATEGORIES, UNCLASSIFIED, VERBOSE, is_verbose, judge_prompt, parse_reply
 
 OKVQA = CATEGORIES["okvqa"]
 

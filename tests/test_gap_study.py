@@ -5,14 +5,14 @@ from functools import partial
 
 import pytest
 
-from mpa_ray import gap_study
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.engines import Reply
 from mpa_ray.errors import ConfigurationError, RunError
-from mpa_ray.gap_categories import CATEGORIES, UNCLASSIFIED, VERBOSE
-from mpa_ray.gap_study import judge_row, judgement, read_samples, study, summarize, table
 from mpa_ray.run_folder import drawn
 from mpa_ray.storage import Folder
+from mpa_ray.studies import gap_study
+from mpa_ray.studies.gap_categories import CATEGORIES, UNCLASSIFIED, VERBOSE
+from mpa_ray.studies.gap_study import judge_row, judgement, read_samples, study, summarize, table
 from tests.run_folders import judged, rows_of, write_run
 
 CONFIG = Config(task="okvqa")

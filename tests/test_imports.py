@@ -7,9 +7,9 @@ import tarfile
 import pytest
 
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.exports import export
+from mpa_ray.exchange.exports import export
+from mpa_ray.exchange.imports import ImageIndex, import_annotations
 from mpa_ray.images import image_id_of
-from mpa_ray.imports import ImageIndex, import_annotations
 from mpa_ray.schema import ANNOTATIONS
 from mpa_ray.storage import Folder
 from tests.run_folders import judged, picture, rows_of, write_run

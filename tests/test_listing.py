@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpa_ray import listing
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.listing import files
+from mpa_ray.inputs import listing
+from mpa_ray.inputs.listing import files
 
 
 def names(root: Path) -> list[bytes]:

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mpa_ray import manifest
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.images import image_id_of
+from mpa_ray.inputs import manifest
 from mpa_ray.parts import read_images
 from mpa_ray.storage import Folder
 

@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from jobs.pack import number_of_bytes
-from mpa_ray import manifest
-from mpa_ray import pack as packing
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.finding import PACKED, find
 from mpa_ray.images import image_id_of
-from mpa_ray.pack import pack, table
+from mpa_ray.inputs import manifest
+from mpa_ray.inputs import pack as packing
+from mpa_ray.inputs.finding import PACKED, find
+from mpa_ray.inputs.pack import pack, table
+from mpa_ray.inputs.references import fetch
 from mpa_ray.parts import read_images
-from mpa_ray.references import fetch
 from mpa_ray.schema import Reason
 from mpa_ray.storage import Folder
 from s3 import put
@@ -157,7 +157,7 @@ def test_shards_that_are_done_are_not_made_again(tmp_path: Path, monkeypatch: py
     packed(images, output)
     output.delete("index.json")
     monkeypatch.setattr(packing, "files", None)
-    monkeypatch.setattr("mpa_ray.shards._checked", None)
+    monkeypatch.setattr("mpa_ray.inputs.shards._checked", None)
     assert_packed(images, output, packed(images, output), FILES)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from mpa_ray import manifest
 from mpa_ray.errors import RunError
+from mpa_ray.inputs import manifest
 from mpa_ray.parts import TOKEN_COLUMNS, add_up, commit_part, committed, part_name, part_number, read_images, totals, with_images
 from mpa_ray.schema import ANNOTATIONS, JUDGED_ROW, JUDGEMENTS, PARITY, QUARANTINE, SOURCE_ROW, Reason, Stage, Verdict
 from mpa_ray.storage import Folder

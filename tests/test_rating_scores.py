@@ -1,8 +1,8 @@
 import pytest
 
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.rating_scores import read_key, read_sheet, score, tables
-from mpa_ray.rating_sheet import AFTER, BEFORE, QUESTIONS
+from mpa_ray.studies.rating_scores import read_key, read_sheet, score, tables
+from mpa_ray.studies.rating_sheet import AFTER, BEFORE, QUESTIONS
 
 HEADER = ["item", "image", "question", "answer", *QUESTIONS]
 GROUPS = {"item-1": (BEFORE,), "item-2": (AFTER,), "item-3": (BEFORE, AFTER)}

@@ -8,8 +8,8 @@ import pytest
 
 from mpa_ray.benchmark import QUESTIONS as QUESTIONS_SCHEMA
 from mpa_ray.errors import ConfigurationError, RunError
-from mpa_ray.rating_sheet import AFTER, BEFORE, HUMAN, QUESTIONS, csv_bytes, harmless, write_sheet
 from mpa_ray.storage import Folder
+from mpa_ray.studies.rating_sheet import AFTER, BEFORE, HUMAN, QUESTIONS, csv_bytes, harmless, write_sheet
 from tests.run_folders import judged, picture, write_run
 
 VERDICTS = ("parity", "svlm_correct", "lvlm_inconsistent")

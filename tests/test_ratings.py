@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.rating_scores import score, tables
-from mpa_ray.rating_sheet import AFTER, BEFORE, QUESTIONS
-from mpa_ray.ratings import Rating, fingerprint, groups_of, read, sheets
+from mpa_ray.studies.rating_scores import score, tables
+from mpa_ray.studies.rating_sheet import AFTER, BEFORE, QUESTIONS
+from mpa_ray.studies.ratings import Rating, fingerprint, groups_of, read, sheets
 from tests.report_runs import some_rows
 from tests.run_folders import write_run
 

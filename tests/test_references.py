@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.finding import _absolute, find
 from mpa_ray.images import UnreadableImage
-from mpa_ray.references import fetch, quote_path
+from mpa_ray.inputs.finding import _absolute, find
+from mpa_ray.inputs.references import fetch, quote_path
 from mpa_ray.schema import Reason
 
 LIMIT = 10_000
@@ -222,7 +222,7 @@ def test_a_uri_outside_is_never_opened(tmp_path: Path, monkeypatch: pytest.Monke
     os.mkfifo(tmp_path / "pipe.png")
     path = parquet(tmp_path / "in/list.parquet", "path", ["../pipe.png"])
     [reference] = find(str(path))
-    monkeypatch.setattr("mpa_ray.references._read_file", None)
+    monkeypatch.setattr("mpa_ray.inputs.references._read_file", None)
     [content] = fetch([reference], max_image_bytes=LIMIT)
     assert isinstance(content, UnreadableImage) and content.reason == Reason.OUTSIDE_ROOT
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpa_ray.repeats import Repeats, name_of
+from mpa_ray.inputs.repeats import Repeats, name_of
 
 
 def key(number: int) -> bytes:
@@ -29,7 +29,7 @@ def test_repeats_are_those_of_a_set(numbers: list[int], start: int) -> None:
         else:
             seen[number] = [position, 0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mpa_ray.repeats._FILES", 4)
+        patch.setattr("mpa_ray.inputs.repeats._FILES", 4)
         with Repeats() as repeats:
             half = len(numbers) // 2
             for places in (range(start, start + half), range(start + half, start + len(numbers))):

@@ -14,7 +14,6 @@ import pytest
 from mpa_ray.cli import parse
 from mpa_ray.config import Config, identity
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.rating_sheet import AFTER, BEFORE
 from mpa_ray.report import charts, facts, page, parity_picture, write, write_report
 from mpa_ray.report.gains import Evaluation, answer_type, compared, opening
 from mpa_ray.report.selection import QUARANTINED, select
@@ -23,6 +22,7 @@ from mpa_ray.report.thumbnails import Step, Thumbnails
 from mpa_ray.report.views import headline, rerun
 from mpa_ray.run_folder import drawn
 from mpa_ray.storage import Folder
+from mpa_ray.studies.rating_sheet import AFTER, BEFORE
 from tests.report_runs import HOSTILE, finish, rejected, some_rows, write_finished, write_hostile, write_started
 from tests.run_folders import picture
 
@@ -345,5 +345,6 @@ def test_the_job(run: Folder, tmp_path: Path) -> None:
 
 
 def test_no_model_library_and_no_ray_is_loaded() -> None:
-    code = "import sys, mpa_ray.report, mpa_ray.compare, mpa_ray.review; print([m for m in ('ray', 'torch', 'vllm') if m in sys.modules])"
+    code = "import sys, mpa_ray.report, mpa_ray.studies.compare, mpa_ray.studies.review;"
+    code += "print([m for m in ('ray', 'torch', 'vllm') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

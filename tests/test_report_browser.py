@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from mpa_ray import ratings
 from mpa_ray.parts import part_name
-from mpa_ray.rating_sheet import QUESTIONS
 from mpa_ray.report import page, write_report
 from mpa_ray.schema import JUDGEMENTS
 from mpa_ray.storage import Folder
+from mpa_ray.studies import ratings
+from mpa_ray.studies.rating_sheet import QUESTIONS
 from tests.browser import assert_harmless, assert_no_sideways_scroll, browser, installed
 from tests.report_runs import HOSTILE, some_rows, write_finished, write_hostile, write_started
 

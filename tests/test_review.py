@@ -5,10 +5,10 @@ import sys
 import pytest
 
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.ratings import Rating, fingerprint
-from mpa_ray.review import apply, outcome, told
 from mpa_ray.schema import PARITY
 from mpa_ray.storage import Folder
+from mpa_ray.studies.ratings import Rating, fingerprint
+from mpa_ray.studies.review import apply, outcome, told
 from tests.report_runs import some_rows
 from tests.run_folders import rows_of, write_run
 from tests.test_ratings import line, written

@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mpa_ray import manifest, s3
+from mpa_ray import s3
 from mpa_ray.errors import ConfigurationError, StorageError
-from mpa_ray.finding import find
 from mpa_ray.images import UnreadableImage, image_id_of
-from mpa_ray.listing import files
+from mpa_ray.inputs import manifest
+from mpa_ray.inputs.finding import find
+from mpa_ray.inputs.listing import files
+from mpa_ray.inputs.references import fetch
 from mpa_ray.parts import read_images
-from mpa_ray.references import fetch
 from mpa_ray.schema import Reason
 from mpa_ray.storage import Folder
 from s3 import KEY, SECRET, Failing, environment, put
@@ -136,7 +137,7 @@ def test_members_that_lie_together_are_one_request(bucket: str, monkeypatch: pyt
     assert len(asked) == 1
     # Far apart, they are asked for by themselves.
     asked.clear()
-    monkeypatch.setattr("mpa_ray.references._LARGEST_GAP", 10_000)
+    monkeypatch.setattr("mpa_ray.inputs.references._LARGEST_GAP", 10_000)
     assert fetch([references[40], references[0], references[1]], max_image_bytes=LIMIT) == [bytes([n]) * 3000 for n in (40, 0, 1)]
     assert len(asked) == 2
 

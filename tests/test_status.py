@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mpa_ray import manifest
 from mpa_ray.errors import ConfigurationError
+from mpa_ray.inputs import manifest
 from mpa_ray.schema import MANIFEST
 from mpa_ray.status import recent_rate, status
 from mpa_ray.storage import Folder

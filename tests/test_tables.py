@@ -10,11 +10,13 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from mpa_ray import cli, grid_data, pipeline, presets, tables
+from mpa_ray import cli, pipeline, presets
 from mpa_ray.config import Config, identity
 from mpa_ray.errors import ConfigurationError, RunError
-from mpa_ray.paper import DEMO_TABLES, TABLES, Cell, demo_cell, demo_table
 from mpa_ray.storage import Folder
+from mpa_ray.tables import grid as tables
+from mpa_ray.tables import grid_data
+from mpa_ray.tables.paper import DEMO_TABLES, TABLES, Cell, demo_cell, demo_table
 
 ROOT = Path(__file__).parents[1]
 # Of 8 questions, how many each model has right: in all seeds, and one more in odd seeds.

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from mpa_ray import demo, ray_session, transfer
+from mpa_ray import demo, ray_session
 from mpa_ray.config import Config, EvaluateSection, ModelSection
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.storage import Folder
+from mpa_ray.tables import transfer
 
 ROOT = Path(__file__).parents[1]
 CONFIG = Config(evaluate=EvaluateSection(benchmark="caps.json", format="textcaps"))

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mpa_ray import ledger, manifest, parts
+from mpa_ray import ledger, parts
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError
+from mpa_ray.inputs import manifest
 from mpa_ray.run_folder import config_of
 from mpa_ray.storage import Folder
 

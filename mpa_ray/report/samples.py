@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mpa_ray import references
 from mpa_ray.images import UnreadableImage
+from mpa_ray.inputs import references
 from mpa_ray.report.gains import answer_type
 from mpa_ray.report.selection import QUARANTINED, in_order
 from mpa_ray.report.text import cut

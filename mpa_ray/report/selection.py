@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from mpa_ray.rating_sheet import AFTER, BEFORE
 from mpa_ray.report.gains import answer_type
 from mpa_ray.run_folder import Place
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
+from mpa_ray.studies.rating_sheet import AFTER, BEFORE
 from mpa_ray.training_data import draw
 
 QUARANTINED = "quarantined"

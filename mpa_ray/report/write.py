@@ -9,8 +9,6 @@ from typing import Any
 
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.rating_sheet import AFTER, BEFORE, QUESTIONS, about
-from mpa_ray.ratings import fingerprint
 from mpa_ray.report import facts, page, thumbnails
 from mpa_ray.report.samples import Sample, judged, pictures, quarantined, shown
 from mpa_ray.report.selection import Selection, select
@@ -19,6 +17,8 @@ from mpa_ray.report.thumbnails import Step, Thumbnails
 from mpa_ray.report.views import overview
 from mpa_ray.run_folder import Place
 from mpa_ray.storage import Folder
+from mpa_ray.studies.rating_sheet import AFTER, BEFORE, QUESTIONS, about
+from mpa_ray.studies.ratings import fingerprint
 from mpa_ray.training_data import draw
 
 SAMPLES, RATED = 2000, 100

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_images import FILES, mutated
 
-from mpa_ray import manifest
 from mpa_ray.annotation_parser import Annotation, UnparsableAnnotation, parse_annotations
 from mpa_ray.decoding import Decoder
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.images import UnreadableImage
+from mpa_ray.inputs import manifest
 from mpa_ray.parts import read_images
 from mpa_ray.schema import Reason
 from mpa_ray.storage import Folder

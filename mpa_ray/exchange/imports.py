@@ -14,10 +14,10 @@ from urllib.parse import parse_qs, unquote
 
 import pyarrow as pa
 
-from mpa_ray.annotation_json import CONVERSATIONS, IMAGE_KEYS, TEXT_KEYS, Imported, annotations_of, records
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.finding import find
+from mpa_ray.exchange.annotation_json import CONVERSATIONS, IMAGE_KEYS, TEXT_KEYS, Imported, annotations_of, records
 from mpa_ray.images import image_id_of
+from mpa_ray.inputs.finding import find
 from mpa_ray.parts import part_name
 from mpa_ray.progress import say
 from mpa_ray.run_folder import require_new

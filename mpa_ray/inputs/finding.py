@@ -1,5 +1,5 @@
 """Finding images: the references under `--images`, as a stream, in a fixed order. What a reference looks like stands in
-`mpa_ray.references`.
+`mpa_ray.inputs.references`.
 
 Nothing is opened here but Parquet files (footers, and columns of URIs or ids) and tars (headers).
 """
@@ -18,9 +18,9 @@ import pyarrow.parquet
 
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.images import EXTENSIONS
-from mpa_ray.listing import File, files
-from mpa_ray.reading import Ranges, opened
-from mpa_ray.references import IMAGE_COLUMN, LINK, OUTSIDE_ROOT, quote_path
+from mpa_ray.inputs.listing import File, files
+from mpa_ray.inputs.reading import Ranges, opened
+from mpa_ray.inputs.references import IMAGE_COLUMN, LINK, OUTSIDE_ROOT, quote_path
 from mpa_ray.storage import Folder, is_remote, refuse_secrets
 
 URI_COLUMNS = ("image_uri", "uri", "url", "image_path", "path", "file_name")

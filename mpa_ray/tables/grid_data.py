@@ -10,8 +10,8 @@ from mpa_ray import presets
 from mpa_ray.cli import merge, problems, validate
 from mpa_ray.config import Config, EvaluateSection, LabeledSection, TaskName
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.paper import Cell
 from mpa_ray.section import Section
+from mpa_ray.tables.paper import Cell
 
 # The paper's names. What a checkpoint is called on the hub may be in a layout that transformers does not serve: `models` in data.yaml says
 # where a converted one is.

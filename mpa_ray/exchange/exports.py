@@ -17,9 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from mpa_ray import dataset_card, prompts
+from mpa_ray import prompts
 from mpa_ray.errors import ConfigurationError, RunError
-from mpa_ray.image_files import named
+from mpa_ray.exchange import dataset_card
+from mpa_ray.exchange.image_files import named
 from mpa_ray.images import UnreadableImage
 from mpa_ray.progress import Progress
 from mpa_ray.run_folder import require, require_new

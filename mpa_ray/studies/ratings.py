@@ -15,11 +15,11 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.rating_scores import Sheet
-from mpa_ray.rating_sheet import AFTER, BEFORE, QUESTIONS
 from mpa_ray.run_folder import drawn, require
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
+from mpa_ray.studies.rating_scores import Sheet
+from mpa_ray.studies.rating_sheet import AFTER, BEFORE, QUESTIONS
 
 _LISTED = 20
 Answer = Literal[0, 1]

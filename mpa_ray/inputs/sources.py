@@ -7,9 +7,10 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet
 
-from mpa_ray import manifest, parts
+from mpa_ray import parts
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError
+from mpa_ray.inputs import manifest
 from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, SOURCE_ROW
 from mpa_ray.storage import Folder
 

@@ -1,4 +1,4 @@
-"""Image references, and reading the bytes one stands for. `mpa_ray.finding` makes them.
+"""Image references, and reading the bytes one stands for. `mpa_ray.inputs.finding` makes them.
 
 A reference is a URI that says by itself where the bytes are:
 
@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from mpa_ray.images import UnreadableImage
-from mpa_ray.reading import Ranges, opened, whole
+from mpa_ray.inputs.reading import Ranges, opened, whole
 from mpa_ray.schema import Reason
 from mpa_ray.storage import is_remote
 

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.rating_sheet import QUESTIONS
-from mpa_ray.ratings import Rating, fingerprint
 from mpa_ray.run_folder import require, require_new
 from mpa_ray.schema import PARITY
 from mpa_ray.storage import Folder
+from mpa_ray.studies.rating_sheet import QUESTIONS
+from mpa_ray.studies.ratings import Rating, fingerprint
 
 RECORD = "review.json"
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from mpa_ray import references
 from mpa_ray.decoding import Decoder
-from mpa_ray.finding import PACKED, SHARDS
 from mpa_ray.images import UnreadableImage
-from mpa_ray.manifest import Manifest
+from mpa_ray.inputs import references
+from mpa_ray.inputs.finding import PACKED, SHARDS
+from mpa_ray.inputs.manifest import Manifest
 from mpa_ray.parts import part_name
 from mpa_ray.schema import IMAGE_ID, IMAGE_STRUCT, IMAGE_URI, QUARANTINE, Stage
 from mpa_ray.storage import Folder

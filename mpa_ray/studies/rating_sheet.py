@@ -10,10 +10,10 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from mpa_ray import references
 from mpa_ray.errors import ConfigurationError, RunError
-from mpa_ray.image_files import named
+from mpa_ray.exchange.image_files import named
 from mpa_ray.images import UnreadableImage
+from mpa_ray.inputs import references
 from mpa_ray.run_folder import Place, drawn, max_image_bytes, require, require_new, rows_at
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder

@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from mpa_ray import references
-from mpa_ray.finding import find
 from mpa_ray.images import image_id_of
+from mpa_ray.inputs import references
+from mpa_ray.inputs.finding import find
+from mpa_ray.inputs.repeats import Repeats
 from mpa_ray.progress import Tally, say
-from mpa_ray.repeats import Repeats
 from mpa_ray.schema import MANIFEST
 from mpa_ray.storage import Folder
 

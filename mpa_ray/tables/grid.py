@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mpa_ray import pipeline, table_text
+from mpa_ray import pipeline
 from mpa_ray.config import Config, EvaluateSection
 from mpa_ray.errors import ConfigurationError, RunError
-from mpa_ray.grid_data import SVLMS, GridData, cell_config, demo_config
-from mpa_ray.paper import LVLM, ZERO_SHOT, Cell, Figure, Table
 from mpa_ray.progress import say
 from mpa_ray.storage import Folder
-from mpa_ray.transfer import score_alone
+from mpa_ray.tables import table_text
+from mpa_ray.tables.grid_data import SVLMS, GridData, cell_config, demo_config
+from mpa_ray.tables.paper import LVLM, ZERO_SHOT, Cell, Figure, Table
+from mpa_ray.tables.transfer import score_alone
 
 Score = dict[str, Any]
 # Cell, output and seed -> the configuration of the cell's run.
@@ -63,7 +64,7 @@ def run_table(table: Table, *, output: Folder, seeds: Sequence[int | None], data
     """Runs what is not finished, and writes table-<N>.md and .json.
 
     Args:
-        table: one of `mpa_ray.paper.TABLES`, or `demo_table(...)` where `data` is None.
+        table: one of `mpa_ray.tables.paper.TABLES`, or `demo_table(...)` where `data` is None.
         output: the grid's folder; tables given the same one share their cells.
         seeds: of each cell's runs; [None] for one run without a folder for its seed.
         data: where images, benchmarks and labels are; None for the embedded pair.

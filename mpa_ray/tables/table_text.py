@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpa_ray import intervals
-from mpa_ray.paper import LVLM, MPA, ZERO_SHOT, Cell, Figure, Table
 from mpa_ray.summary import aligned, interval
+from mpa_ray.tables.paper import LVLM, MPA, ZERO_SHOT, Cell, Figure, Table
 
 if TYPE_CHECKING:
-    from mpa_ray.tables import Outcome
+    from mpa_ray.tables.grid import Outcome
 
 _COMPAT = "mpa_compat_accuracy"
 LABELS = {

@@ -23,20 +23,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from mpa_ray import manifest
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.finding import PACK_FINISHED, PACK_STARTED, SHARDS
 from mpa_ray.images import EXTENSIONS
+from mpa_ray.inputs import manifest
+from mpa_ray.inputs.finding import PACK_FINISHED, PACK_STARTED, SHARDS
+from mpa_ray.inputs.listing import files
+from mpa_ray.inputs.manifest import Manifest
+from mpa_ray.inputs.references import quote_path
+from mpa_ray.inputs.repeats import Repeats, name_of
+from mpa_ray.inputs.shards import BYTES, SHA256, Limits, drop_duplicates, pack_shard
 from mpa_ray.lease import lease
-from mpa_ray.listing import files
-from mpa_ray.manifest import Manifest
 from mpa_ray.parts import dataset_of, part_name, part_number
 from mpa_ray.progress import Progress, say
 from mpa_ray.ray_session import ray_session
-from mpa_ray.references import quote_path
-from mpa_ray.repeats import Repeats, name_of
 from mpa_ray.schema import IMAGE_ID, IMAGE_URI, MANIFEST
-from mpa_ray.shards import BYTES, SHA256, Limits, drop_duplicates, pack_shard
 from mpa_ray.storage import Folder
 
 _PLANNED = pa.schema([*MANIFEST, BYTES])

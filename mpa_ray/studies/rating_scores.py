@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mpa_ray.agreement import fleiss_kappa, krippendorff_alpha
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.intervals import bootstrap_interval
-from mpa_ray.rating_sheet import AFTER, BEFORE, HUMAN, QUESTIONS
+from mpa_ray.studies.agreement import fleiss_kappa, krippendorff_alpha
+from mpa_ray.studies.rating_sheet import AFTER, BEFORE, HUMAN, QUESTIONS
 
 # Table 4: 500 samples, 3 raters; the order of QUESTIONS. The paper prints human-likeness in percent.
 TABLE_4 = {

@@ -1,0 +1,1 @@
+"""Annotations from elsewhere, and the parity set for other trainers."""

@@ -1,0 +1,1 @@
+"""The paper's tables, made again: grids of runs, and our figures beside the paper's."""
