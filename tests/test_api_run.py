@@ -37,7 +37,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def judged_wrong(dataset: Any, config: Config) -> Any:
+def judged_wrong(dataset: Any, config: Config, output: Folder) -> Any:
     return dataset.map_batches(_as_judged, batch_size=None, batch_format="pyarrow")
 
 

@@ -64,7 +64,7 @@ def part(number: int, count: int) -> pa.Table:
 def serve(
     monkeypatch: pytest.MonkeyPatch, kind: type[RowWorker], engine: Limited, output: Folder | None, *tables: pa.Table
 ) -> list[list[Row]]:
-    """A call of the stage: what comes of each part."""
+    """A call of the stage, one part after the other: what comes of each."""
     monkeypatch.setattr(engines, "load", lambda *_, **__: engine)
     worker = kind(ModelSection(images_in_flight=2), work, SOURCE_ROW, 10**6, 10**6, output)
 
@@ -72,7 +72,7 @@ def serve(
         return [row for result in [piece async for piece in worker(table)] for row in result.to_pylist()]
 
     async def all_of_them() -> list[Any]:
-        return await asyncio.gather(*(one(table) for table in tables))
+        return [await one(table) for table in tables]
 
     return asyncio.run(all_of_them())
 

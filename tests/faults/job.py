@@ -24,7 +24,7 @@ class Job:
     output: str
     log: Path
     environment: dict[str, str]
-    images: int = 320
+    images: int = 240
     flags: tuple[str, ...] = ()
 
     def command(self) -> list[str]:
