@@ -136,12 +136,14 @@ def _check_models(config: Config) -> None:
     for flag, model in {"lvlm": config.lvlm, **{f"jury.{number}": juror for number, juror in enumerate(config.jury)}}.items():
         if model.engine == "openai":
             models.check_api(flag, model)
+        elif ":" in model.engine:
+            # What its model's name means is known to it alone.
+            engines.own(model.engine)
         else:
             models.check(f"{flag}.model", model.model)
             families.check(f"{flag}.model", model, trained=False)
-    for model in (config.lvlm, *config.jury, config.svlm):
-        if ":" in model.engine:
-            engines.own(model.engine)
+    if ":" in config.svlm.engine:
+        engines.own(config.svlm.engine)
     models.check("svlm.model", config.svlm.model)
     families.check("svlm.model", config.svlm, trained=True)
     _warn_of_size(config.svlm, families.count_parameters(config.svlm))

@@ -83,6 +83,8 @@ def load(model: ModelSection, *, stage: str = "", output: Folder | None = None) 
         from mpa_ray.ledger import Ledger
 
         return OpenAIEngine(model, Ledger(model, stage=stage, output=output))
+    if ":" in model.engine:
+        return own(model.engine)(model)
     from mpa_ray import families
 
     # What the Parity Identifier asks is trained afterwards: what cannot be is refused now, not after all images are annotated.
@@ -91,11 +93,9 @@ def load(model: ModelSection, *, stage: str = "", output: Folder | None = None) 
         from mpa_ray.engines.vllm import VllmEngine
 
         return VllmEngine(model)
-    if model.engine == "transformers":
-        from mpa_ray.engines.transformers import TransformersEngine
+    from mpa_ray.engines.transformers import TransformersEngine
 
-        return TransformersEngine(model)
-    return own(model.engine)(model)
+    return TransformersEngine(model)
 
 
 def own(name: str) -> Callable[[ModelSection], Engine]:
