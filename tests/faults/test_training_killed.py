@@ -35,10 +35,11 @@ def test_a_second_call_goes_on_from_the_checkpoint_with_other_workers(parity_fol
     first.wait()
     assert not (place / "model" / "training_log.json").exists(), "it was not finished"
 
-    newest = max((place / "work" / "mpa").glob("checkpoint_*/progress.json"), key=lambda path: path.stat().st_mtime)
-    kept = json.loads(newest.read_text())
+    # The newest may not have been seen by the controller, which looks every second or two, before it was killed.
+    seen = min((place / "work" / "mpa").glob("checkpoint_*/progress.json"), key=lambda path: path.stat().st_mtime)
+    kept = json.loads(seen.read_text())
     # Of another learning rate: from the second step on, a training that began again would differ.
     assert call(place, 2, 1e-2).wait(300) == 0, (place / "log").read_text()[-3000:]
     log = Folder.at(place / "model").read_json("training_log.json")
     assert len(log["rows"]) == 120 and log["samples"] == 480, "every step once"
-    assert kept["samples"] >= 20 and log["rows"][: len(kept["curve"])] == kept["curve"]
+    assert len(kept["curve"]) >= 5 and log["rows"][: len(kept["curve"])] == kept["curve"]
