@@ -238,8 +238,8 @@ def test_is_asked_and_served_alike(trained: Any, name: str) -> None:
     found = ray.get(ray.remote(num_cpus=1, max_calls=1)(_serve).remote(name, trained(name, by_heart=True)[0] / "stage-2"))
     ours, theirs = found["vllm"], found["transformers"]
     assert [reply.prompt_tokens for reply in ours] == [reply.prompt_tokens for reply in theirs], "the prompts differ"
-    # Greedy decoding turns with the batch at near-ties.
-    same = sum(mine.text == other.text for mine, other in zip(ours, theirs, strict=True))
+    # Greedy decoding turns with the batch at near-ties; and whether the blank before a first word belongs to it, engines see differently.
+    same = sum(mine.text.strip() == other.text.strip() for mine, other in zip(ours, theirs, strict=True))
     assert same >= 6, [(mine.text, other.text) for mine, other in zip(ours, theirs, strict=True)]
     assert all(0 < reply.output_tokens <= 12 and reply.finish_reason in ("stop", "length") for reply in ours)
     assert all((reply.finish_reason == "length") == (reply.output_tokens == 12) for reply in ours)
