@@ -107,7 +107,8 @@ def in_a_process(way: str, folder: Path, ids: int) -> dict[str, Any]:
     done = subprocess.run([sys.executable, __file__, "--measure", way, str(folder), str(ids)], capture_output=True, text=True, check=False)
     if done.returncode:
         return {"error": done.stderr.strip().rpartition("\n")[2]}
-    return json.loads(done.stdout.strip().rpartition("\n")[2])
+    # Ray writes lines of its own.
+    return next(json.loads(line) for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
 
 
 def report(results: dict[int, dict[str, Any]], note: str) -> str:
