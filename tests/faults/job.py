@@ -19,6 +19,7 @@ class Job:
         output: the run's folder.
         log: where its lines go, call after call.
         environment: beside ours: RAY_ADDRESS, INSTANT_SECONDS, ...
+        source: where the images are, when they are not rendered into the output.
     """
 
     output: str
@@ -26,13 +27,13 @@ class Job:
     environment: dict[str, str]
     images: int = 240
     flags: tuple[str, ...] = ()
+    source: str | None = None
 
     def command(self) -> list[str]:
-        flags = {
+        rendered = {"--demo.images": self.images, "--demo.questions": 16}
+        flags = (rendered if self.source is None else {"--demo.images": 0, "--images": self.source}) | {
             "--preset": "demo",
             "--output": self.output,
-            "--demo.images": self.images,
-            "--demo.questions": 16,
             "--lvlm.engine": "instant:lvlm",
             "--svlm.engine": "instant:svlm",
             "--images_per_part": 16,

@@ -13,10 +13,11 @@ from accounting import assert_accounted_for, column
 from job import Job
 from mpa_ray import lease as leases
 from mpa_ray import s3, storage
+from mpa_ray.demo.render import write_images
 from mpa_ray.errors import ConfigurationError, StorageError
 from mpa_ray.lease import lease
 from mpa_ray.storage import Folder
-from s3 import environment, settings
+from s3 import environment, put, settings
 from s3_proxy import Fault, Proxy
 
 
@@ -111,7 +112,10 @@ def test_a_lease_whose_answer_was_lost_is_known_as_ones_own(through: Through) ->
 def test_a_run_in_s3_outlasts_faults(through: Through, s3_port: int, tmp_path: Path) -> None:
     """From rendered images in the bucket to the trained model in it."""
     with through(at_random(0.03, "slow_down", "reset", "truncate", "lost", "slow", seed=1)) as (bucket, proxy):
-        run = Job(output=f"s3://{bucket}/run", log=tmp_path / "log", environment=settings(proxy.port), images=96)
+        write_images(tmp_path / "images", kind="sign", count=96, seed=0)
+        put(bucket, {f"images/{path.name}": path.read_bytes() for path in (tmp_path / "images").iterdir()})
+        place = {"output": f"s3://{bucket}/run", "source": f"s3://{bucket}/images"}
+        run = Job(**place, log=tmp_path / "log", environment=settings(proxy.port), images=96)
         run.finish(calls=2)
         assert sum(proxy.faults.values()) > 5, proxy.faults
     with environment(s3_port):
