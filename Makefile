@@ -20,7 +20,7 @@ test: venv ## all tests but the slow ones
 test-all: venv ## all tests, the slow ones too
 	$(RUN) -m pytest
 
-chaos: venv ## kill drivers, nodes and engines of real runs at random; half an hour
+chaos: venv ## kill drivers, nodes and engines of real runs at random; takes long
 	$(RUN) -m pytest -s -m slow tests/faults
 
 lint: venv ## ruff

@@ -4,7 +4,8 @@
 
 - parts: what mpa_ray does. The names in commits/ are listed; no id is read.
 - anti-join: the image_id column of every written file is read, and the ids of the input are looked up in it.
-- Ray Data's checkpointing (`CheckpointConfig`): its own files of finished ids, which it loads and filters the input by.
+- Ray Data's checkpointing (`CheckpointConfig`): its own files of finished ids, which it loads and filters the input by. Its figures take in
+  the start of Ray and the writing of what is left, which the two others do without.
 
 Each is measured in a process of its own, on a local disk, until it has found the part that is left: seconds, and the most memory that all
 processes of the machine together had above what was used before. The report goes to benchmarks/results/.
