@@ -18,4 +18,4 @@ CONFIG = Config(
 )
 
 if __name__ == "__main__":
-    main(CONFIG)
+    main(CONFIG, about=__doc__)

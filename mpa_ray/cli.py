@@ -1,37 +1,53 @@
 """From a command line to a run: flags over a YAML file over a preset over the job's own configuration, all of it one typed tree."""
 
 import difflib
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin
 
-import tyro
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from mpa_ray import presets
-from mpa_ray.config import TASK_TAGS, Config, TaskName
+from mpa_ray.config import TASK_TAGS, Config
 from mpa_ray.errors import ConfigurationError, exit_codes
+from mpa_ray.settings import help_lines, settings
+
+# What most runs set; `--help` shows these, `--help-all` every setting.
+OFTEN = (
+    *("images", "output", "task", "annotations", "ablations", "rounds", "seed", "max_quarantined"),
+    *("lvlm.model", "lvlm.engine", "lvlm.max_pixels", "lvlm.max_replicas", "lvlm.gpus_per_replica", "lvlm.engine_options"),
+    *("lvlm.max_cost_usd", "svlm.model", "svlm.max_replicas", "svlm.gpus_per_replica", "annotate.questions_per_image"),
+    *("pl.workers", "pl.gpus_per_worker", "pl.zero_stage", "pl.learning_rate", "pl.batch_size", "pl.replay"),
+    *("evaluate.benchmark", "evaluate.format", "evaluate.images", "evaluate.lvlm"),
+)
 
 
-def main(job: Config, argv: Sequence[str] | None = None) -> None:
-    """Runs a job from the command line. Exits with 0, 2 (the configuration or an input cannot be used) or 3 (the run could not go on)."""
+def main(job: Config, argv: Sequence[str] | None = None, *, about: str | None = None) -> None:
+    """Runs a job from the command line. Exits with 0, 2 (the configuration or an input cannot be used) or 3 (the run could not go on).
+
+    Args:
+        job: the job's own configuration, which presets, YAML and flags go over.
+        argv: the command line, without the program.
+        about: what `--help` begins with, examples included.
+    """
     with exit_codes():
-        config = parse(job, sys.argv[1:] if argv is None else argv)
+        config = parse(job, sys.argv[1:] if argv is None else argv, about=about)
         from mpa_ray.pipeline import run
 
         run(config)
 
 
-def parse(job: Config, argv: Sequence[str]) -> Config:
+def parse(job: Config, argv: Sequence[str], *, about: str | None = None) -> Config:
     """The configuration of a command line.
 
     Raises:
         ConfigurationError: a line for each setting that is unknown, of the wrong type, missing, or at odds with another.
     """
     given = flags(argv)
-    preset, file, wants_help = (given.pop(name, None) for name in ("preset", "config", "help"))
+    preset, file, wants_help, wants_all = (given.pop(name, None) for name in ("preset", "config", "help", "help_all"))
     tree = job.model_dump(exclude_unset=True)
     for name in [preset] if isinstance(preset, str) else preset or ():
         if name not in presets.NAMES:
@@ -39,10 +55,8 @@ def parse(job: Config, argv: Sequence[str]) -> Config:
         tree = merge(tree, presets.preset(name))
     if file is not None:
         tree = merge(tree, _read_yaml(Path(file)))
-    if wants_help:
-        names = ", ".join(presets.NAMES)
-        description = f"{Config.__doc__} Beside the flags below: --preset NAME... ({names}) and --config FILE (YAML with the names below)."
-        tyro.cli(_Shown, default=_shown(validate(tree)), args=["--help"], description=description, use_underscores=True)
+    if wants_help or wants_all:
+        _show_help(about or Config.__doc__ or "", validate(tree), whole=bool(wants_all))
     config = validate(merge(tree, given))
     missing = config.missing()
     if missing:
@@ -51,16 +65,19 @@ def parse(job: Config, argv: Sequence[str]) -> Config:
     return config
 
 
-class _Shown(Config):
-    """The configuration as `--help` shows it: tyro would make subcommands of a setting that is a name or a section."""
-
-    task: TaskName = "textvqa"
-    """What the questions are about: decides prompt, matcher and metric. A task of your own is a section in YAML (docs/own_task.md)."""
-
-
-def _shown(config: Config) -> _Shown:
-    own = {} if isinstance(config.task, str) else {"task": "textvqa"}
-    return _Shown.model_validate(config.model_dump(exclude_unset=True) | own)
+def _show_help(about: str, config: Config, *, whole: bool) -> NoReturn:
+    """What the job does, and its flags with the values they have in it, to stdout."""
+    found = list(settings(Config, values=config))
+    if not whole:
+        found = sorted((setting for setting in found if setting.name in OFTEN), key=lambda setting: OFTEN.index(setting.name))
+    rest = "" if whole else "  --help-all                    Every setting, with its whole meaning; docs/ has the guide.\n"
+    print(
+        f"{about.strip()}\n\n"
+        f"  --config FILE                 YAML with the names below; flags go over it.\n"
+        f"  --preset NAME...              Sets of settings: {', '.join(presets.NAMES)}.\n{rest}"
+    )
+    print("\n".join(help_lines(found, width=shutil.get_terminal_size((100, 40)).columns, whole=whole)))
+    sys.exit(0)
 
 
 def flags(argv: Sequence[str]) -> dict[str, Any]:
@@ -123,6 +140,8 @@ def _type_of(path: Sequence[str]) -> Any:
     """The type of a setting; None where there is no setting of the name."""
     if path in (["preset"], ["config"]):
         return str
+    if path in (["help"], ["help_all"]):
+        return bool
     kind: Any = Config
     for part in path:
         section = _section_in(kind)

@@ -71,6 +71,7 @@ class LevelSection(Section):
     warmup: Share = 0.03
     """The share of steps over which the learning rate rises; then it falls along a cosine to a tenth."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""
     zero_stage: Literal[1, 2, 3] = 2
@@ -87,6 +88,7 @@ class LevelSection(Section):
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 1
     """1, or 0 to train on the CPU."""
     cpus_per_worker: PositiveFloat = 1
+    """CPU cores of a worker, which also decode its images."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """Restarts of the training group after a lost worker; -1 for no bound."""
     checkpoint_every: PositiveInt = 200
@@ -188,6 +190,7 @@ class Config(Section):
     max_decode_seconds: PositiveFloat = 30
     """An image whose decoding takes longer is quarantined (`decode_timeout`); a photograph of 12 megapixels takes a tenth of a second."""
     demo: DemoSection = DemoSection()
+    """What the demo preset sets."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -14,6 +14,7 @@ from PIL import Image
 from mpa_ray import cli
 from mpa_ray.config import Config, LevelSection, ModelSection, identity
 from mpa_ray.errors import ConfigurationError
+from mpa_ray.settings import settings
 
 ROOT = Path(__file__).parent.parent
 JOB = Config(lvlm=ModelSection(model="a/large", max_replicas=8), svlm=ModelSection(model="a/small"), pl=LevelSection(workers=3))
@@ -159,14 +160,31 @@ def test_missing_settings_are_a_line_each() -> None:
     assert [line.partition(" ")[0] for line in str(caught.value).splitlines()] == ["--images", "--output"]
 
 
-def test_help_names_settings_with_their_defaults(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+def helped(capsys: pytest.CaptureFixture[str], flag: str, *argv: str) -> str:
     with pytest.raises(SystemExit) as ended:
-        parse("--help")
+        cli.parse(JOB, [*argv, flag], about="What it does.\n\nExamples:\n\n    python jobs/x.py --images a\n")
     assert ended.value.code == 0
-    shown = capsys.readouterr().out
-    for text in ("--lvlm.model", "a/large", "--pl.learning_rate", "--preset NAME", "--config FILE", "--identify.exhaustive"):
+    return capsys.readouterr().out
+
+
+def test_help_fits_a_screen_and_has_examples(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = helped(capsys, "--help")
+    for text in ("python jobs/x.py --images a", "--lvlm.model ", "(a/large)", "--preset NAME", "--config FILE", "--help-all"):
         assert text in shown
+    assert len(shown.splitlines()) < 90
+    assert "--pl.warmup" not in shown
+
+
+def test_every_setting_is_in_the_whole_help(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shown = helped(capsys, "--help-all", "--config", write_yaml(tmp_path, {"pl": {"warmup": 0.25}}))
+    for name in identity(JOB):
+        assert f"--{name} " in shown.replace("\n", " "), name
+    assert "(0.25)" in shown, "as the command line has it"
+
+
+def test_what_is_set_often_are_settings() -> None:
+    assert set(cli.OFTEN) <= {setting.name for setting in settings(Config)}
 
 
 HEAVY = ("torch", "vllm", "ray", "deepspeed", "transformers", "datasets")
