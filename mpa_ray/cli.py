@@ -17,7 +17,7 @@ from mpa_ray.settings import help_lines, settings
 
 # What most runs set; `--help` shows these, `--help-all` every setting.
 OFTEN = (
-    *("images", "output", "task", "annotations", "ablations", "rounds", "seed", "max_quarantined"),
+    *("images", "output", "task", "annotations", "parity", "ablations", "rounds", "seed", "max_quarantined"),
     *("lvlm.model", "lvlm.engine", "lvlm.max_pixels", "lvlm.max_replicas", "lvlm.gpus_per_replica", "lvlm.engine_options"),
     *("lvlm.max_cost_usd", "svlm.model", "svlm.max_replicas", "svlm.gpus_per_replica", "annotate.questions_per_image"),
     *("pl.workers", "pl.gpus_per_worker", "pl.zero_stage", "pl.learning_rate", "pl.batch_size", "pl.replay"),
@@ -40,29 +40,46 @@ def main(job: Config, argv: Sequence[str] | None = None, *, about: str | None = 
         run(config)
 
 
-def parse(job: Config, argv: Sequence[str], *, about: str | None = None) -> Config:
+def parse(job: Config, argv: Sequence[str], *, about: str | None = None, whole: bool = True) -> Config:
     """The configuration of a command line.
+
+    Args:
+        job: the job's own configuration.
+        argv: the command line, without the program.
+        about: what `--help` begins with.
+        whole: every setting that a run cannot do without must be there.
 
     Raises:
         ConfigurationError: a line for each setting that is unknown, of the wrong type, missing, or at odds with another.
     """
     given = flags(argv)
     preset, file, wants_help, wants_all = (given.pop(name, None) for name in ("preset", "config", "help", "help_all"))
-    tree = job.model_dump(exclude_unset=True)
+    over: dict[str, Any] = {}
     for name in [preset] if isinstance(preset, str) else preset or ():
         if name not in presets.NAMES:
             raise ConfigurationError(f"--preset {name}: there is no such preset; take one of {', '.join(presets.NAMES)}")
-        tree = merge(tree, presets.preset(name))
+        over = merge(over, presets.preset(name))
     if file is not None:
-        tree = merge(tree, _read_yaml(Path(file)))
+        over = merge(over, _read_yaml(Path(file)))
+    over = merge(over, given)
+    tree = merge(_spread_for(over, job), over)
     if wants_help or wants_all:
         _show_help(about or Config.__doc__ or "", validate(tree), whole=bool(wants_all))
-    config = validate(merge(tree, given))
-    missing = config.missing()
+    config = validate(tree)
+    missing = config.missing() if whole else []
     if missing:
         mend = "give it on the command line, in --config, or take a --preset"
         raise ConfigurationError("\n".join(f"{flag} is not set; {mend}" for flag in missing))
     return config
+
+
+def _spread_for(over: Mapping[str, Any], job: Config) -> dict[str, Any]:
+    """The job's own settings; without its number of replicas, which it has for an L-VLM of its own, where an API is asked instead."""
+    tree = job.model_dump(exclude_unset=True)
+    lvlm = over.get("lvlm")
+    if isinstance(lvlm, Mapping) and lvlm.get("engine") == "openai":
+        tree.get("lvlm", {}).pop("max_replicas", None)
+    return tree
 
 
 def _show_help(about: str, config: Config, *, whole: bool) -> NoReturn:

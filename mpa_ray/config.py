@@ -172,6 +172,9 @@ class Config(Section):
     annotations: str | None = None
     """An annotations folder to start from instead of images (another run's, or an imported one): the Pseudo Annotator's work is not paid
     twice."""
+    parity: str | None = None
+    """A parity set to train on (parity/ of another run, or one that jobs/review.py has mended): nothing is annotated or judged, and no row
+    of it is held out."""
     rounds: PositiveInt = 1
     """Above 1, the images are split into so many shares; each round judges a fresh share with the S-VLM of the round before and trains it
     further, until that stops helping (docs/rounds.md)."""
@@ -218,9 +221,26 @@ class Config(Section):
             raise ValueError(f"ablations={labeled} are trained on human labels and labels.benchmark is not set; set it or remove them")
         if len(set(self.ablations)) != len(self.ablations):
             raise ValueError(f"ablations={list(self.ablations)} names one twice; name each once")
+        self._check_parity()
         self._check_jury()
         self._check_rounds()
         return self
+
+    def _check_parity(self) -> None:
+        if not self.parity:
+            return
+        needs_judgements = sorted(set(self.ablations) - LABELED_ARMS)
+        others = {"images": self.images or self.demo.images, "annotations": self.annotations, "rounds": self.rounds > 1, "jury": self.jury}
+        others |= {
+            "pl.replay": self.pl.replay,
+            "pl.train_on": self.pl.train_on != "parity",
+            f"ablations={needs_judgements}": needs_judgements,
+        }
+        for name in (name for name, given in others.items() if given):
+            raise ValueError(
+                f"parity={self.parity!r} and {name} exclude each other: with a parity set nothing is annotated or judged; remove one of"
+                " the two"
+            )
 
     def _check_jury(self) -> None:
         names = [self.lvlm.model, *(juror.model for juror in self.jury)]
@@ -242,9 +262,15 @@ class Config(Section):
                 f"rounds={self.rounds} and pl.holdout=0 exclude each other: held-out rows tell when to stop; set pl.holdout to 0.1"
             )
 
+    @property
+    def asks_lvlm(self) -> bool:
+        """Whether the run has anything to ask the L-VLM."""
+        return not self.parity or self.evaluate.lvlm
+
     def missing(self) -> list[str]:
         """The required settings that are not set, as flags."""
-        needed = {"--images": self.images or self.annotations or self.demo.images, "--output": self.output, "--lvlm.model": self.lvlm.model}
+        source = self.images or self.annotations or self.parity or self.demo.images
+        needed = {"--images": source, "--output": self.output, "--lvlm.model": self.lvlm.model or not self.asks_lvlm}
         needed["--svlm.model"] = self.svlm.model
         return [flag for flag, value in needed.items() if not value]
 

@@ -25,13 +25,12 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
         "",
         "# A vision-language model aligned with MPA",
         "",
-        f"{code(config.svlm.model)}, fully fine-tuned on what {code(config.lvlm.model)} knew and it did not, found in",
-        f"{record['images']:,} unlabeled images (task {code(task_of(config).name)}). The method is the Model Parity Aligner",
-        "(Penamakuri et al., EMNLP 2025, arXiv 2509.16633), by mpa_ray.",
+        *_origin(config, record),
+        "The method is the Model Parity Aligner (Penamakuri et al., EMNLP 2025, arXiv 2509.16633), by mpa_ray.",
         "",
         "## Data",
         "",
-        f"- {record['annotations']:,} annotations by the large model, of which {record['verdicts']['parity']:,} are parity samples",
+        *_data(config, record),
         f"- trained on {trained['samples']:,} samples ({code(config.pl.train_on)}), one answer each; no human label was used",
         "",
         "## Training",
@@ -52,6 +51,22 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _origin(config: Config, record: dict[str, Any]) -> list[str]:
+    task = f"(task {code(task_of(config).name)})."
+    if config.parity:
+        return [f"{code(config.svlm.model)}, fully fine-tuned on the parity set {code(config.parity)} {task}"]
+    return [
+        f"{code(config.svlm.model)}, fully fine-tuned on what {code(config.lvlm.model)} knew and it did not, found in",
+        f"{record['images']:,} unlabeled images {task}",
+    ]
+
+
+def _data(config: Config, record: dict[str, Any]) -> list[str]:
+    if config.parity:
+        return [f"- {record['annotations']:,} parity samples, made elsewhere"]
+    return [f"- {record['annotations']:,} annotations by the large model, of which {record['verdicts']['parity']:,} are parity samples"]
 
 
 def code(text: str) -> str:

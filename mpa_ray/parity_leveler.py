@@ -72,7 +72,7 @@ def training_folders(arm: Arm, output: Folder, config: Config) -> list[Folder]:
         RunError: there is nothing to train on.
     """
     if arm.train_on == "parity" and not arm.replay:
-        return [output.child("parity")]
+        return [Folder.at(config.parity) if config.parity else output.child("parity")]
     if arm.labeled is not None:
         return [labeled_rows(config, output.child(f"training/{arm.name}"), count=arm.labeled, seed=config.seed)]
     target = output.child(f"training/{arm.name}")

@@ -15,7 +15,7 @@ from mpa_ray.config import LABELED_ARMS, Config, ModelSection, identity
 from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
 from mpa_ray.evaluate import evaluate
 from mpa_ray.forgetting import learned_and_forgotten
-from mpa_ray.inputs.sources import Source, source_of
+from mpa_ray.inputs.sources import Source, parity_rows, source_of
 from mpa_ray.jury import identify_jury
 from mpa_ray.lease import Lease, lease
 from mpa_ray.model_card import model_card
@@ -78,9 +78,13 @@ def _run_rounds(config: Config, output: Folder) -> dict[str, Any]:
 
 def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     asked_for = identity(config)
-    config = _with_demo_inputs(config, output)
-    source = source_of(config, output)
-    say(f"input: {source.rows:,} {source.unit} in {source.parts:,} parts")
+    config = _without_holdout(config) if config.parity else _with_demo_inputs(config, output)
+    if config.parity:
+        source, rows = None, parity_rows(config)
+        say(f"input: a parity set of {rows:,} rows")
+    else:
+        source = source_of(config, output)
+        say(f"input: {source.rows:,} {source.unit} in {source.parts:,} parts")
     if config.evaluate.benchmark:
         benchmark.prepare(config.evaluate, output.child("evaluation/questions"))
     # From here on the output belongs to this configuration; an input that was refused leaves it free.
@@ -88,10 +92,11 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     stopping.go_on(output)
     ledger.require_budget(output, config.lvlm)
     with ray_session():
-        data = annotate_and_identify(config, output, source, held)
+        data = annotate_and_identify(config, output, source, held) if source else _given(rows)
         trained = {arm.name: _train(arm, config, output) for arm in arms(config)}
         evaluation = _ask_trained(config, output, trained)
-    parity_picture(output)
+    if source:
+        parity_picture(output)
     paid = _paid(config, output)
     record = {
         "config": config.model_dump(mode="json"),
@@ -110,6 +115,17 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     output.write_json(_RUN, record)
     print(summary.table(record))
     return record
+
+
+def _without_holdout(config: Config) -> Config:
+    """A parity set holds nothing that the S-VLM had right, so no row held out of it could tell what was forgotten."""
+    return config.model_copy(update={"pl": config.pl.model_copy(update={"holdout": 0.0})})
+
+
+def _given(rows: int) -> dict[str, Any]:
+    """The counts of a run that starts from a parity set: each row is an annotation, and what it was found in is not known."""
+    nothing = parts.add_up([])
+    return nothing | {"annotations": rows, "verdicts": nothing["verdicts"] | {str(Verdict.PARITY): rows}}
 
 
 def _paid(config: Config, output: Folder) -> dict[str, dict[str, Any]]:
@@ -133,7 +149,8 @@ def check(config: Config, output: Folder) -> None:
 
 
 def _check_models(config: Config) -> None:
-    for flag, model in {"lvlm": config.lvlm, **{f"jury.{number}": juror for number, juror in enumerate(config.jury)}}.items():
+    asked = {"lvlm": config.lvlm} if config.asks_lvlm else {}
+    for flag, model in {**asked, **{f"jury.{number}": juror for number, juror in enumerate(config.jury)}}.items():
         if model.engine == "openai":
             models.check_api(flag, model)
         elif ":" in model.engine:

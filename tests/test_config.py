@@ -45,6 +45,10 @@ def test_the_defaults_are_valid_and_frozen() -> None:
     [
         ({"images": "x", "demo": {"images": 3}}, "exclude each other: the demo renders its own"),
         ({"annotations": "y", "images": "x"}, "exclude each other: annotations name their images"),
+        ({"parity": "y", "images": "x"}, "parity='y' and images exclude each other"),
+        ({"parity": "y", "rounds": 2}, "parity='y' and rounds exclude each other"),
+        ({"parity": "y", "pl": {"replay": 0.5}}, "parity='y' and pl.replay exclude each other"),
+        ({"parity": "y", "ablations": ["no_pi_all"]}, r"parity='y' and ablations=\['no_pi_all'\] exclude each other"),
         ({"pl": {"replay": 0.5, "train_on": "all"}}, "replay=0.5 and train_on='all' exclude each other"),
         ({"pl": {"replay": 0.5, "train_on": "consistent"}}, "exclude each other"),
         ({"lvlm": {"min_replicas": 3, "max_replicas": 2}}, "max_replicas=2 is below min_replicas=3"),

@@ -1,4 +1,4 @@
-"""Real models, few images: rounds with a jury on yes-or-no questions, and a comparison that is added to a finished run."""
+"""Real models, few images: rounds with a jury on yes-or-no questions, a comparison added to a finished run, a mended parity set."""
 
 import shutil
 from pathlib import Path
@@ -10,10 +10,13 @@ from accounting import assert_accounted_for, rows
 from mpa_ray import demo, pipeline
 from mpa_ray.cli import merge, validate
 from mpa_ray.config import Config
+from mpa_ray.inputs.sources import parity_rows
 from mpa_ray.matchers import MATCHERS
 from mpa_ray.presets import preset
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
+from mpa_ray.studies.ratings import Rating, fingerprint
+from mpa_ray.studies.review import apply
 
 pytestmark = pytest.mark.slow
 
@@ -72,3 +75,30 @@ def test_a_comparison_is_added_to_a_finished_run(ray_session: None, tmp_path: Pa
     assert second["evaluation"][: len(first["evaluation"])] == first["evaluation"]
     assert (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns == weights, "what is finished is not done again"
     assert pipeline.run(settings(tmp_path)) == second, "the record keeps the comparisons it has"
+
+
+def rating_of(row: dict[str, Any], **decided: str) -> Rating:
+    mark = fingerprint(row["question"], row["answer"])
+    said = {"run": "", "samples": 0, "seed": 0, "blind": False, "rater": "ann", "time": "2026-01-31T12:00:00.000Z"}
+    return Rating(mpa_ray_rating=1, id=row["sample_id"], fingerprint=mark, **said, **decided)
+
+
+def test_a_mended_parity_set_is_trained_on(ray_session: None, tmp_path: Path) -> None:
+    """A run, ratings of it, jobs/review.py's parity set, and a run that trains on that: no L-VLM, nothing annotated, every row used."""
+    record = pipeline.run(settings(tmp_path / "run"))
+    run, mended = Folder.at(tmp_path / "run"), Folder.at(tmp_path / "mended")
+    parity = rows(run.child("parity"))
+    given = [rating_of(row, decision="drop") for row in parity[:3]]
+    given.append(rating_of(parity[3], decision="fix", question=parity[3]["question"], answer="forty two"))
+    apply(run, given, mended, thresholds={})
+    assert parity_rows(Config(parity=mended.child("parity").uri)) == len(parity) - 3
+    changes = {"parity": mended.child("parity").uri, "demo": {"images": 0}, "lvlm": {"model": ""}, "ablations": []}
+    changes["evaluate"] = {"benchmark": str(tmp_path / "run/inputs/benchmark.parquet")}
+    again = pipeline.run(settings(tmp_path / "again", **changes))
+    assert again["training"]["mpa"]["samples"] == len(parity) - 3, "no row is held out"
+    assert again["verdicts"][Verdict.PARITY] == again["annotations"] == len(parity) - 3
+    assert [score["model"] for score in again["evaluation"]] == [score["model"] for score in record["evaluation"]]
+    output = Folder.at(tmp_path / "again")
+    assert "on the parity set" in output.read_bytes("model/README.md").decode()
+    assert output.exists("report/index.html")
+    assert pipeline.run(settings(tmp_path / "again", **changes)) == again

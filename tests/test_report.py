@@ -12,7 +12,7 @@ import pyarrow.fs
 import pytest
 
 from mpa_ray.cli import parse
-from mpa_ray.config import Config, identity
+from mpa_ray.config import Config, ModelSection, identity
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.report import charts, facts, page, parity_picture, write, write_report
 from mpa_ray.report.gains import Evaluation, answer_type, compared, opening
@@ -106,6 +106,17 @@ def test_before_run_json_is_written(run: Folder) -> None:
     run.delete("run.json")
     write_report(run, record=record)
     assert "under way" not in " ".join(outline(run).words)
+
+
+def test_a_run_that_starts_from_a_parity_set(tmp_path: Path) -> None:
+    run = Folder.at(tmp_path / "run")
+    config = Config(parity="reviewed/parity", output=run.uri, svlm=ModelSection(model="org/small"))
+    run.write_json("config.json", identity(config))
+    trained = {"samples": 25, "loss": 0.5, "seconds": 3.0, "tokens_per_second": 80.0, "batch_size": 4, "learning_rate": 1e-5}
+    counts = {"images": 0, "annotations": 25, "quarantined": {}, "verdicts": {"parity": 25}, "tokens": {}, "seconds": 0.0}
+    record = {"config": config.model_dump(mode="json"), **counts, "training": {"mpa": trained}, "evaluation": [], "stages": {}}
+    assert write_report(run, record=record) == ["index.html"]
+    assert "reviewed/parity" in run.read_bytes("report/index.html").decode()
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

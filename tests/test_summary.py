@@ -66,3 +66,10 @@ def test_columns_are_aligned() -> None:
 def test_intervals() -> None:
     assert interval([1.234, 5.0]) == "1.2 to 5.0"
     assert interval(None) == "-"
+
+
+def test_a_run_that_starts_from_a_parity_set_asked_nobody() -> None:
+    given = {"images": 0, "annotations": 25, "quarantined": {}, "verdicts": {"parity": 25}, "tokens": {}, "stages": {"train_mpa": 3.0}}
+    text = table(RECORD | given)
+    assert line_of(text, "verdict: parity").split()[2:4] == ["25", "100.0%"]
+    assert line_of(text, "train_mpa").split()[1:3] == ["3", "s"]

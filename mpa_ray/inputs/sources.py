@@ -1,4 +1,4 @@
-"""What a run starts from: images that are to be annotated, or annotations from elsewhere that are only to be judged."""
+"""What a run starts from: images to annotate, annotations from elsewhere that are only to be judged, or a parity set to train on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mpa_ray import parts
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.inputs import manifest
-from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, SOURCE_ROW
+from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, PARITY, SOURCE_ROW
 from mpa_ray.storage import Folder
 
 
@@ -59,21 +59,37 @@ def _images(config: Config, output: Folder) -> Source:
 def _annotations(config: Config) -> Source:
     assert config.annotations is not None
     folder = Folder.at(config.annotations)
+    given = f"annotations={config.annotations!r}"
+    rows = _rows_of(
+        folder, ANNOTATIONS, given, "the annotations/ folder of a run or an import", "jobs/import_annotations.py makes such files"
+    )
+    names = folder.names(".parquet")
+    read = partial(parts.read_annotations, annotations=folder, names=names, max_image_bytes=config.max_image_bytes)
+    needs_lvlm = any(folder.read_table(name, ["lvlm_answer"]).column(0).null_count for name in names)
+    return Source(parts=len(names), rows=rows, unit="annotations", read=read, schema=ANNOTATED_ROW, needs_lvlm=needs_lvlm)
+
+
+def parity_rows(config: Config) -> int:
+    """How many rows the parity set has that the run is given.
+
+    Raises:
+        ConfigurationError: it is not there, empty, or no parity set.
+    """
+    assert config.parity is not None
+    given, mend = f"parity={config.parity!r}", "the parity/ folder of a run, or of what jobs/review.py wrote"
+    return _rows_of(Folder.at(config.parity), PARITY, given, mend, f"give {mend}")
+
+
+def _rows_of(folder: Folder, schema: pa.Schema, given: str, what: str, mend: str) -> int:
     names = folder.names(".parquet")
     if not names:
-        raise ConfigurationError(
-            f"annotations={config.annotations!r} holds no Parquet file; give the annotations/ folder of a run or an import"
-        )
+        raise ConfigurationError(f"{given} holds no Parquet file; give {what}")
     rows = 0
     for name in names:
         with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:
             file = pyarrow.parquet.ParquetFile(stream)
-            lacking = [column for column in ANNOTATIONS.names if column not in file.schema_arrow.names]
+            lacking = [column for column in schema.names if column not in file.schema_arrow.names]
             if lacking:
-                raise ConfigurationError(
-                    f"annotations={config.annotations!r}: {name} lacks {', '.join(lacking)}; jobs/import_annotations.py makes such files"
-                )
+                raise ConfigurationError(f"{given}: {name} lacks {', '.join(lacking)}; {mend}")
             rows += file.metadata.num_rows
-    read = partial(parts.read_annotations, annotations=folder, names=names, max_image_bytes=config.max_image_bytes)
-    needs_lvlm = any(folder.read_table(name, ["lvlm_answer"]).column(0).null_count for name in names)
-    return Source(parts=len(names), rows=rows, unit="annotations", read=read, schema=ANNOTATED_ROW, needs_lvlm=needs_lvlm)
+    return rows
