@@ -1,0 +1,44 @@
+"""Check a machine or cluster, and the settings of a run, before it starts: takes the flags of the run; --quick leaves out the dry run.
+
+Examples:
+
+    python jobs/doctor.py
+    python jobs/doctor.py --images s3://bucket/images --output s3://bucket/run1 --config my.yaml
+    ray job submit --working-dir . -- python jobs/doctor.py --images s3://bucket/images --output s3://bucket/run1
+"""
+
+import sys
+from collections.abc import Iterator
+
+from mpa_ray import cli, doctor, doctor_run
+from mpa_ray.config import Config
+from mpa_ray.doctor import Finding
+from mpa_ray.errors import FAILED, exit_codes
+
+CONFIG = Config()
+
+
+def findings(config: Config, *, quick: bool) -> Iterator[Finding]:
+    yield from doctor.versions(config)
+    yield from doctor.machine()
+    yield from doctor.cards()
+    yield from doctor.inputs(config)
+    yield from doctor.storage(config.output)
+    yield from doctor.access(config)
+    yield from doctor_run.cluster(config)
+    if not quick:
+        yield from doctor_run.dry_run(config)
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        argv = [word for word in sys.argv[1:] if word != "--quick"]
+        given = cli.parse(CONFIG, argv, about=__doc__, whole=False)
+        failed = 0
+        for found in findings(given, quick=len(argv) < len(sys.argv) - 1):
+            print(found, flush=True)
+            failed += found.state == "failed"
+        if failed:
+            print(f"{failed} failed: a run would not work", file=sys.stderr)
+            sys.exit(FAILED)
+        print("nothing failed")

@@ -1,0 +1,233 @@
+"""The checks before a run: what is well is said to be, and what is not is named with its mend."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mpa_ray import demo, doctor, doctor_run, s3, storage
+from mpa_ray.config import Config, ModelSection
+from mpa_ray.doctor import Finding
+from s3 import environment, free_port
+from tests.faults.s3_proxy import Proxy
+
+ROOT = Path(__file__).parents[1]
+API = ModelSection(model="gpt", engine="openai")
+
+
+def states(found: list[Finding]) -> list[str]:
+    return [finding.state for finding in found]
+
+
+def write_pins(folder: Path, *required: str) -> Path:
+    path = folder / "setup.cfg"
+    lines = "\n    ".join(required)
+    extras = "train =\nvllm =\nvllm-cpu =\napi =\n    no-such-client==1.0\n"
+    path.write_text(f"[options]\ninstall_requires =\n    {lines}\n[options.extras_require]\n{extras}")
+    return path
+
+
+def test_this_environment_is_as_pinned() -> None:
+    assert set(states(list(doctor.versions(Config())))) == {"ok"}
+
+
+def test_wrong_and_missing_versions(tmp_path: Path) -> None:
+    pins = write_pins(tmp_path, "pyarrow==1.0", "no-such-package==2.0", "pillow>=1", "numpy")
+    found = list(doctor.versions(Config(), pins))
+    assert states(found) == ["ok", "failed", "failed", "ok"]
+    assert "pyarrow is " in found[1].said and "==1.0 was tested" in found[1].said
+    assert found[2].said == "no-such-package==2.0 is not installed"
+    assert found[2].mend == "make venv, or pip install -c constraints.txt 'no-such-package==2.0'"
+    assert found[3].said == "2 packages as pinned"
+
+
+def test_only_what_the_run_needs_is_asked_for(tmp_path: Path) -> None:
+    pins = write_pins(tmp_path, "numpy")
+    assert "failed" not in states(list(doctor.versions(Config(), pins)))
+    assert "no-such-client" in next(finding for finding in doctor.versions(Config(lvlm=API), pins) if finding.state == "failed").said
+
+
+def test_no_checkout_is_no_failure(tmp_path: Path) -> None:
+    assert states(list(doctor.versions(Config(), tmp_path / "setup.cfg"))) == ["ok", "warning"]
+
+
+def test_a_local_part_of_a_version_is_a_build_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_installed", lambda name: "2.13.0+cpu")
+    assert "failed" not in states(list(doctor.versions(Config(), write_pins(tmp_path, "torch==2.13.0"))))
+
+
+@pytest.mark.parametrize(("free", "state"), [(0.5, "failed"), (4, "warning"), (64, "ok")])
+def test_memory(free: float, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_memory_available", lambda: int(free * doctor.GIB))
+    [memory] = [finding for finding in doctor.machine() if finding.what == "memory"]
+    assert memory.state == state and bool(memory.mend) == (state != "ok")
+
+
+def test_disks_that_do_not_exist_yet_are_those_they_would_be_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "not/yet"))
+    [disk] = [finding for finding in doctor.machine() if finding.what == "disk for Ray"]
+    assert disk.said.endswith(f"free in {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("printed", "code", "expected"),
+    [
+        ("NVIDIA L40S, 46068, 12", 0, [("ok", "NVIDIA L40S, 45 GiB, 0 GiB of it in use")]),
+        ("NVIDIA L40S, 46068, 40000\nNVIDIA L40S, 46068, 0", 0, [("warning", "39 GiB of it in use"), ("ok", "0 GiB")]),
+        ("couldn't communicate with the NVIDIA driver", 9, [("failed", "couldn't communicate")]),
+    ],
+)
+def test_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, code: int, expected: list[tuple[str, str]]) -> None:
+    (tmp_path / "out").write_text(printed)
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text(f"#!/bin/sh\ncat {tmp_path}/out\nexit {code}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = list(doctor.cards())
+    assert states(found) == [state for state, _ in expected]
+    assert all(text in finding.said for finding, (_, text) in zip(found, expected, strict=True))
+
+
+def test_a_check_leaves_nothing_on_a_disk(tmp_path: Path) -> None:
+    [found] = doctor.storage(str(tmp_path / "a/b"))
+    assert found.state == "ok" and list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    [found] = doctor.storage(str(tmp_path / "file/run"))
+    assert found.state == "failed" and found.mend
+
+
+def test_a_bucket_with_all_rights(bucket: str) -> None:
+    [found] = doctor.storage(f"s3://{bucket}/run")
+    assert found.state == "ok", found
+    # Arrow leaves the mark of an empty folder; nothing is in it.
+    assert [key for key, _ in s3.keys(bucket, "") if not key.endswith("/")] == []
+
+
+def test_a_bucket_that_may_only_be_read(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    with environment(s3_port):
+        s3.client().create_bucket(Bucket="doctor-read-only")
+    with Proxy(s3_port, lambda method, path: "read_only") as proxy, environment(proxy.port):
+        [found] = doctor.storage("s3://doctor-read-only/run")
+    assert found.state == "failed" and "doctor-read-only" in found.said
+    assert found.mend == "give these credentials the rights to list, read, write and delete there"
+
+
+def test_a_store_that_ignores_conditions(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_second_put_is_refused", lambda folder, name: False)
+    [found] = doctor.storage(f"s3://{bucket}/run")
+    assert found.state == "warning" and "conditional PUT" in found.said
+
+
+def test_images(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    [found] = doctor.inputs(Config(images=str(tmp_path)))
+    assert found.state == "ok" and "of the first 2, 2 were read" in found.said
+    (tmp_path / "a.png").write_bytes(b"")
+    [found] = doctor.inputs(Config(images=str(tmp_path)))
+    assert found.state == "warning" and found.mend.startswith("empty")
+    for nothing in (tmp_path / "nowhere", tmp_path / "a.txt"):
+        [found] = doctor.inputs(Config(images=str(nothing)))
+        assert found.state == "failed" and "does not exist" in found.said
+
+
+def test_a_parity_set_is_looked_at_in_place_of_images(parity_folder: Path) -> None:
+    [found] = doctor.inputs(Config(parity=str(parity_folder)))
+    assert (found.state, found.said) == ("ok", f"24 rows in {parity_folder}")
+
+
+def access(lvlm: ModelSection) -> Finding:
+    [found] = doctor.access(Config(lvlm=lvlm))
+    return found
+
+
+def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert access(ModelSection(model=str(demo.LVLM))).state == "ok"
+    found = access(ModelSection(model=str(tmp_path)))
+    assert found.state == "failed" and "holds no config.json" in found.said
+    found = access(ModelSection(model="nobody/no-such-model"))
+    assert found.state == "failed" and "HF_TOKEN" in found.mend
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert access(API).state == "failed" and "OPENAI_API_KEY" in access(API).said
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-the-tests")
+    assert access(API).state == "ok" and "a-key-of-the-tests" not in str(access(API))
+
+
+def test_a_head_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    [found] = doctor_run.cluster(Config())
+    assert found.state == "failed" and "Connection refused" in found.said
+
+
+def test_what_the_cluster_has(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    monkeypatch.delenv("NO_KEY_HERE", raising=False)
+    config = Config(lvlm=API.model_copy(update={"api_key_env": "NO_KEY_HERE"}), svlm=ModelSection(model="a/b"))
+    found = {finding.what: finding for finding in doctor_run.cluster(config)}
+    assert "1 nodes, 4 CPU cores, 0 cards" in found["ray"].said
+    assert found["cards for PA and PI"].state == found["cards for PL"].state == "warning"
+    assert found["key on a worker"].state == "failed"
+
+
+def test_large_models_are_stood_in_for_and_small_ones_are_asked(tmp_path: Path) -> None:
+    shutil.copytree(demo.LVLM, tmp_path / "small")
+    large = ModelSection(model="Qwen/Qwen2-VL-7B-Instruct", gpus_per_replica=0, max_replicas=8)
+    small = large.model_copy(update={"model": str(tmp_path / "small")})
+    made = doctor_run.dry_config(Config(lvlm=large, svlm=small), images="i", output="o")
+    assert (made.lvlm.model, made.svlm.model) == (str(demo.LVLM), str(tmp_path / "small"))
+    assert made.lvlm.max_replicas == 1 and made.pl.gpus_per_worker == 0 and made.pl.holdout == 0
+    assert made.missing() == []
+
+
+def test_a_stand_in_takes_a_share_of_a_card_where_the_model_takes_cards() -> None:
+    given = ModelSection(model="Qwen/Qwen2-VL-7B-Instruct", gpus_per_replica=4)
+    made = doctor_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o")
+    assert made.lvlm.gpus_per_replica == made.svlm.gpus_per_replica == 0.4, "both share one"
+    assert made.pl.gpus_per_worker == 1
+
+
+Doctor = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Doctor:
+    def run(*argv: str) -> subprocess.CompletedProcess[str]:
+        variables = os.environ | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, str(ROOT / "jobs/doctor.py"), *argv]
+        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_the_job(job: Doctor, tmp_path: Path) -> None:
+    ended = job("--quick", "--preset", "demo", "--output", "runs/demo")
+    assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "nothing failed"), ended.stdout + ended.stderr
+    ended = job("--quick", "--images", "nowhere", "--svlm.model", "no/such")
+    assert ended.returncode == 3 and ended.stderr.endswith("2 failed: a run would not work\n"), ended.stdout + ended.stderr
+    assert "failed   images: images='nowhere' does not exist" in ended.stdout
+    assert job("--svlm.modle", "x").returncode == 2
+
+
+@pytest.mark.slow
+def test_a_small_run(job: Doctor) -> None:
+    ended = job("--preset", "demo")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "images through PA, PI and PL with the embedded L-VLM and the embedded S-VLM" in ended.stdout
+
+
+@pytest.mark.slow
+def test_a_small_run_that_fails_says_why(job: Doctor, tmp_path: Path) -> None:
+    (tmp_path / "broken_engine.py").write_text("def load(model):\n    raise RuntimeError('no device')\n")
+    ended = job("--preset", "demo", "--lvlm.engine", "broken_engine:load")
+    assert ended.returncode == 3 and "failed   dry run: with " in ended.stdout, ended.stdout
