@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all chaos lint clean
+.PHONY: help venv demo docs test test-all chaos lint clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -13,6 +13,10 @@ venv: ## set up .venv for this machine (CPU or GPU) and nothing more
 
 demo: venv ## align the tiny embedded pair of models, on the CPU, into runs/demo
 	$(RUN) jobs/mpa_textvqa.py --preset demo --output runs/demo
+
+docs: venv ## build the guide into build/docs, warnings as errors
+	$(RUN) -m mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
 
 test: venv ## all tests but the slow ones
 	$(RUN) -m pytest -m "not slow"
