@@ -6,15 +6,14 @@ Examples:
     python jobs/compare.py s3://bucket/run1 s3://bucket/run2 --output comparison.html
 """
 
-import argparse
-
 from mpa_ray.errors import ConfigurationError, exit_codes
+from mpa_ray.job_parser import JobParser
 from mpa_ray.storage import Folder
 from mpa_ray.studies.compare import compare, html, text
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def arguments() -> JobParser:
+    parser = JobParser(__doc__)
     runs = "the output folders of runs, local, s3:// or gs://; the others are tested against the first"
     parser.add_argument("runs", nargs="+", metavar="RUN", help=runs)
     parser.add_argument("--output", metavar="PAGE", help="write a page there too, such as comparison.html; one that is there is replaced")

@@ -9,11 +9,10 @@ Examples:
 import sys
 from collections.abc import Sequence
 
-import tyro
 from pydantic import ValidationError
 
 from mpa_ray import families, models
-from mpa_ray.cli import problems
+from mpa_ray.cli import parse_section, problems
 from mpa_ray.config import Config, EvaluateSection, LabeledSection, ModelSection, TaskName
 from mpa_ray.errors import ConfigurationError, exit_codes
 from mpa_ray.storage import Folder
@@ -38,10 +37,17 @@ class Evaluation(LabeledSection):
     """What the model runs on: engine, replicas, pixels."""
 
 
+# What `--help` shows; `--help-all` has what is left of what the model runs on.
+OFTEN = (
+    *("model", "benchmark", "format", "images", "output", "name", "task", "max_tokens"),
+    *("serve.engine", "serve.max_pixels", "serve.max_replicas", "serve.gpus_per_replica", "serve.chat_template"),
+)
+
+
 def parse(argv: Sequence[str]) -> tuple[Evaluation, Config]:
     """The job, and the configuration that follows from it."""
     try:
-        job = tyro.cli(Evaluation, args=list(argv), description=__doc__, use_underscores=True)
+        job = parse_section(Evaluation(), argv, about=__doc__ or "", often=OFTEN)
         serve = job.serve.model_copy(update={"model": job.model})
         evaluate = EvaluateSection(benchmark=job.benchmark, format=job.format, images=job.images, max_tokens=job.max_tokens)
         config = Config(task=job.task, output=job.output, svlm=serve, evaluate=evaluate)

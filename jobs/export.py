@@ -6,15 +6,14 @@ Examples:
     python jobs/export.py --run s3://bucket/run1 --format llava --output s3://bucket/llava
 """
 
-import argparse
-
 from mpa_ray.errors import exit_codes
 from mpa_ray.exchange.exports import LAYOUTS, export
+from mpa_ray.job_parser import JobParser
 from mpa_ray.storage import Folder
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def arguments() -> JobParser:
+    parser = JobParser(__doc__)
     parser.add_argument("--run", required=True, metavar="RUN", help="the output folder of a run, local, s3:// or gs://")
     layouts = "Hugging Face datasets, TRL's prompt/completion, or LLaVA's conversation JSON"
     parser.add_argument("--format", required=True, choices=list(LAYOUTS), help=layouts)

@@ -10,9 +10,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import tyro
 from pydantic import Field
 
+from mpa_ray.cli import parse_section
 from mpa_ray.config import Config, ModelSection, Section
 from mpa_ray.errors import ConfigurationError, exit_codes
 from mpa_ray.models import check, check_api
@@ -45,7 +45,8 @@ def parse(argv: Sequence[str]) -> tuple[GapStudy, Config]:
     run = first.parse_known_args(argv)[0].run
     config = config_of(Folder.at(run)) if run else None
     default = GapStudy(run=run, lvlm=config.lvlm if config else ModelSection())
-    job = tyro.cli(GapStudy, default=default, args=list(argv), description=__doc__, use_underscores=True)
+    often = (*("run", "output", "samples", "seed", "examples"), *("lvlm.model", "lvlm.engine", "lvlm.gpus_per_replica", "lvlm.base_url"))
+    job = parse_section(default, argv, about=__doc__ or "", often=often)
     if config is None:
         raise ConfigurationError(f"--run {run!r}: holds no config.json; give the output folder of a run")
     return job, config

@@ -5,15 +5,14 @@ Examples:
     python jobs/import_annotations.py --annotations output.json --images s3://bucket/train2014 --output s3://bucket/imported
 """
 
-import argparse
-
 from mpa_ray.errors import exit_codes
 from mpa_ray.exchange.imports import import_annotations
+from mpa_ray.job_parser import JobParser
 from mpa_ray.storage import Folder
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def arguments() -> JobParser:
+    parser = JobParser(__doc__)
     parser.add_argument("--annotations", required=True, metavar="FILE", help="a JSON file: a list of records, or one record a line")
     parser.add_argument("--images", required=True, metavar="FOLDER", help="where its images are: a folder, prefix or tar")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="a new folder")

@@ -12,6 +12,7 @@ import re
 from mpa_ray.config import Config
 from mpa_ray.errors import exit_codes
 from mpa_ray.inputs.pack import pack, table
+from mpa_ray.job_parser import JobParser
 from mpa_ray.storage import Folder
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -24,9 +25,9 @@ def number_of_bytes(text: str) -> int:
     return int(found[1]) * UNITS[(found[2] or "").upper()]
 
 
-def arguments() -> argparse.ArgumentParser:
+def arguments() -> JobParser:
     defaults = Config()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = JobParser(__doc__)
     parser.add_argument("--images", required=True, metavar="PREFIX", help="a folder or prefix of image files, local, s3:// or gs://")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="a new folder; the same command on it goes on where it stopped")
     parser.add_argument("--shard-bytes", type=number_of_bytes, default=256 * 10**6, metavar="SIZE", help="of a shard, at most (256MB)")

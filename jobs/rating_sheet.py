@@ -6,17 +6,16 @@ Examples:
     python jobs/score_ratings.py --key runs/demo-rating/key.csv ann.csv ben.csv
 """
 
-import argparse
-
 from mpa_ray.errors import exit_codes
+from mpa_ray.job_parser import JobParser
 from mpa_ray.run_folder import config_of
 from mpa_ray.storage import Folder
 from mpa_ray.studies.rating_sheet import about, write_sheet
 from mpa_ray.tasks import task_of
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def arguments() -> JobParser:
+    parser = JobParser(__doc__)
     parser.add_argument("--run", required=True, metavar="RUN", help="the output folder of a run, local, s3:// or gs://")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="a new folder; raters get its for_raters/ and nothing else")
     parser.add_argument("--samples", type=int, default=500, help="annotations before PI, and as many after it (default: 500, the paper's)")

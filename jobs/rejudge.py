@@ -5,16 +5,15 @@ Examples:
     python jobs/rejudge.py --run runs/demo --matcher anls --output runs/demo-anls
 """
 
-import argparse
-
 from mpa_ray.errors import exit_codes
+from mpa_ray.job_parser import JobParser
 from mpa_ray.matchers import MATCHERS
 from mpa_ray.rejudge import rejudge, table
 from mpa_ray.storage import Folder
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def arguments() -> JobParser:
+    parser = JobParser(__doc__)
     parser.add_argument("--run", required=True, metavar="RUN", help="the output folder of a run, local, s3:// or gs://")
     parser.add_argument("--matcher", required=True, choices=list(MATCHERS), help="when two answers count as the same (Eq. 1)")
     parser.add_argument("--output", required=True, metavar="NEW", help="a new folder")

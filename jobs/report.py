@@ -6,16 +6,15 @@ Examples:
     python jobs/report.py --output s3://bucket/run1 --to reports/run1 --samples 10000 --rated 500
 """
 
-import argparse
-
 from mpa_ray.errors import exit_codes
+from mpa_ray.job_parser import JobParser
 from mpa_ray.report import write_report
 from mpa_ray.report.write import RATED, SAMPLES
 from mpa_ray.storage import Folder
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def arguments() -> JobParser:
+    parser = JobParser(__doc__)
     parser.add_argument("--output", required=True, metavar="RUN", help="the output folder of the run, local, s3:// or gs://")
     parser.add_argument("--to", metavar="FOLDER", help="where the pages go (default: report/ in the run)")
     parser.add_argument("--samples", type=int, default=SAMPLES, help=f"samples of the gallery, drawn by verdict (default: {SAMPLES})")

@@ -6,19 +6,19 @@ Examples:
     python jobs/review.py --run runs/demo ann.jsonl --parity runs/demo-reviewed --drop_below answer_correctness=0.5
 """
 
-import argparse
 import json
 from pathlib import Path
 
 from mpa_ray.errors import ConfigurationError, exit_codes
+from mpa_ray.job_parser import JobParser
 from mpa_ray.storage import Folder
 from mpa_ray.studies.rating_scores import score, tables
 from mpa_ray.studies.ratings import Rating, groups_of, read, sheets
 from mpa_ray.studies.review import apply, told
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def arguments() -> JobParser:
+    parser = JobParser(__doc__)
     parser.add_argument("ratings", nargs="+", metavar="JSONL", help="ratings as a page exports them, of one rater or several")
     parser.add_argument("--run", required=True, metavar="RUN", help="the output folder of the run, local, s3:// or gs://")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the scores there as JSON too; a new file")

@@ -5,16 +5,16 @@ Examples:
     python jobs/score_ratings.py --key runs/demo-rating/key.csv ann.csv ben.csv cleo.csv --output scores.json
 """
 
-import argparse
 import json
 from pathlib import Path
 
 from mpa_ray.errors import ConfigurationError, exit_codes
+from mpa_ray.job_parser import JobParser
 from mpa_ray.studies.rating_scores import read_key, read_sheet, score, tables
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def arguments() -> JobParser:
+    parser = JobParser(__doc__)
     parser.add_argument("sheets", nargs="+", metavar="SHEET", help="a rater's filled sheet, as CSV")
     parser.add_argument("--key", required=True, metavar="FILE", help="key.csv of the study")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the scores there as JSON too; a new file")

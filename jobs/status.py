@@ -5,15 +5,14 @@ Examples:
     python jobs/status.py --output s3://bucket/run1
 """
 
-import argparse
-
 from mpa_ray.errors import exit_codes
+from mpa_ray.job_parser import JobParser
 from mpa_ray.status import status
 from mpa_ray.storage import Folder
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def arguments() -> JobParser:
+    parser = JobParser(__doc__)
     parser.add_argument("--output", required=True, metavar="RUN", help="the output folder of the run, local, s3:// or gs://")
     return parser
 

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from mpa_ray.errors import ConfigurationError, exit_codes
+from mpa_ray.job_parser import JobParser
 from mpa_ray.storage import Folder
 from mpa_ray.tables import grid_data, result_file
 from mpa_ray.tables.grid import run_table
@@ -19,8 +20,8 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 _DEMO_SEEDS = [0, 1, 2]
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def arguments() -> JobParser:
+    parser = JobParser(__doc__)
     parser.add_argument("--table", required=True, type=int, choices=list(TABLES), help="its number in the paper")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="of the grid; tables given the same one share cells")
     parser.add_argument("--data", metavar="FILE", help="where images, benchmarks and labels are, as YAML (jobs/data.example.yaml)")

@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -23,6 +23,10 @@ OFTEN = (
     *("pl.workers", "pl.gpus_per_worker", "pl.zero_stage", "pl.learning_rate", "pl.batch_size", "pl.replay"),
     *("evaluate.benchmark", "evaluate.format", "evaluate.images", "evaluate.lvlm"),
 )
+
+
+_PRESETS = f"Sets of settings: {', '.join(presets.NAMES)}"
+S = TypeVar("S", bound=BaseModel)
 
 
 def main(job: Config, argv: Sequence[str] | None = None, *, about: str | None = None) -> None:
@@ -82,22 +86,45 @@ def _spread_for(over: Mapping[str, Any], job: Config) -> dict[str, Any]:
     return tree
 
 
+def parse_section(default: S, argv: Sequence[str], *, about: str, often: Sequence[str]) -> S:
+    """The settings of a job that is no run: flags over `default`.
+
+    Args:
+        default: the job's section, with what it has without a flag.
+        argv: the command line, without the program.
+        about: what `--help` begins with.
+        often: the names that `--help` shows; `--help-all` shows all.
+
+    Raises:
+        ConfigurationError: as `parse`.
+    """
+    given = flags(argv, type(default))
+    wants_help, wants_all = (given.pop(name, None) for name in ("help", "help_all"))
+    if wants_help or wants_all:
+        _print_help(about, default, often=often, whole=bool(wants_all), more=())
+    try:
+        return type(default).model_validate(merge(default.model_dump(exclude_unset=True), given))
+    except ValidationError as error:
+        raise ConfigurationError(problems(error, type(default))) from error
+
+
 def _show_help(about: str, config: Config, *, whole: bool) -> NoReturn:
+    files = f"  --config FILE                 YAML with the names below; flags go over it.\n  --preset NAME...              {_PRESETS}."
+    _print_help(about, config, often=OFTEN, whole=whole, more=[files])
+
+
+def _print_help(about: str, section: BaseModel, *, often: Sequence[str], whole: bool, more: Sequence[str]) -> NoReturn:
     """What the job does, and its flags with the values they have in it, to stdout."""
-    found = list(settings(Config, values=config))
+    found = list(settings(type(section), values=section))
     if not whole:
-        found = sorted((setting for setting in found if setting.name in OFTEN), key=lambda setting: OFTEN.index(setting.name))
-    rest = "" if whole else "  --help-all                    Every setting, with its whole meaning; docs/ has the guide.\n"
-    print(
-        f"{about.strip()}\n\n"
-        f"  --config FILE                 YAML with the names below; flags go over it.\n"
-        f"  --preset NAME...              Sets of settings: {', '.join(presets.NAMES)}.\n{rest}"
-    )
-    print("\n".join(help_lines(found, width=shutil.get_terminal_size((100, 40)).columns, whole=whole)))
+        found = sorted((setting for setting in found if setting.name in often), key=lambda setting: often.index(setting.name))
+    rest = () if whole else ("  --help-all                    Every setting, with its whole meaning; docs/ has the guide.",)
+    lines = help_lines(found, width=shutil.get_terminal_size((100, 40)).columns, whole=whole)
+    print("\n".join([about.strip(), "", *more, *rest, "", *lines]))
     sys.exit(0)
 
 
-def flags(argv: Sequence[str]) -> dict[str, Any]:
+def flags(argv: Sequence[str], root: type[BaseModel] = Config) -> dict[str, Any]:
     """Flags as a tree: `--pl.workers 2`, `--pl.workers=2`, `--evaluate.lvlm`, `--evaluate.no_lvlm`, `--ablations consistent no_pi_all`.
 
     Types are left to `validate`, which says of a flag what it says of the same setting in YAML.
@@ -109,9 +136,9 @@ def flags(argv: Sequence[str]) -> dict[str, Any]:
     for flag, values in _grouped(argv):
         path = flag.removeprefix("--").replace("-", "_").split(".")
         negated = [*path[:-1], path[-1].removeprefix("no_")]
-        if not values and negated != path and _type_of(negated) is bool:
+        if not values and negated != path and _type_of(negated, root) is bool:
             path, values = negated, ["false"]
-        kind = _type_of(path)
+        kind = _type_of(path, root)
         if not values and kind not in (bool, None):
             raise ConfigurationError(f"{flag} needs a value; give it as {flag} VALUE")
         read = [_value(flag, text, kind) for text in values]
@@ -153,13 +180,13 @@ def _value(flag: str, text: str, kind: Any) -> Any:
         raise ConfigurationError(f"{flag}={text!r}: not YAML: {' '.join(str(error).split())}") from error
 
 
-def _type_of(path: Sequence[str]) -> Any:
+def _type_of(path: Sequence[str], root: type[BaseModel] = Config) -> Any:
     """The type of a setting; None where there is no setting of the name."""
     if path in (["preset"], ["config"]):
         return str
     if path in (["help"], ["help_all"]):
         return bool
-    kind: Any = Config
+    kind: Any = root
     for part in path:
         section = _section_in(kind)
         field = section.model_fields.get(part) if section else None
@@ -215,7 +242,8 @@ def problems(error: ValidationError, root: type[BaseModel] = Config) -> str:
         name = ".".join(path)
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(path[-1], _names(root, path[:-1]), n=1)
-            hint = f"; did you mean {'.'.join([*path[:-1], near[0]])}?" if near else ""
+            likely = [".".join([*path[:-1], near[0]])] if near else _elsewhere(root, path[-1])
+            hint = f"; did you mean {' or '.join(likely)}?" if likely else ""
             lines.append(f"{name}: unknown setting{hint}")
         elif item["type"] == "value_error":
             message = item["msg"].removeprefix("Value error, ")
@@ -231,3 +259,8 @@ def _names(section: type[BaseModel], path: Sequence[str]) -> list[str]:
         field = section.model_fields.get(part)
         section = (field and _section_in(field.annotation)) or section
     return list(section.model_fields)
+
+
+def _elsewhere(root: type[BaseModel], name: str) -> list[str]:
+    """Settings of other sections that are called so: `--workers` where `--pl.workers` was meant."""
+    return [setting.name for setting in settings(root) if setting.name.rpartition(".")[2] == name]
