@@ -3,9 +3,13 @@
 Both resample questions, so they speak of the choice of questions and not of training seeds. Memory stays bounded by drawing how often
 each distinct value comes up (a multinomial, the same distribution as drawing questions one by one) in blocks of resamples: scores take few
 distinct values, and a million questions cost no more than the distinct values among them.
+
+What is still to come is bounded too, from what was seen of the same kind: how many of further rows, and the mean of further values.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 from typing import TypedDict
 
 import numpy as np
@@ -68,6 +72,50 @@ def paired_test(
         "ci95": (low, high),
         "p_value": _sign_flip_p_value(differences, np.random.default_rng([seed, 1]), resamples),
     }
+
+
+def further_hits(hits: int, trials: int, further: int, *, level: float = 0.95) -> tuple[float, float]:
+    """How many of `further` trials hit, when `hits` of `trials` did: a prediction interval, in numbers of hits.
+
+    It is Wilson's score interval of a share (Wilson 1927) at the size 1 / (1/trials + 1/further), which adds what the further trials
+    scatter to what is not known of the share.
+
+    Raises:
+        ValueError: no trial, or more hits than trials.
+    """
+    if trials < 1 or further < 1 or not 0 <= hits <= trials:
+        raise ValueError(f"{hits} hits of {trials} trials, {further} further ones: give at least one trial of each, and no more hits")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, size = hits / trials, 1 / (1 / trials + 1 / further)
+    middle = share + z * z / (2 * size)
+    half = z * math.sqrt(share * (1 - share) / size + (z / (2 * size)) ** 2)
+    low, high = ((middle + side * half) / (1 + z * z / size) for side in (-1, 1))
+    return further * max(0.0, low), further * min(1.0, high)
+
+
+def further_mean(values: Sequence[float], further: float, *, level: float = 0.95) -> tuple[float, float]:
+    """Where the mean of `further` values will lie, when `values` were drawn from the same distribution: Student's prediction interval.
+
+    Raises:
+        ValueError: fewer than three values, which say next to nothing of their scatter.
+    """
+    numbers = _finite_vector("values", values)
+    if len(numbers) < 3:
+        raise ValueError(f"{len(numbers)} values; give at least three")
+    half = _student_quantile((1 + level) / 2, len(numbers) - 1) * float(numbers.std(ddof=1)) * math.sqrt(1 / len(numbers) + 1 / further)
+    return float(numbers.mean()) - half, float(numbers.mean()) + half
+
+
+def _student_quantile(share: float, degrees: int) -> float:
+    """Within 1% from 2 degrees of freedom on (Abramowitz & Stegun 26.7.5)."""
+    z = NormalDist().inv_cdf(share)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
 
 
 def _resampled_means(values: NDArray[np.float64], rng: np.random.Generator, resamples: int) -> NDArray[np.float64]:

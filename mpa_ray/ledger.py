@@ -19,7 +19,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from mpa_ray.config import ModelSection
+from mpa_ray.config import Config, ModelSection
 from mpa_ray.errors import RunError
 from mpa_ray.schema import Stage
 from mpa_ray.storage import Folder
@@ -176,6 +176,14 @@ def totals(output: Folder, model: ModelSection) -> dict[str, dict[str, Any]]:
         step["cost_usd"] = usd(_answered(step), model)
         step["at_most_usd"] = usd(_answered(step) + _unsure(step), model)
     return sums
+
+
+def accounts(config: Config, output: Folder) -> dict[str, dict[str, Any]]:
+    """The L-VLM's account by steps, and beside it each juror's."""
+    paid = totals(output, config.lvlm)
+    for number, juror in enumerate(config.jury):
+        paid |= {f"jury_{number}": account for account in totals(output, juror).values()}
+    return paid
 
 
 def require_budget(output: Folder, model: ModelSection) -> None:

@@ -97,7 +97,7 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
         evaluation = _ask_trained(config, output, trained)
     if source:
         parity_picture(output)
-    paid = _paid(config, output)
+    paid = ledger.accounts(config, output)
     record = {
         "config": config.model_dump(mode="json"),
         "versions": versions(),
@@ -126,14 +126,6 @@ def _given(rows: int) -> dict[str, Any]:
     """The counts of a run that starts from a parity set: each row is an annotation, and what it was found in is not known."""
     nothing = parts.add_up([])
     return nothing | {"annotations": rows, "verdicts": nothing["verdicts"] | {str(Verdict.PARITY): rows}}
-
-
-def _paid(config: Config, output: Folder) -> dict[str, dict[str, Any]]:
-    """The L-VLM's account by steps, and beside it each juror's."""
-    paid = ledger.totals(output, config.lvlm)
-    for number, juror in enumerate(config.jury):
-        paid |= {f"jury_{number}": account for account in ledger.totals(output, juror).values()}
-    return paid
 
 
 def check(config: Config, output: Folder) -> None:

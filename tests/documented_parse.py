@@ -60,10 +60,10 @@ def check_script(path: str, argv: list[str]) -> None:
     names = runpy.run_path(str(ROOT / path))
     if "CONFIG" in names:
         cli.parse(names["CONFIG"], argv)
-    elif "arguments" in names:
-        names["arguments"]().parse_args(argv)
     elif "parse" in names:
         names["parse"](argv)
+    elif "arguments" in names:
+        names["arguments"]().parse_args(argv)
     else:
         ended = subprocess.run([sys.executable, str(ROOT / path), *argv, "--help"], capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr

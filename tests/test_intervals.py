@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from mpa_ray.intervals import bootstrap_interval, paired_test
+from mpa_ray.intervals import bootstrap_interval, further_hits, further_mean, paired_test
 
 
 def test_interval_of_a_share_agrees_with_the_normal_approximation():
@@ -58,6 +58,30 @@ def test_p_value_matches_the_exact_permutation_test():
     assert result["p_value"] == pytest.approx(2 / 32, abs=0.006)
 
 
+def test_a_share_of_endless_further_trials_is_wilsons_interval():
+    # 81 of 263: Newcombe 1998, table I, method 3.
+    low, high = further_hits(81, 263, 10**9)
+    assert (low / 1e9, high / 1e9) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert further_hits(0, 50, 100)[0] == 0.0 and further_hits(50, 50, 100)[1] == pytest.approx(100.0)
+
+
+def test_a_mean_of_endless_further_values_is_students_interval():
+    # t(0.975, 3) = 3.182 and 3.182 * 1.2910 / 2 = 2.054
+    assert further_mean([1.0, 2.0, 3.0, 4.0], 1e12) == pytest.approx((0.446, 4.554), abs=0.01)
+
+
+def test_what_is_to_come_falls_into_its_range_as_often_as_promised():
+    generator = np.random.default_rng(7)
+    hits = means = 0
+    for _ in range(2000):
+        low, high = further_hits(int(generator.binomial(300, 0.3)), 300, 1000)
+        hits += low <= generator.binomial(1000, 0.3) <= high
+        low, high = further_mean(generator.normal(5, 1, 6), 4)
+        means += low <= generator.normal(5, 1, 4).mean() <= high
+    assert hits / 2000 == pytest.approx(0.95, abs=0.015)
+    assert means / 2000 == pytest.approx(0.95, abs=0.015)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -67,6 +91,9 @@ def test_p_value_matches_the_exact_permutation_test():
         (lambda: bootstrap_interval([0.1], resamples=0), "resamples is 0"),
         (lambda: paired_test([0.1], [0.1, 0.2]), "in the same order"),
         (lambda: paired_test([0.1], [math.inf]), r"scores_b\[0\]"),
+        (lambda: further_hits(2, 1, 10), "2 hits of 1 trials"),
+        (lambda: further_hits(0, 0, 10), "0 hits of 0 trials"),
+        (lambda: further_mean([1.0, 2.0], 10), "2 values"),
     ],
 )
 def test_refused_input(call, message):

@@ -1,0 +1,94 @@
+"""The rates that a run tells of runs like it, by its commits (`mpa_ray.parts`) and the records of its steps.
+
+What PA and PI take whatever the number of images, loading models above all, is told apart from what they take for each:
+
+    seconds = startup + images * seconds_per_image
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpa_ray import ledger, parts
+from mpa_ray.config import Config
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.parts import TOKEN_COLUMNS
+from mpa_ray.schema import Verdict
+from mpa_ray.storage import Folder
+
+PARTS_NEEDED = 5
+_STRETCHES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What a run says of runs like it.
+
+    Attributes:
+        images: how many it has done.
+        annotations, parity, quarantined: of them.
+        startup_s: seconds of PA and PI before images flow: the models are loaded.
+        stretches: (seconds, images) of up to ten stretches of PA and PI, after the start.
+        tokens: name of a token count -> its mean for an annotation of each part.
+        stages: what each finished step said, by name.
+        paid: the accounts of paid models, by step; those of jurors are `jury_<n>`.
+    """
+
+    images: int
+    annotations: int
+    parity: int
+    quarantined: int
+    startup_s: float
+    stretches: list[tuple[float, int]]
+    tokens: dict[str, list[float]]
+    stages: dict[str, dict[str, Any]]
+    paid: dict[str, dict[str, Any]]
+
+    @property
+    def seconds_per_image(self) -> float:
+        return sum(seconds for seconds, _ in self.stretches) / sum(images for _, images in self.stretches)
+
+
+def rates_of(commits: Sequence[dict[str, Any]], *, stages: dict[str, dict[str, Any]], paid: dict[str, dict[str, Any]]) -> Rates:
+    """The rates that a run's commits and finished steps tell.
+
+    Raises:
+        ConfigurationError: fewer than five parts were committed after one another.
+    """
+    startups, gaps = [], []
+    for call in sorted({commit["call"] for commit in commits}):
+        ours = sorted((commit["committed"] - call, commit["images"]) for commit in commits if commit["call"] == call)
+        after = [(when - before, images) for (before, _), (when, images) in itertools.pairwise(ours)]
+        if after:
+            gaps += after
+            startups.append(ours[0][0] - ours[0][1] * sum(seconds for seconds, _ in after) / sum(images for _, images in after))
+    if len(gaps) < PARTS_NEEDED - 1:
+        raise ConfigurationError(
+            f"{len(commits)} parts are committed, and at least {PARTS_NEEDED} of one call tell a rate; take a longer run, or more images"
+            " for the probe"
+        )
+    cuts = np.array_split(np.array(gaps), min(_STRETCHES, len(gaps)))
+    # The last part is shorter than the others, and would count as much as they do.
+    longest = max(commit["images"] for commit in commits)
+    whole = [commit for commit in commits if 2 * commit["images"] > longest and commit["annotations"]]
+    return Rates(
+        images=sum(commit["images"] for commit in commits),
+        annotations=sum(commit["annotations"] for commit in commits),
+        parity=sum(commit["verdicts"].get(str(Verdict.PARITY), 0) for commit in commits),
+        quarantined=sum(sum(commit["quarantined"].values()) for commit in commits),
+        startup_s=max(0.0, sum(startups) / len(startups)),
+        stretches=[(float(cut[:, 0].sum()), int(cut[:, 1].sum())) for cut in cuts],
+        tokens={name: [commit["tokens"][name] / commit["annotations"] for commit in whole] for name in TOKEN_COLUMNS},
+        stages=stages,
+        paid=paid,
+    )
+
+
+def read_rates(run: Folder, config: Config) -> Rates:
+    """The rates of the run in a folder. `config` is its own; `rates_of` says what is raised."""
+    names = run.child("stages").names(".json")
+    stages = {name.removesuffix(".json"): run.read_json(f"stages/{name}") for name in names}
+    return rates_of(list(parts.commits(run)), stages=stages, paid=ledger.accounts(config, run))
