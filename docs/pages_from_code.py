@@ -24,6 +24,15 @@ OUTSIDE = ("benchmarks/results/*.md", "cluster/README.md", "README.md", "CITATIO
 _LINK = re.compile(r"(?P<before>!?\[[^\]\n]*\])\((?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Pages of docs/ that mkdocs.yml does not name come last in the navigation, so that none is left out."""
+    named = set(re.findall(r"[\w./-]+\.md", str(config.nav)))
+    others = sorted(page.name for page in (ROOT / "docs").glob("*.md") if page.name not in named)
+    if others:
+        config.nav = [*config.nav, {"More": others}]
+    return config
+
+
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Adds the generated pages and the pages of other folders."""
     files.append(File.generated(config, "settings.md", content=settings_page()))

@@ -36,9 +36,9 @@ def test_every_page_is_there(site: Path) -> None:
         assert (site / f"{name}.html").is_file()
 
 
-def test_every_page_of_docs_is_in_the_navigation() -> None:
-    named = set(re.findall(r": (\w+\.md)", (ROOT / "mkdocs.yml").read_text()))
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= named
+def test_every_page_is_in_the_navigation(site: Path) -> None:
+    text = (site / "index.html").read_text()
+    assert [page.stem for page in (ROOT / "docs").glob("*.md") if page.stem != "index" and f'href="{page.stem}.html"' not in text] == []
 
 
 def test_no_page_asks_for_anything_outside(site: Path) -> None:

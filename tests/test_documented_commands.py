@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,15 +173,21 @@ def test_commands_run(page: str, place: Path, s3_port: int) -> None:
     run_blocks(page, "run", place, s3_port)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", pages_with("slow"))
-def test_commands_that_train_run(page: str, place: Path, s3_port: int) -> None:
-    """On a small run of the demo, made as the README says but with fewer images; what the page's quick commands leave is there."""
-    shutil.rmtree(place / "runs")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's run, as the README makes it but with fewer images and no comparisons."""
+    folder = tmp_path_factory.mktemp("trained")
     small = ["--demo.images", "160", "--demo.questions", "24", "--images_per_part", "32", "--ablations", "[]"]
     demo = [sys.executable, str(ROOT / "jobs/mpa_textvqa.py"), "--preset", "demo", "--output", "runs/demo", *small]
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": f"/tmp/mpa-{uuid.uuid4().hex[:6]}"}
-    subprocess.run(demo, cwd=place, env=variables, check=True)
-    parity = Folder.at(place / "runs/demo/parity")
-    Folder.at(place / "runs/demo-mended/parity").copy_from(parity)
-    run_blocks(page, "slow", place, s3_port, RAY_TMPDIR=variables["RAY_TMPDIR"])
+    subprocess.run(demo, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    return folder / "runs"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", pages_with("slow"))
+def test_commands_that_load_models_run(page: str, place: Path, trained: Path, s3_port: int) -> None:
+    """On a real run; what quick commands of the page would have left is there too."""
+    shutil.rmtree(place / "runs")
+    shutil.copytree(trained, place / "runs")
+    Folder.at(place / "runs/demo-mended/parity").copy_from(Folder.at(place / "runs/demo/parity"))
+    run_blocks(page, "slow", place, s3_port)
