@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpa_ray import models
+from mpa_ray import model_files, models
 from mpa_ray.config import ModelSection
-from mpa_ray.errors import ConfigurationError
+from mpa_ray.errors import ConfigurationError, StorageError
 from mpa_ray.storage import Folder, is_remote
 
 if TYPE_CHECKING:
@@ -127,7 +127,12 @@ def _code_places(place: str, revision: str | None) -> Iterator[str]:
 
 def _known_config(model: ModelSection) -> dict[str, Any] | None:
     if is_remote(model.model):
-        return Folder.at(model.model).read_json("config.json")
+        try:
+            return Folder.at(model.model).read_json("config.json")
+        except StorageError:
+            if not model_files.has_copy(model.model):
+                raise
+            return None
     path = Path(model.model).expanduser() / "config.json"
     if not path.is_file():
         return next(({"model_type": kind} for name, kind in _PUBLISHED_AS if name.fullmatch(model.model)), None)

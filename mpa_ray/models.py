@@ -1,16 +1,14 @@
 """Models as they are named: a hub name, a local folder, or a prefix in an object store. Names are checked before anything loads them."""
 
-import hashlib
 import importlib.util
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from mpa_ray import model_files
 from mpa_ray.config import ModelSection
-from mpa_ray.errors import ConfigurationError
+from mpa_ray.errors import ConfigurationError, StorageError
 from mpa_ray.storage import Folder, is_remote
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -23,8 +21,7 @@ def check(flag: str, model: str) -> None:
         ConfigurationError: a folder that is not there or holds no `config.json`, or a text that is neither a folder nor a hub name.
     """
     if is_remote(model):
-        if not Folder.at(model).exists("config.json"):
-            raise ConfigurationError(f"{flag}={model!r} holds no config.json; give a prefix with a model in the Hugging Face layout")
+        _check_remote(flag, model)
         return
     path = Path(model).expanduser()
     if path.exists():
@@ -34,6 +31,17 @@ def check(flag: str, model: str) -> None:
             )
     elif model.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(model):
         raise ConfigurationError(f"{flag}={model!r} is neither a folder nor a hub name such as Qwen/Qwen2-VL-2B-Instruct")
+
+
+def _check_remote(flag: str, model: str) -> None:
+    try:
+        found = Folder.at(model).exists("config.json")
+    except StorageError:
+        if not model_files.has_copy(model):
+            raise
+        return
+    if not found:
+        raise ConfigurationError(f"{flag}={model!r} holds no config.json; give a prefix with a model in the Hugging Face layout")
 
 
 def check_api(flag: str, model: ModelSection) -> None:
@@ -59,13 +67,17 @@ def arguments(model: ModelSection) -> dict[str, Any]:
 
 
 def local(model: str) -> str:
-    """What `from_pretrained` and vLLM take: the name itself, or the local copy of a model in an object store, downloaded once a node."""
-    if not is_remote(model):
-        return str(Path(model).expanduser()) if Path(model).expanduser().exists() else model
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mpa_ray" / hashlib.sha256(model.encode()).hexdigest()[:16]
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{cache}.lock"):
-        if not (cache / ".complete").exists():
-            Folder.at(model).download(cache)
-            (cache / ".complete").touch()
-    return str(cache)
+    """What `from_pretrained` and vLLM take on this node: a hub name itself, or the folder of a model, whose weights are checked to be
+    whole; a model in an object store is copied to the node before (`mpa_ray.model_files`).
+
+    Raises:
+        ConfigurationError: weights are missing or cut off, or there is no model.
+        StorageError: the object store failed, or there is no room.
+    """
+    if is_remote(model):
+        return str(model_files.copy_of(model))
+    path = Path(model).expanduser()
+    if not path.exists():
+        return model
+    model_files.check_whole(path)
+    return str(path)

@@ -54,7 +54,13 @@ def place_of(uri: str) -> tuple[str, str]:
 
 
 def keys(bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
-    """The keys that begin with `prefix` and their sizes in bytes, in the order of their UTF-8 bytes; a page is held at a time.
+    """The keys that begin with `prefix` and their sizes in bytes, in the order of their UTF-8 bytes. Raises as `objects` does."""
+    return ((key, size) for key, size, _ in objects(bucket, prefix))
+
+
+def objects(bucket: str, prefix: str) -> Iterator[tuple[str, int, str]]:
+    """The keys that begin with `prefix`, their sizes in bytes and their ETags, in the order of the keys' UTF-8 bytes; a page is held at a
+    time.
 
     Raises:
         FileNotFoundError: there is no such bucket.
@@ -71,7 +77,7 @@ def keys(bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
         if page is None:
             return
         for item in page.get("Contents", ()):
-            yield item["Key"], item["Size"]
+            yield item["Key"], item["Size"], item.get("ETag", "")
 
 
 def size(bucket: str, key: str) -> int:

@@ -58,31 +58,3 @@ def test_local_names_stay_and_home_is_expanded(model_folder: Path, monkeypatch: 
     assert models.local("~/model") == str(model_folder)
     assert models.local(str(model_folder)) == str(model_folder)
     assert models.local("Qwen/Qwen2-VL-2B-Instruct") == "Qwen/Qwen2-VL-2B-Instruct"
-
-
-def test_a_model_in_an_object_store_is_downloaded_once(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpa_ray.storage import Folder
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    asked = []
-
-    def at(uri: str) -> Folder:
-        asked.append(uri)
-        return Folder.at(model_folder)
-
-    monkeypatch.setattr(models, "Folder", type("Store", (), {"at": staticmethod(at)}))
-    first = models.local("s3://bucket/model")
-    assert (Path(first) / "config.json").read_text() == "{}"
-    assert models.local("s3://bucket/model") == first
-    assert asked == ["s3://bucket/model"]
-
-
-def test_an_interrupted_download_is_made_again(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpa_ray.storage import Folder
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "Folder", type("Store", (), {"at": staticmethod(lambda uri: Folder.at(model_folder))}))
-    first = Path(models.local("s3://bucket/model"))
-    (first / ".complete").unlink()
-    (first / "config.json").unlink()
-    assert (Path(models.local("s3://bucket/model")) / "config.json").exists()
