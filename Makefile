@@ -16,7 +16,7 @@ demo: venv ## align the tiny embedded pair of models, on the CPU, into runs/demo
 
 docs: venv ## build the guide into build/docs, warnings as errors
 	$(RUN) -m mkdocs build --strict --quiet
-	@echo "build/docs/index.html"
+	@echo "build/docs is there; to read it: $(RUN) -m http.server 8000 --bind 127.0.0.1 --directory build/docs"
 
 test: venv ## all tests but the slow ones
 	$(RUN) -m pytest -m "not slow"

@@ -70,9 +70,13 @@ def _keys(config: Config) -> Iterator[Finding]:
     """An API's key must be set where Ray's workers run, which is not always where the job is given."""
     import ray
 
+    def is_set(name: str) -> bool:
+        # The key itself stays where it is.
+        return bool(os.environ.get(name))
+
     names = {model.api_key_env for model in named_models(config).values() if model.engine == "openai" and not model.base_url}
     for name in sorted(names):
-        if ray.get(ray.remote(num_cpus=0)(os.environ.get).remote(name)):
+        if ray.get(ray.remote(num_cpus=0)(is_set).remote(name)):
             yield Finding(state="ok", what="key on a worker", said=f"{name} is set")
         else:
             mend = f"set {name} in the environment of the cluster's nodes, or in the job's runtime environment"
