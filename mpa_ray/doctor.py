@@ -154,6 +154,14 @@ def cards() -> Iterator[Finding]:
         yield Finding(state="warning" if busy else "ok", what="card", said=said, mend="end what else uses it" if busy else "")
 
 
+def count_cards() -> int:
+    """Cards that nvidia-smi lists on this machine."""
+    if not shutil.which("nvidia-smi"):
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+
+
 def inputs(config: Config) -> Iterator[Finding]:
     """That there are images, or what takes their place, and that the first of them can be read."""
     try:

@@ -15,7 +15,7 @@ import yaml
 
 from mpa_ray import demo, families
 from mpa_ray.config import Config, ModelSection
-from mpa_ray.doctor import ROOT, Finding, named_models
+from mpa_ray.doctor import ROOT, Finding, State, count_cards, named_models
 from mpa_ray.presets import preset
 from mpa_ray.ray_session import ray_session
 from mpa_ray.storage import Folder, is_remote
@@ -34,6 +34,7 @@ def cluster(config: Config) -> Iterator[Finding]:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         yield Finding(state="ok", what="ray", said="RAY_ADDRESS is not set: a run starts a Ray of its own on this machine")
+        yield from _enough_cards(config, count_cards(), state="failed", mend="set RAY_ADDRESS to a cluster with cards, or ask for fewer")
         return
     host, _, port = address.rpartition("://")[2].rpartition(":")
     mend = "is the head up, and its port open from here? Without RAY_ADDRESS a run starts a Ray of its own"
@@ -55,15 +56,20 @@ def _resources(config: Config) -> Iterator[Finding]:
     cpus, gpus, store = (there.get(name, 0) for name in ("CPU", "GPU", "object_store_memory"))
     said = f"{len(alive)} nodes, {cpus:g} CPU cores, {gpus:g} cards, {store / 2**30:.1f} GiB of object store"
     yield Finding(state="ok", what="ray", said=said)
-    asked = named_models(config).values()
-    serving = sum(model.gpus_per_replica * model.min_replicas for model in asked if model.engine != "openai")
-    training = config.pl.workers * config.pl.gpus_per_worker
+    mend = "an autoscaler must bring them, or the run waits; fewer workers, or gpus_per_replica below one, ask for less"
+    yield from _enough_cards(config, gpus, state="warning", mend=mend)
+
+
+def _enough_cards(config: Config, there: float, *, state: State, mend: str) -> Iterator[Finding]:
+    """What the configuration asks for by number; what it leaves open is fitted to what is there."""
+    models = [model for model in named_models(config).values() if model.engine != "openai"]
+    serving = sum((model.gpus_per_replica or 0) * model.min_replicas for model in models)
+    training = (config.pl.workers or 0) * config.pl.gpus_per_worker if config.svlm.model else 0
     for what, needed in (("cards for PA and PI", serving), ("cards for PL", training)):
-        if needed > gpus:
-            mend = "an autoscaler must bring them, or the run waits; fewer workers, or gpus_per_replica below one, ask for less"
-            yield Finding(state="warning", what=what, said=f"{needed:g} at the same time, and {gpus:g} are there", mend=mend)
+        if needed > there:
+            yield Finding(state=state, what=what, said=f"{needed:g} at the same time, and {there:g} are there", mend=mend)
         elif needed:
-            yield Finding(state="ok", what=what, said=f"{needed:g} at the same time, {gpus:g} are there")
+            yield Finding(state="ok", what=what, said=f"{needed:g} at the same time, {there:g} are there")
 
 
 def _keys(config: Config) -> Iterator[Finding]:
@@ -93,7 +99,8 @@ def dry_run(config: Config) -> Iterator[Finding]:
         pictures.mkdir()
         write_images(pictures, kind="sign", count=_IMAGES, seed=1)
         place.child("images").upload(pictures)
-        small = dry_config(config, images=place.child("images").uri, output=place.child("run").uri)
+        on_cards = bool(os.environ.get("RAY_ADDRESS") or count_cards())
+        small = dry_config(config, images=place.child("images").uri, output=place.child("run").uri, on_cards=on_cards)
         settings = Path(scratch) / "settings.yaml"
         settings.write_text(yaml.safe_dump(small.model_dump(mode="json", exclude_unset=True)))
         began = time.monotonic()
@@ -117,23 +124,30 @@ def dry_run(config: Config) -> Iterator[Finding]:
         )
 
 
-def dry_config(config: Config, *, images: str, output: str) -> Config:
-    """The small run that is made in place of `config`: one worker, no scores, nothing held out."""
+def dry_config(config: Config, *, images: str, output: str, on_cards: bool) -> Config:
+    """The small run that is made in place of `config`: one worker, no scores, nothing held out.
+
+    Args:
+        config: of the run.
+        images: a folder.
+        output: of the small run.
+        on_cards: there are cards, or may be; a configuration that asks for none runs on the CPU all the same.
+    """
     tree = preset("demo")
-    lvlm, svlm = (_stand_in(model, tree[name]) for name, model in (("lvlm", config.lvlm), ("svlm", config.svlm)))
-    on_card = bool(config.pl.gpus_per_worker) and bool(svlm.gpus_per_replica)
-    training = tree["pl"] | {"gpus_per_worker": int(on_card), "holdout": 0.0, "zero_stage": config.pl.zero_stage}
+    lvlm, svlm = (_stand_in(model, tree[name], on_cards) for name, model in (("lvlm", config.lvlm), ("svlm", config.svlm)))
+    trained_on_card = on_cards and bool(config.svlm.model) and bool(config.pl.gpus_per_worker)
+    training = tree["pl"] | {"gpus_per_worker": int(trained_on_card), "holdout": 0.0, "workers": 1}
     return Config.model_validate(
         {"images": images, "output": output, "lvlm": lvlm, "svlm": svlm, "pl": training, "annotate": tree["annotate"], "images_per_part": 8}
     )
 
 
-def _stand_in(model: ModelSection, embedded: dict[str, object]) -> ModelSection:
+def _stand_in(model: ModelSection, embedded: dict[str, object], on_cards: bool) -> ModelSection:
     parameters = families.count_parameters(model) if model.model and model.engine != "openai" else None
+    takes_card = on_cards and bool(model.model) and model.engine == "vllm" and model.gpus_per_replica != 0
     if parameters is not None and parameters < _SMALL:
-        return model.model_copy(update={"max_replicas": 1, "min_replicas": 1})
-    shared = _SHARED_CARD if model.model and model.gpus_per_replica and model.engine == "vllm" else {}
-    return ModelSection.model_validate(embedded | shared)
+        return model.model_copy(update={"max_replicas": 1, "min_replicas": 1} | (_SHARED_CARD if takes_card else {"gpus_per_replica": 0}))
+    return ModelSection.model_validate(embedded | (_SHARED_CARD if takes_card else {}))
 
 
 def _name(model: ModelSection) -> str:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mpa_ray import demo, doctor, doctor_run, s3, storage
-from mpa_ray.config import Config, ModelSection
+from mpa_ray.config import Config, LevelSection, ModelSection
 from mpa_ray.doctor import Finding
 from s3 import environment, free_port
 from tests.faults.s3_proxy import Proxy
@@ -173,7 +173,11 @@ def test_what_the_cluster_has(ray_session: None, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     monkeypatch.delenv("NO_KEY_HERE", raising=False)
-    config = Config(lvlm=API.model_copy(update={"api_key_env": "NO_KEY_HERE"}), svlm=ModelSection(model="a/b"))
+    config = Config(
+        lvlm=API.model_copy(update={"api_key_env": "NO_KEY_HERE"}),
+        svlm=ModelSection(model="a/b", gpus_per_replica=1),
+        pl=LevelSection(workers=1),
+    )
     found = {finding.what: finding for finding in doctor_run.cluster(config)}
     assert "1 nodes, 4 CPU cores, 0 cards" in found["ray"].said
     assert found["cards for PA and PI"].state == found["cards for PL"].state == "warning"
@@ -184,7 +188,7 @@ def test_large_models_are_stood_in_for_and_small_ones_are_asked(tmp_path: Path) 
     shutil.copytree(demo.LVLM, tmp_path / "small")
     large = ModelSection(model="Qwen/Qwen2-VL-7B-Instruct", gpus_per_replica=0, max_replicas=8)
     small = large.model_copy(update={"model": str(tmp_path / "small")})
-    made = doctor_run.dry_config(Config(lvlm=large, svlm=small), images="i", output="o")
+    made = doctor_run.dry_config(Config(lvlm=large, svlm=small, pl=LevelSection(gpus_per_worker=0)), images="i", output="o", on_cards=True)
     assert (made.lvlm.model, made.svlm.model) == (str(demo.LVLM), str(tmp_path / "small"))
     assert made.lvlm.max_replicas == 1 and made.pl.gpus_per_worker == 0 and made.pl.holdout == 0
     assert made.missing() == []
@@ -192,9 +196,20 @@ def test_large_models_are_stood_in_for_and_small_ones_are_asked(tmp_path: Path) 
 
 def test_a_stand_in_takes_a_share_of_a_card_where_the_model_takes_cards() -> None:
     given = ModelSection(model="Qwen/Qwen2-VL-7B-Instruct", gpus_per_replica=4)
-    made = doctor_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o")
+    made = doctor_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_cards=True)
     assert made.lvlm.gpus_per_replica == made.svlm.gpus_per_replica == 0.4, "both share one"
     assert made.pl.gpus_per_worker == 1
+    made = doctor_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_cards=False)
+    assert made.lvlm.gpus_per_replica == made.svlm.gpus_per_replica == made.pl.gpus_per_worker == 0
+
+
+def test_cards_that_are_asked_for_and_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(doctor_run, "count_cards", lambda: 1)
+    model = ModelSection(model="a/b", gpus_per_replica=0.5)
+    found = list(doctor_run.cluster(Config(lvlm=model, svlm=model, pl=LevelSection(workers=3))))
+    assert [(finding.state, finding.what) for finding in found[1:]] == [("ok", "cards for PA and PI"), ("failed", "cards for PL")]
+    assert states(list(doctor_run.cluster(Config()))) == ["ok"], "no model is named, so no card is asked for"
 
 
 Doctor = Callable[..., subprocess.CompletedProcess[str]]
@@ -214,7 +229,7 @@ def test_the_job(job: Doctor, tmp_path: Path) -> None:
     ended = job("--quick", "--preset", "demo", "--output", "runs/demo")
     assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "nothing failed"), ended.stdout + ended.stderr
     ended = job("--quick", "--images", "nowhere", "--svlm.model", "no/such")
-    assert ended.returncode == 3 and ended.stderr.endswith("2 failed: a run would not work\n"), ended.stdout + ended.stderr
+    assert ended.returncode == 3 and ended.stderr.endswith(" failed: a run would not work\n"), ended.stdout + ended.stderr
     assert "failed   images: images='nowhere' does not exist" in ended.stdout
     assert job("--svlm.modle", "x").returncode == 2
 
