@@ -64,7 +64,11 @@ if __name__ == "__main__":
         folder, ratings = Folder.at(given.run), read(given.ratings)
         scored = [rating for rating in ratings if rating.blind or given.open]
         if given.parity:
-            print(told(apply(folder, ratings, Folder.at(given.parity), thresholds=thresholds)))
+            mended = Folder.at(given.parity)
+            record = apply(folder, ratings, mended, thresholds=thresholds)
+            print(told(record))
+            if record["dropped"] < record["rows"]:
+                print(f"a run trains on it with --parity {mended.child('parity').uri}")
         if scored:
             print_scores(folder, scored, given.output)
         else:
