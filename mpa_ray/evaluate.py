@@ -63,6 +63,7 @@ def evaluate(model: ModelSection, *, name: str, config: Config, output: Folder) 
     numbers = list(range(benchmark.prepare(settings, questions)))
     read = partial(_read_questions, questions=questions, max_image_bytes=config.max_image_bytes)
     answered = answer(dataset_of(numbers, read), model, config, prompt=FORMATS[settings.format].prompt, schema=ANSWERED_ROW, output=output)
+    answered.set_name(f"evaluate_{name}")
     tables = []
     # Labeled benchmarks hold thousands of questions, not millions: predictions fit into the driver.
     for table in answered.iter_batches(batch_size=None, batch_format="pyarrow"):

@@ -39,6 +39,7 @@ def learned_and_forgotten(model: ModelSection, *, name: str, config: Config, out
     matches = MATCHERS[matcher_of(config)]
     counts = {"learned": 0, "forgotten": 0, "kept": 0, "still_wrong": 0}
     asked = answer(dataset_of(numbers, read), model, config, prompt=prompts.ANSWERING, schema=_ASKED_AGAIN, output=output)
+    asked.set_name(f"holdout_{name}")
     for table in asked.iter_batches(batch_size=None, batch_format="pyarrow"):
         rows: list[dict[str, Any]] = table.to_pylist()
         for row in rows:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from PIL import Image
 
-from mpa_ray import engines, images, stopping
+from mpa_ray import engines, images, logs, stopping, telemetry
 from mpa_ray.attempts import Attempt, Attempts
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.decoding import Decoder
@@ -59,14 +59,18 @@ class RowWorker:
         max_decode_seconds: float = 30.0,
         call: float = 0.0,
     ) -> None:
+        logs.in_worker(telemetry.run_id(output), self.stage)
         self._load = partial(engines.load, model, stage=self.stage, output=output)
+        began = time.monotonic()
         self._engine = self._load()
+        logs.LOG.info("loaded %s in %.1f s", model.model, time.monotonic() - began)
         self._broken: Engine | None = None
         self._reviving = asyncio.Lock()
         self._waiting_to_be_alone = asyncio.Lock()
         self._output = output
         self._kept_parts = stopping.kept_parts(output) if output and self.keeps_rows else set()
         self._attempts = Attempts(output, stage=self.stage, model=model.model, call=call) if output else None
+        self._rows = telemetry.Rows(telemetry.run_id(output), self.stage)
         self._stopping = False
         self._work = work
         self._schema = schema
@@ -81,7 +85,9 @@ class RowWorker:
 
     async def __call__(self, part: pa.Table) -> AsyncIterator[pa.Table]:
         rows = part.to_pylist()
+        began = time.monotonic()
         kept = await asyncio.to_thread(self._kept, rows)
+        self._rows.come(sum(_known(row, kept.get(place)) is None for place, row in enumerate(rows)))
         attempt = await asyncio.to_thread(self._attempts.begin, rows[0]["part"]) if self._attempts and rows else None
         if attempt and attempt.is_careful:
             results = [await self._one_carefully(row, kept.get(place), place, attempt) for place, row in enumerate(rows)]
@@ -93,6 +99,9 @@ class RowWorker:
         if len(done) < len(rows):
             await asyncio.to_thread(self._keep, rows, done)
         complete = [row for result in done.values() for row in result] if len(done) == len(rows) else []
+        if rows:
+            seconds = time.monotonic() - began
+            logs.LOG.info("asked about part %d: %d of %d rows in %.1f s", rows[0]["part"], len(done), len(rows), seconds)
         yield pa.Table.from_pylist(complete, schema=self._schema)
 
     def _kept(self, rows: list[Row]) -> dict[int, list[Row]]:
@@ -115,7 +124,7 @@ class RowWorker:
             async with self._slots:
                 return await self._ask_about(row)
         except EngineDied:
-            pass
+            self._rows.come(1)
         async with self._alone():
             return await self._last_attempt(row)
 
@@ -125,6 +134,7 @@ class RowWorker:
         if known is not None:
             return known
         if attempt.is_culprit(place):
+            self._rows.come(-1)
             return [quarantined(row, self.stage, Reason.ENGINE_CRASH, "asking about it alone ended the engine's process twice")]
         assert self._attempts is not None
         async with self._alone():
@@ -170,7 +180,8 @@ class RowWorker:
                 raise
 
         try:
-            return await self._work(row, ask)
+            with self._rows:
+                return await self._work(row, ask)
         except images.UnreadableImage as error:
             return [quarantined(row, Stage.IMAGES, error.reason, error.detail)]
         except RequestRejected as error:
@@ -185,6 +196,7 @@ class RowWorker:
         """The engine, loaded anew where it has died. A model that cannot be loaded again ends the actor."""
         async with self._reviving:
             if self._broken is self._engine:
+                logs.LOG.warning("the engine died and is loaded anew")
                 await asyncio.to_thread(self._engine.close)
                 self._engine = await asyncio.to_thread(self._load)
             return self._engine
@@ -192,6 +204,7 @@ class RowWorker:
     def _stop(self, output: Folder, error: RunError) -> None:
         if not self._stopping:
             self._stopping = True
+            logs.LOG.error("the stage ends: %s", error)
             stopping.stop(output, str(error))
 
 

@@ -4,6 +4,7 @@ Each part has one name in every folder (`annotations/part-00000012.parquet`, ...
 commit, `commits/part-00000012.json`, is written after all its files, and says what is in them. A resume does the parts that have no commit.
 """
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mpa_ray import logs
 from mpa_ray.errors import RunError
 from mpa_ray.images import UnreadableImage
 from mpa_ray.inputs import references
 from mpa_ray.inputs.manifest import Manifest
 from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, JUDGEMENTS, PARITY, QUARANTINE, SOURCE_ROW, Stage, Verdict
 from mpa_ray.storage import Folder
+from mpa_ray.telemetry import run_id
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -97,7 +100,7 @@ def with_images(table: pa.Table, *, max_image_bytes: int) -> pa.Table:
 
 
 def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
-    """Writes a part's files and then its commit. Gives back one row: the part's number, images, and quarantined rows.
+    """Writes a part's files and then its commit. Gives back one row: the commit, as JSON.
 
     Args:
         rows: a whole part of JUDGED_ROW, images included; or none, where the stage was ended before the part was complete.
@@ -105,11 +108,11 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
         call: when this call of the run began, in seconds since the epoch.
     """
     if not rows.num_rows:
-        return pa.table({name: pa.array([], pa.int64()) for name in ("part", "images", "quarantined")})
+        return pa.table({"commit": pa.array([], pa.string())})
     number = rows.column("part")[0].as_py()
     if output.exists(f"commits/{part_name(number, '.json')}"):
         # Done meanwhile by an actor that was taken for lost; its files belong together and stay.
-        return _progress(output.read_json(f"commits/{part_name(number, '.json')}"))
+        return _as_row(output.read_json(f"commits/{part_name(number, '.json')}"))
     well = pc.is_null(rows.column("reason"))
     judged, rejected = rows.filter(well), rows.filter(pc.invert(well))
     parity = judged.filter(pc.equal(judged.column("verdict"), str(Verdict.PARITY)))
@@ -132,11 +135,13 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
         "committed": time.time(),
     }
     output.write_json(f"commits/{part_name(number, '.json')}", counts)
-    return _progress(counts)
+    logs.in_worker(run_id(output), "commit")
+    logs.LOG.info("committed part %d: %d images, %d quarantined", number, counts["images"], rejected.num_rows)
+    return _as_row(counts)
 
 
-def _progress(commit: dict[str, Any]) -> pa.Table:
-    return pa.table({"part": [commit["part"]], "images": [commit["images"]], "quarantined": [sum(commit["quarantined"].values())]})
+def _as_row(commit: dict[str, Any]) -> pa.Table:
+    return pa.table({"commit": [json.dumps(commit)]})
 
 
 # Arrow's binary columns hold 2 GiB a chunk; so many images of the largest size allowed by default fit into one.

@@ -4,13 +4,14 @@ Each step leaves a record in `stages/` when it is done, and a call on the same o
 the first step have commits of their own (`mpa_ray.parts`).
 """
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from mpa_ray import attempts, benchmark, engines, families, ledger, models, parts, rounds, stopping, summary
+from mpa_ray import attempts, benchmark, engines, families, ledger, logs, models, parts, rounds, stopping, summary, telemetry
 from mpa_ray.config import LABELED_ARMS, Config, ModelSection, identity
 from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
 from mpa_ray.evaluate import evaluate
@@ -77,6 +78,7 @@ def _run_rounds(config: Config, output: Folder) -> dict[str, Any]:
 
 
 def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
+    logs.in_driver(telemetry.run_id(output))
     asked_for = identity(config)
     config = _without_holdout(config) if config.parity else _with_demo_inputs(config, output)
     if config.parity:
@@ -92,7 +94,8 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     stopping.go_on(output)
     ledger.require_budget(output, config.lvlm)
     with ray_session():
-        data = annotate_and_identify(config, output, source, held) if source else _given(rows)
+        with logs.stage("annotate_and_identify"):
+            data = annotate_and_identify(config, output, source, held) if source else _given(rows)
         trained = {arm.name: _train(arm, config, output) for arm in arms(config)}
         evaluation = _ask_trained(config, output, trained)
     if source:
@@ -184,7 +187,8 @@ def _once(output: Folder, name: str, work: Callable[[], dict[str, Any]]) -> dict
     if output.exists(record):
         return output.read_json(record)
     started = time.time()
-    result = {"seconds": 0.0} | work()
+    with logs.stage(name):
+        result = {"seconds": 0.0} | work()
     result["seconds"] = result["seconds"] or time.time() - started
     output.write_json(record, result)
     return result
@@ -219,6 +223,7 @@ def annotate_and_identify(config: Config, output: Folder, source: Source, held: 
         stage = "identify" if source.is_annotated else "annotate and identify"
         progress = Progress(stage, source.rows, unit=source.unit, done=finished, quarantined=sum(before["quarantined"].values()))
         needed = [*([config.lvlm.model] if source.needs_lvlm else []), *(juror.model for juror in config.jury), config.svlm.model]
+        watched = telemetry.Run(config, output, listed=source.rows, done=finished)
         say(f"{stage}: loading {' and '.join(needed)}" + (f"; {finished:,} {source.unit} are done" if done else ""))
         read = partial(stopping.read_unless_stopped, read=source.read, output=output, schema=source.schema)
         rows = parts.dataset_of(todo, read)
@@ -226,11 +231,13 @@ def annotate_and_identify(config: Config, output: Folder, source: Source, held: 
             rows = answer_own(rows, config, output) if source.is_annotated else annotate(rows, config, output)
         rows = identify(identify_jury(rows, config, output), config, output)
         commit = partial(parts.commit_part, output=output, call=time.time())
-        for counts in rows.map_batches(commit, batch_size=None, batch_format="pyarrow").iter_batches(
-            batch_size=None, batch_format="pyarrow"
-        ):
+        rows = rows.map_batches(commit, batch_size=None, batch_format="pyarrow")
+        rows.set_name("annotate_and_identify")
+        tables = rows.iter_batches(batch_size=None, batch_format="pyarrow")
+        for counts in (json.loads(row) for table in tables for row in table.column("commit").to_pylist()):
             held.check()
-            progress.add(sum(counts.column("images").to_pylist()), quarantined=sum(counts.column("quarantined").to_pylist()))
+            progress.add(counts["images"], quarantined=sum(counts["quarantined"].values()))
+            watched.committed(counts, done=progress.done)
             _refuse_too_many(progress, config, output)
     data = parts.totals(output)
     stopping.raise_if_stopped(output, f"{data['images']:,} of {source.rows:,} {source.unit} are done and kept")
@@ -279,7 +286,7 @@ def _train(arm: Arm, config: Config, output: Folder) -> dict[str, Any]:
     def training() -> dict[str, Any]:
         say(f"train {arm.name}: collecting rows")
         folders = training_folders(arm, output, config)
-        watched = partial(_training_line, work.child(arm.name), arm.name)
+        watched = partial(_training_line, work.child(arm.name), arm.name, telemetry.run_id(output))
         with Watch(watched):
             result = level(config.model_copy(update={"pl": settings_of(arm, config)}), folders, name=arm.name, target=target, work=work)
         work.child(arm.name).delete_folder()
@@ -291,10 +298,11 @@ def _train(arm: Arm, config: Config, output: Folder) -> dict[str, Any]:
     return _once(output, f"train_{arm.name}", training)
 
 
-def _training_line(work: Folder, name: str) -> str | None:
+def _training_line(work: Folder, name: str, run: str) -> str | None:
     if not work.exists("progress.json"):
         return None
     state = work.read_json("progress.json")
+    telemetry.show_training(run, name, state)
     rate = f"{state['tokens_per_second']:,.0f} tokens/s"
     return f"train {name}: {state['samples']:,} of {state['of']:,} samples, loss {state['loss']:.3f}, {rate}"
 

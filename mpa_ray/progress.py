@@ -2,7 +2,10 @@
 
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from threading import Event, Thread
+
+from mpa_ray.logs import LOG
 
 _EVERY_S = 5.0
 
@@ -11,6 +14,7 @@ def say(line: str) -> None:
     """A line of the run's own, at once."""
     # In one piece with its end: threads say things at the same time.
     print(f"[{time.strftime('%H:%M:%S')}] {line}\n", end="", flush=True)
+    LOG.info("%s", line)
 
 
 class Progress:
@@ -76,7 +80,8 @@ class Watch:
     def __init__(self, look: Callable[[], str | None]) -> None:
         self._look = look
         self._stop = Event()
-        self._thread = Thread(target=self._work, daemon=True, name="watch")
+        # What it says is of the stage that is watched.
+        self._thread = Thread(target=copy_context().run, args=(self._work,), daemon=True, name="watch")
 
     def __enter__(self) -> None:
         self._thread.start()

@@ -4,7 +4,9 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from mpa_ray import logs
 from mpa_ray.errors import meant_for_people
 
 # Restarts of an engine actor that dies while it loads, in a row: a node that comes up broken must not end the run, a broken model must.
@@ -30,7 +32,11 @@ def ray_session() -> Iterator[None]:
     if ours:
         local = "RAY_ADDRESS" not in os.environ
         # Workers' own logs stay in Ray's log folder: the run says itself what a person wants to see.
-        ray.init(log_to_driver=False, logging_level=logging.WARNING, **({"include_dashboard": False} if local else {}))
+        options: dict[str, Any] = {"include_dashboard": False} if local else {}
+        if logs.wants_json():
+            options["logging_config"] = ray.LoggingConfig(encoding="JSON", additional_log_standard_attrs=["name"])
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
+        logging.getLogger("ray").setLevel(logging.WARNING)
     _configure_data()
     try:
         yield

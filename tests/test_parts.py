@@ -28,8 +28,8 @@ def rejected(image_id: str, stage: Stage, reason: Reason, *, part: int = 7) -> d
 
 
 def commit(output: Folder, *rows: dict[str, Any], call: float = 100.0) -> dict[str, Any]:
-    [counts] = commit_part(pa.Table.from_pylist(list(rows), schema=JUDGED_ROW), output=output, call=call).to_pylist()
-    return counts
+    [row] = commit_part(pa.Table.from_pylist(list(rows), schema=JUDGED_ROW), output=output, call=call).to_pylist()
+    return json.loads(row["commit"])
 
 
 ROWS = [
@@ -51,7 +51,8 @@ def test_part_names_come_back() -> None:
 def test_a_part_is_split_over_the_folders(tmp_path: Path) -> None:
     output = Folder.at(tmp_path)
     counts = commit(output, *ROWS)
-    assert counts == {"part": 7, "images": 5, "quarantined": 2}
+    assert (counts["part"], counts["images"], sum(counts["quarantined"].values())) == (7, 5, 2)
+    assert counts == output.read_json("commits/part-00000007.json")
     found = {name: output.read_table(f"{name}/part-00000007.parquet") for name in ("annotations", "judgements", "parity", "quarantine")}
     assert {name: table.num_rows for name, table in found.items()} == {"annotations": 4, "judgements": 4, "parity": 2, "quarantine": 2}
     for name, schema in (("annotations", ANNOTATIONS), ("judgements", JUDGEMENTS), ("parity", PARITY), ("quarantine", QUARANTINE)):
@@ -112,13 +113,14 @@ def test_files_without_a_commit_are_no_part(tmp_path: Path) -> None:
 def test_a_part_that_was_not_finished_is_not_committed(tmp_path: Path) -> None:
     output = Folder.at(tmp_path)
     nothing = commit_part(JUDGED_ROW.empty_table(), output=output, call=1.0)
-    assert nothing.num_rows == 0 and nothing.column_names == ["part", "images", "quarantined"]
+    assert nothing.num_rows == 0 and nothing.column_names == ["commit"]
     assert not output.child("commits").exists()
 
 
 def test_a_part_of_nothing_but_rejected_rows(tmp_path: Path) -> None:
     output = Folder.at(tmp_path)
-    assert commit(output, ROWS[4], ROWS[5]) == {"part": 7, "images": 2, "quarantined": 2}
+    counts = commit(output, ROWS[4], ROWS[5])
+    assert (counts["images"], sum(counts["quarantined"].values()), counts["annotations"]) == (2, 2, 0)
     assert totals(output)["annotations"] == 0 and totals(output)["verdicts"] == {"parity": 0, "svlm_correct": 0, "lvlm_inconsistent": 0}
 
 
