@@ -93,6 +93,9 @@ class LevelSection(Section):
     """Restarts of the training group after a lost worker; -1 for no bound."""
     checkpoint_every: PositiveInt = 200
     """Optimizer steps between checkpoints that a restart goes on from."""
+    tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where the curve goes: TensorBoard's files in `tensorboard/` of the output, W&B, MLflow. The latter two are set up by their own
+    environment variables, where the training workers run (docs/watching.md)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -291,6 +294,7 @@ _SPEED_ONLY = {
         "cpus_per_worker",
         "max_failures",
         "checkpoint_every",
+        "tracking",
     },
     "evaluate": {"models_at_once"},
 }

@@ -16,6 +16,7 @@ from mpa_ray.matchers import MATCHERS
 from mpa_ray.parity_identifier import matcher_of
 from mpa_ray.parity_leveler import CONSISTENT
 from mpa_ray.parts import dataset_of, part_name, part_number, with_images
+from mpa_ray.progress import Progress
 from mpa_ray.schema import SOURCE_ROW
 from mpa_ray.storage import Folder
 from mpa_ray.training_data import is_held_out
@@ -40,7 +41,9 @@ def learned_and_forgotten(model: ModelSection, *, name: str, config: Config, out
     counts = {"learned": 0, "forgotten": 0, "kept": 0, "still_wrong": 0}
     asked = answer(dataset_of(numbers, read), model, config, prompt=prompts.ANSWERING, schema=_ASKED_AGAIN, output=output)
     asked.set_name(f"holdout_{name}")
+    progress = Progress("held out", len(numbers), unit="parts")
     for table in asked.iter_batches(batch_size=None, batch_format="pyarrow"):
+        progress.add(1)
         rows: list[dict[str, Any]] = table.to_pylist()
         for row in rows:
             row["after"] = row["prediction"] or ""
@@ -48,6 +51,7 @@ def learned_and_forgotten(model: ModelSection, *, name: str, config: Config, out
             counts[row["change"]] += 1
         if rows:
             output.write_table(f"holdout/{name}/{part_name(rows[0]['part'])}", pa.Table.from_pylist(rows, schema=HELD_OUT))
+    progress.end()
     return counts
 
 

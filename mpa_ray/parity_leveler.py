@@ -17,6 +17,7 @@ from mpa_ray.parts import dataset_of, part_name, part_number, with_image_struct,
 from mpa_ray.presets import with_hyperparameters
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
+from mpa_ray.tracking import Tracking
 from mpa_ray.train_loop import Training, train
 from mpa_ray.training_data import draw, is_held_out
 
@@ -156,7 +157,9 @@ def settings_of(arm: Arm, config: Config) -> LevelSection:
     return config.pl.model_copy(update={"lora_rank": arm.lora_rank} | ({"holdout": 0.0} if arm.labeled is not None else {}))
 
 
-def level(config: Config, folders: list[Folder], *, name: str, target: Folder, work: Folder) -> dict[str, Any]:
+def level(
+    config: Config, folders: list[Folder], *, name: str, target: Folder, work: Folder, tracking: Tracking | None = None
+) -> dict[str, Any]:
     """Trains the S-VLM on `folders` and writes the model to `target`. Gives back samples, loss and seconds.
 
     A lost worker costs the steps since the newest checkpoint; so does a call that is killed, when the same call is made again.
@@ -167,6 +170,7 @@ def level(config: Config, folders: list[Folder], *, name: str, target: Folder, w
         name: of the training, unique in `work`.
         target: where the Hugging Face checkpoint goes.
         work: where checkpoints are kept until the model is written.
+        tracking: where the curve is shown; nowhere, where it is not given.
 
     Raises:
         RunError: no row is left to train on, or training failed more often than `pl.max_failures`.
@@ -186,6 +190,7 @@ def level(config: Config, folders: list[Folder], *, name: str, target: Folder, w
         settings=settings,
         seed=config.seed,
         limits=limits,
+        tracking=tracking or Tracking(),
     )
     trainer = TorchTrainer(
         train,

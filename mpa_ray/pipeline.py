@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from mpa_ray import attempts, benchmark, engines, families, ledger, logs, models, parts, rounds, stopping, summary, telemetry
+from mpa_ray import attempts, benchmark, engines, families, ledger, logs, models, parts, rounds, stopping, summary, telemetry, tracking
 from mpa_ray.config import LABELED_ARMS, Config, ModelSection, identity
 from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
 from mpa_ray.evaluate import evaluate
@@ -23,7 +23,7 @@ from mpa_ray.model_card import model_card
 from mpa_ray.own_answer import answer_own
 from mpa_ray.parity_identifier import identify
 from mpa_ray.parity_leveler import Arm, arms, level, settings_of, training_folders
-from mpa_ray.progress import Progress, Watch, say
+from mpa_ray.progress import Progress, Watch, say, training_line
 from mpa_ray.pseudo_annotator import annotate
 from mpa_ray.ray_session import ray_session
 from mpa_ray.report import parity_picture, write_report
@@ -139,6 +139,7 @@ def check(config: Config, output: Folder) -> None:
     """
     if config.images and not Folder.at(config.images).exists():
         raise ConfigurationError(f"images={config.images!r} does not exist; give a folder or prefix of images, Parquet files or tars")
+    tracking.check(config.pl.tracking)
     _check_output(config, output)
     _check_models(config)
 
@@ -287,8 +288,11 @@ def _train(arm: Arm, config: Config, output: Folder) -> dict[str, Any]:
         say(f"train {arm.name}: collecting rows")
         folders = training_folders(arm, output, config)
         watched = partial(_training_line, work.child(arm.name), arm.name, telemetry.run_id(output))
-        with Watch(watched):
-            result = level(config.model_copy(update={"pl": settings_of(arm, config)}), folders, name=arm.name, target=target, work=work)
+        own = config.model_copy(update={"pl": settings_of(arm, config)})
+        curve = output.child(f"tensorboard/{arm.name}")
+        tracked = tracking.Tracking(names=config.pl.tracking, folder=curve, run=f"{telemetry.run_id(output)}-{arm.name}")
+        with Watch(watched, stage=f"train_{arm.name}"):
+            result = level(own, folders, name=arm.name, target=target, work=work, tracking=tracked)
         work.child(arm.name).delete_folder()
         if families.count_parameters(config.svlm) is None:
             _warn_of_size(config.svlm, result["parameters"])
@@ -303,8 +307,7 @@ def _training_line(work: Folder, name: str, run: str) -> str | None:
         return None
     state = work.read_json("progress.json")
     telemetry.show_training(run, name, state)
-    rate = f"{state['tokens_per_second']:,.0f} tokens/s"
-    return f"train {name}: {state['samples']:,} of {state['of']:,} samples, loss {state['loss']:.3f}, {rate}"
+    return f"train {name}: {training_line(state)}"
 
 
 def _svlm(config: Config, target: Folder) -> Any:

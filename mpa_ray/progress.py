@@ -1,20 +1,66 @@
-"""The lines one sees while a run works: plain ones, a few seconds apart, that read as well in a job's log as on a terminal."""
+"""The lines one sees while a run works: on a terminal one live line a stage, elsewhere plain ones, some seconds apart, that read well in a
+job's log."""
 
+import os
+import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
-from threading import Event, Thread
+from threading import Event, RLock, Thread
 
 from mpa_ray.logs import LOG
 
 _EVERY_S = 5.0
+_LIVE_EVERY_S = 0.25
 
 
 def say(line: str) -> None:
-    """A line of the run's own, at once."""
+    """A line of the run's own, at once; live lines stay below it."""
     # In one piece with its end: threads say things at the same time.
-    print(f"[{time.strftime('%H:%M:%S')}] {line}\n", end="", flush=True)
+    text = f"[{time.strftime('%H:%M:%S')}] {line}\n"
+    with _live.lock:
+        _live.erase()
+        print(text, end="", flush=True)
+        _live.draw()
     LOG.info("%s", line)
+
+
+class _Live:
+    """The last lines of a terminal, one for each stage that works, written over as they change."""
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self._lines: dict[str, str] = {}
+        self._drawn = 0
+
+    def show(self, stage: str, line: str | None) -> None:
+        """The stage's line from here on; None takes it away."""
+        with self.lock:
+            self.erase()
+            self._lines.pop(stage, None) if line is None else self._lines.update({stage: line})
+            self.draw()
+
+    def erase(self) -> None:
+        if self._drawn:
+            # So many lines up, to their beginning; and everything from there on is cleared.
+            print(f"\x1b[{self._drawn}F\x1b[J", end="", flush=True)
+            self._drawn = 0
+
+    def draw(self) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        for line in self._lines.values():
+            # A line that wrapped would take two, and only one of them would be erased.
+            print(line[:width], flush=True)
+        self._drawn = len(self._lines)
+
+
+_live = _Live()
+
+
+def is_live() -> bool:
+    """Whether standard output is a terminal on which lines can be written over."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 class Progress:
@@ -33,9 +79,17 @@ class Progress:
         self.done += count
         self.quarantined += quarantined
         self._counts_from = self._counts_from or (time.monotonic(), self.done)
-        if time.monotonic() - self._said > _EVERY_S or self.done >= self._total:
-            self._said = time.monotonic()
+        if self.done >= self._total:
+            self.end()
             say(self.line())
+        elif time.monotonic() - self._said > (_LIVE_EVERY_S if is_live() else _EVERY_S):
+            self._said = time.monotonic()
+            _live.show(self._stage, self.line()) if is_live() else say(self.line())
+
+    def end(self) -> None:
+        """Takes the live line away; what is done by then stays unsaid."""
+        if is_live():
+            _live.show(self._stage, None)
 
     def line(self) -> str:
         bad = f", {self.quarantined} quarantined" if self.quarantined else ""
@@ -74,11 +128,19 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-class Watch:
-    """Calls `look` every few seconds while a blocking call runs, and says what it returns when that is new."""
+def training_line(state: Mapping[str, float]) -> str:
+    """How far a training is, by what it writes into progress.json."""
+    to_go = state.get("seconds_to_go")
+    left = f", {duration(to_go)} to go" if to_go else ""
+    done = f"{state['samples']:,} of {state['of']:,} samples"
+    return f"{done}, loss {state['loss']:.3f}, {state['tokens_per_second']:,.0f} tokens/s{left}"
 
-    def __init__(self, look: Callable[[], str | None]) -> None:
-        self._look = look
+
+class Watch:
+    """Calls `look` every few seconds while a blocking call runs, and shows or says what it returns when that is new."""
+
+    def __init__(self, look: Callable[[], str | None], *, stage: str = "watch") -> None:
+        self._look, self._stage = look, stage
         self._stop = Event()
         # What it says is of the stage that is watched.
         self._thread = Thread(target=copy_context().run, args=(self._work,), daemon=True, name="watch")
@@ -89,11 +151,13 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        if is_live():
+            _live.show(self._stage, None)
 
     def _work(self) -> None:
         last = None
         while not self._stop.wait(_EVERY_S):
             line = self._look()
             if line and line != last:
-                say(line)
+                _live.show(self._stage, line) if is_live() else say(line)
                 last = line

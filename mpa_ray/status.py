@@ -6,7 +6,7 @@ from typing import Any
 from mpa_ray import parts
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.inputs import manifest
-from mpa_ray.progress import duration
+from mpa_ray.progress import duration, training_line
 from mpa_ray.storage import Folder
 
 # The rate is that of the newest so many seconds of work: clusters grow and shrink.
@@ -78,7 +78,5 @@ def _training(output: Folder) -> list[str]:
     lines = []
     for arm in work.folders():
         if work.exists(f"{arm}/progress.json"):
-            state = work.read_json(f"{arm}/progress.json")
-            rate = f"{state['tokens_per_second']:,.0f} tokens/s"
-            lines.append(f"training {arm}: {state['samples']:,} of {state['of']:,} samples, loss {state['loss']:.3f}, {rate}")
+            lines.append(f"training {arm}: {training_line(work.read_json(f'{arm}/progress.json'))}")
     return lines

@@ -20,6 +20,7 @@ from mpa_ray.collator import IGNORED, Collator
 from mpa_ray.config import LevelSection, ModelSection
 from mpa_ray.engines.chat import end_tokens, image_arguments, load_processor, settle_generation
 from mpa_ray.storage import Folder
+from mpa_ray.tracking import Tracking, trackers
 from mpa_ray.training_data import TrainingSet, read_ahead
 from mpa_ray.training_state import load_state, save_model, save_state
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _BATCHES_AHEAD = 4
 _TIMES_SHOWN = 20
+CURVE = ["step", "loss_per_sample", "nats_per_token"]
 
 Batch = dict[str, "torch.Tensor"]
 
@@ -42,6 +44,7 @@ class Training:
         target: where the trained model goes.
         progress: where the first worker writes progress.json for those who watch.
         limits: of decoding: max_pixels, max_image_pixels, max_image_bytes.
+        tracking: where the first worker shows the curve.
     """
 
     svlm: ModelSection
@@ -51,6 +54,7 @@ class Training:
     settings: LevelSection
     seed: int
     limits: dict[str, int]
+    tracking: Tracking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +179,8 @@ def train(loop_config: dict[str, Training]) -> None:
         progress = load_state(engine, checkpoint)
         done, curve = progress["samples"], progress["curve"]
 
-    started, tokens, metrics = time.time(), 0, {}
+    shown = trackers(training.tracking, settings=settings.model_dump(mode="json"), done=len(curve)) if rank == 0 else []
+    began_at, started, tokens, metrics = done, time.time(), 0, {}
     for share, micro_batches in read_ahead(partial(batches, done), _BATCHES_AHEAD):
         # DeepSpeed averages gradients over the workers; Eq. 3 divides their sum by the samples of the whole batch.
         rate = learning_rate(len(curve), steps, settings)
@@ -183,17 +188,29 @@ def train(loop_config: dict[str, Training]) -> None:
         done += share.batch_size
         tokens += int(seen)
         curve.append([len(curve) + 1, loss / share.batch_size, loss / learned])
-        metrics = {"samples": done, "of": len(order), "loss": curve[-1][1], "tokens_per_second": tokens / (time.time() - started)}
+        seconds = time.time() - started
+        to_go = seconds * (len(order) - done) / (done - began_at)
+        metrics = {"samples": done, "of": len(order), "loss": curve[-1][1], "tokens_per_second": tokens / seconds, "seconds_to_go": to_go}
+        values = dict(zip(CURVE[1:], curve[-1][1:], strict=True)) | {
+            "learning_rate": rate,
+            "tokens_per_second": metrics["tokens_per_second"],
+        }
+        for tracker in shown:
+            tracker.log(len(curve), values)
         if rank == 0 and (len(curve) % show_every == 0 or done >= len(order)):
             training.progress.write_json("progress.json", metrics)
+            for tracker in shown:
+                tracker.keep()
         # Only a checkpoint is reported to Ray: each report waits until the controller, which looks every second or two, has seen it.
         if done < len(order) and len(curve) % settings.checkpoint_every == 0:
             with tempfile.TemporaryDirectory() as folder:
                 save_state(engine, Path(folder), {"samples": done, "curve": curve}, rank=rank, workers=workers)
                 ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    for tracker in shown:
+        tracker.close()
     save_model(engine, processor, training.target, dtype=published_dtype, rank=rank)
     if rank == 0:
-        log = {"columns": ["step", "loss_per_sample", "nats_per_token"], "rows": curve}
+        log = {"columns": CURVE, "rows": curve}
         training.target.write_json("training_log.json", metrics | {"seconds": time.time() - started, "parameters": parameters} | log)
 
 

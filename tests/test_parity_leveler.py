@@ -15,7 +15,9 @@ from mpa_ray.images import image_id_of
 from mpa_ray.parity_leveler import Arm, arms, count_rows, level, training_folders
 from mpa_ray.schema import JUDGEMENTS, Verdict
 from mpa_ray.storage import Folder
+from mpa_ray.tracking import Tracking
 from mpa_ray.training_data import is_held_out
+from test_tracking import points
 
 
 def config_with(**pl: Any) -> Config:
@@ -28,9 +30,13 @@ def test_workers_and_stages_train_alike(ray_session: None, parity_folder: Path, 
     """Whatever the number of workers and the ZeRO stage, the loss curve is that of one worker at stage 2."""
     config = config_with(workers=workers, zero_stage=stage, learning_rate=1e-3)
     target = Folder.at(tmp_path / "model")
-    result = level(config, [Folder.at(parity_folder)], name="run", target=target, work=Folder.at(tmp_path / "work"))
+    tracking = Tracking(names=("tensorboard",), folder=Folder.at(tmp_path / "tensorboard"), run="r")
+    result = level(config, [Folder.at(parity_folder)], name="run", target=target, work=Folder.at(tmp_path / "work"), tracking=tracking)
     assert result["samples"] == 24
     losses = [row[1] for row in target.read_json("training_log.json")["rows"]]
+    shown = points(Folder.at(tmp_path / "tensorboard"))
+    assert shown.keys() == {"loss_per_sample", "nats_per_token", "learning_rate", "tokens_per_second"}
+    assert shown["loss_per_sample"] == pytest.approx(dict(enumerate(losses, 1)))
     assert len(losses) == 6
     assert losses == pytest.approx(_same_as_the_first(losses), rel=2e-2)
     assert losses[-1] < losses[0]

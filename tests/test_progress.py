@@ -1,5 +1,11 @@
 """The lines one sees while a run works."""
 
+import contextlib
+import os
+import pty
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -66,6 +72,64 @@ def test_nothing_done_yet_is_no_division_by_zero(clock: list[float]) -> None:
     shown = Progress("annotate", 10, unit="images")
     shown.add(10)
     assert "10 of 10" in shown.line()
+
+
+SCRIPT = """
+import time
+from mpa_ray import progress
+progress._LIVE_EVERY_S = 0.0
+progress.say("began")
+first, second = progress.Progress("annotate", 30, unit="images"), progress.Progress("evaluate x", 30, unit="questions")
+for _ in range(10):
+    first.add(2)
+    second.add(1)
+    time.sleep(0.001)
+progress.say("in the middle " + 100 * "x")
+with progress.Watch(lambda: "train mpa: 3 of 9 samples", stage="train"):
+    second.add(20)
+first.add(1)
+progress.say("below")
+"""
+
+
+def screen(output: str) -> list[str]:
+    """What a terminal of any width shows of lines, of going up, and of clearing what is below."""
+    shown = [""]
+    for text in re.split(r"(\x1b\[\d+F|\x1b\[J|\n)", output.replace("\r\n", "\n")):
+        if text == "\n":
+            shown.append("")
+        elif text == "\x1b[J":
+            continue
+        elif up := re.fullmatch(r"\x1b\[(\d+)F", text):
+            shown = [*shown[: -int(up[1]) - 1], ""]
+        else:
+            shown[-1] += text
+    return shown[:-1]
+
+
+def test_on_a_terminal_each_stage_has_one_live_line() -> None:
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "60", "LINES": "24"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], stdout=theirs, env=environment, timeout=60, check=False)
+    os.close(theirs)
+    with os.fdopen(ours, "rb", closefd=True) as stream:
+        output = b""
+        with contextlib.suppress(OSError):
+            while piece := stream.read1():
+                output += piece
+    assert done.returncode == 0
+    assert "annotate: 4 of 30 images" in output.decode(), "it changed on the way"
+    shown = [line.partition("] ")[2] or line for line in screen(output.decode())]
+    assert shown[0] == "began" and shown[1] == "in the middle " + 100 * "x"
+    assert shown[2].startswith("evaluate x: 30 of 30 questions, ")
+    assert shown[3] == "below" and shown[4].startswith("annotate: 21 of 30 images, ") and len(shown) == 5
+    assert len(shown[4]) <= 59
+
+
+def test_a_training_says_how_long_it_will_take() -> None:
+    state = {"samples": 640, "of": 1280, "loss": 0.5, "tokens_per_second": 1234.5, "seconds_to_go": 200.0}
+    assert progress.training_line(state) == "640 of 1,280 samples, loss 0.500, 1,234 tokens/s, 3 min 20 s to go"
+    assert progress.training_line(state | {"seconds_to_go": 0.0}).endswith("1,234 tokens/s")
 
 
 def test_a_watch_says_what_is_new_once_and_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
