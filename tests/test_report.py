@@ -116,7 +116,9 @@ def test_a_run_that_starts_from_a_parity_set(tmp_path: Path) -> None:
     counts = {"images": 0, "annotations": 25, "quarantined": {}, "verdicts": {"parity": 25}, "tokens": {}, "seconds": 0.0}
     record = {"config": config.model_dump(mode="json"), **counts, "training": {"mpa": trained}, "evaluation": [], "stages": {}}
     assert write_report(run, record=record) == ["index.html"]
-    assert "reviewed/parity" in run.read_bytes("report/index.html").decode()
+    text = run.read_bytes("report/index.html").decode()
+    assert "learns from the parity set <b>reviewed/parity</b>" in text and "Parity set, made elsewhere" in text
+    assert "Images worked on" not in text and "<h3>Verdicts</h3>" not in text and "<h3>Quarantine</h3>" not in text
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -77,6 +77,9 @@ def funnel(found: Facts) -> list[dict[str, Any]]:
     """From images to what was trained on: a step each, with the count it is a part of."""
     data, verdicts = found.data, found.data["verdicts"]
     parity, correct = verdicts.get(Verdict.PARITY, 0), verdicts.get(Verdict.SVLM_CORRECT, 0)
+    if found.config.get("parity"):
+        trained = [_step("Trained on", found.training[AFTER]["samples"], None, "samples", kind="parity")] if AFTER in found.training else []
+        return [_step("Parity set, made elsewhere", parity, None, "", kind="parity"), *trained]
     steps = [
         _step("Images worked on", data["images"], found.listed, "of those listed" if found.listed else ""),
         _step("Annotations by the L-VLM", data["annotations"], None, ""),
