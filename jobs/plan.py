@@ -74,6 +74,8 @@ def measured(given: argparse.Namespace, asked_for: Config | None) -> tuple[Confi
         raise ConfigurationError(f"--rates {run.uri}: there is no finished run; give the output folder of one, or run a --probe")
     config = config_of(run)
     assert config is not None
+    if config.rounds > 1:
+        raise ConfigurationError(f"--rates {run.uri}: a run of {config.rounds} rounds has a rate in each; give {run.uri}/rounds/1")
     return config.model_copy(update={"output": run.uri}), all_cards(config), None
 
 

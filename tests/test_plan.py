@@ -172,11 +172,33 @@ def test_what_cannot_be_probed_is_refused(tmp_path: Path, changes: dict[str, Any
     assert not (tmp_path / "probe").exists()
 
 
-def plan(*arguments: object) -> str:
+def plan(*arguments: object, code: int = 0) -> str:
     command = [sys.executable, str(ROOT / "jobs/plan.py"), *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--rates", "{}/none", "--count", 5],
+            "--rates {}/none: there is no finished run; give the output folder of one",
+        ),
+        (["--rates", "{}/run"], "--count is not set; give the number of images to plan for"),
+        (["--rates", "{}/run", "--count", 5, "--seed", 4], "--seed: --rates takes no flags of a run; for other settings run a --probe"),
+        (["--rates", "{}/run", "--count", 5], "0 parts are committed, and at least 5 of one call tell a rate"),
+        (["--rates", "{}/rounds", "--count", 5], "--rates {}/rounds: a run of 3 rounds has a rate in each; give {}/rounds/rounds/1"),
+        (["--probe", 5, "--images", "x"], "--output is not set"),
+    ],
+)
+def test_what_no_plan_can_be_made_of_is_one_line(tmp_path: Path, flags: list[object], message: str) -> None:
+    for name, rounds in (("run", 1), ("rounds", 3)):
+        Folder.at(tmp_path / name).write_json("config.json", {"images": "x", "rounds": rounds})
+        Folder.at(tmp_path / name).write_json("run.json", {"config": {}})
+    said = plan(*(str(flag).format(tmp_path) for flag in flags), code=2)
+    assert f"error: {message.replace('{}', str(tmp_path))}" in said
 
 
 def test_a_probe_of_a_folder_and_a_plan_from_its_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
