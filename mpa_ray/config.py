@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
+from mpa_ray.cluster_section import ClusterSection
 from mpa_ray.model_section import API_SETTINGS, ModelSection
 from mpa_ray.section import Section
 from mpa_ray.tasks import TASKS, MatcherName, Task
@@ -74,8 +75,9 @@ class LevelSection(Section):
     """AdamW's."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""
-    zero_stage: Literal[1, 2, 3] = 2
-    """DeepSpeed ZeRO: what is split over the workers: 1 the optimizer's state, 2 also the gradients, 3 also the weights."""
+    zero_stage: Literal[1, 2, 3] | None = None
+    """DeepSpeed ZeRO: what is split over the workers: 1 the optimizer's state, 2 also the gradients, 3 also the weights. Without it, 2,
+    or 3 where only that fits the cards."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the forward and backward pass. The optimizer's copy of the weights is always float32."""
     gradient_checkpointing: bool = True
@@ -83,8 +85,11 @@ class LevelSection(Section):
     lora_rank: Annotated[int, Field(ge=0)] = 0
     """0 trains every weight, as the paper does; above, LoRA of this rank on all linear layers, merged into the model at the end (a
     comparison)."""
-    workers: PositiveInt = 1
-    """Training processes, one card each."""
+    workers: PositiveInt | None = None
+    """Training processes, one card each. Without it, as many as the cards and the batch give work to; on the CPU 1."""
+    min_workers: PositiveInt | None = None
+    """Where nodes are lost, training goes on with fewer workers, down to these; the batch stays what it is. Without it, the fewest whose
+    cards hold the model's state."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 1
     """1, or 0 to train on the CPU."""
     cpus_per_worker: PositiveFloat = 1
@@ -103,6 +108,8 @@ class LevelSection(Section):
             raise ValueError(
                 f"replay={self.replay} and train_on={self.train_on!r} exclude each other: those rows are trained on already; set replay=0"
             )
+        if self.min_workers and self.workers and self.min_workers > self.workers:
+            raise ValueError(f"min_workers={self.min_workers} is above workers={self.workers}; lower the first or raise the second")
         if self.lora_rank and self.zero_stage == 3:
             raise ValueError(
                 f"lora_rank={self.lora_rank} and zero_stage=3 exclude each other: LoRA trains few weights, so nothing is"
@@ -166,6 +173,7 @@ class Config(Section):
     identify: IdentifySection = IdentifySection()
     pl: LevelSection = LevelSection()
     evaluate: EvaluateSection = EvaluateSection()
+    cluster: ClusterSection = ClusterSection()
     labels: LabeledSection = LabeledSection()
     ablations: tuple[ArmName, ...] = ()
     """Further S-VLMs trained for comparison: on as many unfiltered rows as MPA had; on all pseudo-labels; on all self-consistent rows; and,
@@ -279,7 +287,7 @@ class Config(Section):
 
 
 # Ablations may be added to a run: each is a training of its own, and what is there stays.
-_NOT_IDENTITY = {"output", "ablations", "max_quarantined", "max_quarantined_after"}
+_NOT_IDENTITY = {"output", "ablations", "cluster", "max_quarantined", "max_quarantined_after"}
 # What may change between two calls on one output folder: how fast and where it runs, not what comes out.
 _SPEED_ONLY = {
     "lvlm": {"images_in_flight", "min_replicas", "max_replicas", "gpus_per_replica", "cpus_per_replica", *API_SETTINGS},
@@ -290,6 +298,7 @@ _SPEED_ONLY = {
         "zero_stage",
         "gradient_checkpointing",
         "workers",
+        "min_workers",
         "gpus_per_worker",
         "cpus_per_worker",
         "max_failures",

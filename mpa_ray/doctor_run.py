@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from mpa_ray import demo, families
+from mpa_ray import capacity, demo, families
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.doctor import ROOT, Finding, State, count_cards, named_models
 from mpa_ray.presets import preset
@@ -56,8 +56,11 @@ def _resources(config: Config) -> Iterator[Finding]:
     cpus, gpus, store = (there.get(name, 0) for name in ("CPU", "GPU", "object_store_memory"))
     said = f"{len(alive)} nodes, {cpus:g} CPU cores, {gpus:g} cards, {store / 2**30:.1f} GiB of object store"
     yield Finding(state="ok", what="ray", said=said)
-    mend = "an autoscaler must bring them, or the run waits; fewer workers, or gpus_per_replica below one, ask for less"
-    yield from _enough_cards(config, gpus, state="warning", mend=mend)
+    placed = capacity.placed(config, list(named_models(config)))
+    for line in placed.lines:
+        yield Finding(state="ok", what="placement", said=line.removeprefix("placement: "))
+    mend = "an autoscaler must bring them, or the run ends with an error; fewer workers, or gpus_per_replica below one, ask for less"
+    yield from _enough_cards(placed.config, gpus, state="warning", mend=mend)
 
 
 def _enough_cards(config: Config, there: float, *, state: State, mend: str) -> Iterator[Finding]:

@@ -259,10 +259,10 @@ def ask_model(
         zero_copy_batch=True,
         compute=ActorPoolStrategy(
             min_size=model.min_replicas,
-            max_size=model.max_replicas,
+            max_size=model.most_replicas,
             max_concurrent_calls_per_actor=_PARTS_IN_FLIGHT,
             max_tasks_in_flight_per_actor=2 * _PARTS_IN_FLIGHT,
         ),
-        num_cpus=model.cpus_per_replica,
-        num_gpus=None if model.engine == "openai" else model.gpus_per_replica or None,
+        num_cpus=model.cpus,
+        num_gpus=None if model.engine == "openai" else model.cards or None,
     )

@@ -22,7 +22,7 @@ class ModelSection(Section):
     """A vision-language model and what it runs on."""
 
     model: str = ""
-    """A hub name (`Qwen/Qwen2-VL-7B-Instruct`) or a local folder in the Hugging Face layout."""
+    """A hub name (`Qwen/Qwen2-VL-7B-Instruct`), or a folder or an s3:// or gs:// prefix in the Hugging Face layout."""
     revision: str | None = None
     """The hub revision: a branch, tag or commit. Without it the newest is taken, which may change between runs."""
     trust_remote_code: str | None = None
@@ -47,12 +47,15 @@ class ModelSection(Section):
     question."""
     min_replicas: PositiveInt = 1
     """Engine actors kept while the stage runs."""
-    max_replicas: PositiveInt = 1
-    """Engine actors the stage may grow to when the cluster has room."""
-    gpus_per_replica: Annotated[float, Field(ge=0)] = 1
-    """Cards of a replica: a whole number above one is the tensor parallel size, a fraction shares a card, 0 runs on the CPU."""
-    cpus_per_replica: PositiveFloat = 1
-    """CPU cores of a replica. Leave one core of each node free, or nothing reads and writes."""
+    max_replicas: PositiveInt | None = None
+    """Engine actors the stage may grow to when the cluster has room. Without it, what its share of the cards holds; on the CPU
+    `min_replicas`."""
+    gpus_per_replica: Annotated[float, Field(ge=0)] | None = None
+    """Cards of a replica: a whole number above one is the tensor parallel size, a fraction shares a card, 0 runs on the CPU. Without it,
+    what the model's size asks for."""
+    cpus_per_replica: PositiveFloat | None = None
+    """CPU cores of a replica, which decode and prepare its images. Without it, its share of a node's, where one stays free, or nothing
+    reads and writes; on the CPU 1."""
     engine_options: dict[str, Any] = {}
     """Further arguments of vLLM's `AsyncEngineArgs`, as they are (`{gpu_memory_utilization: 0.9, quantization: fp8}`). With engine=openai,
     further fields of the request (`{reasoning_effort: low, temperature: null}`); null leaves one of ours out."""
@@ -75,13 +78,28 @@ class ModelSection(Section):
     request_timeout_s: PositiveFloat = 120
     """engine=openai: a request without a whole reply after so many seconds is given up and tried again."""
 
+    @property
+    def cards(self) -> float:
+        """Cards of a replica, 1 where neither the configuration nor a run's placement says."""
+        return 1.0 if self.gpus_per_replica is None else self.gpus_per_replica
+
+    @property
+    def cpus(self) -> float:
+        """CPU cores of a replica, 1 where neither the configuration nor a run's placement says."""
+        return self.cpus_per_replica or 1.0
+
+    @property
+    def most_replicas(self) -> int | None:
+        """Engine actors a stage may grow to; None: as many as the cluster gives."""
+        return self.max_replicas or (None if self.cards and self.engine != "openai" else self.min_replicas)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.max_replicas < self.min_replicas:
+        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
             raise ValueError(
                 f"max_replicas={self.max_replicas} is below min_replicas={self.min_replicas}; raise the first or lower the second"
             )
-        if self.gpus_per_replica > 1 and self.gpus_per_replica != int(self.gpus_per_replica):
+        if self.cards > 1 and self.gpus_per_replica != int(self.gpus_per_replica):
             raise ValueError(
                 f"gpus_per_replica={self.gpus_per_replica}: above one card it must be a whole number (the tensor parallel size)"
             )
@@ -118,7 +136,7 @@ class ModelSection(Section):
                 )
 
     def _check_api(self) -> None:
-        if self.max_replicas != 1:
+        if (self.max_replicas or self.min_replicas) != 1:
             raise ValueError(
                 f"max_replicas={self.max_replicas} and engine='openai' exclude each other: rate limits and budget hold because one actor"
                 " asks for the whole stage, and images_in_flight sets how much it asks at a time; set max_replicas=1"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from mpa_ray import capacity, placement
 from mpa_ray.config import Config, LevelSection
 from mpa_ray.errors import RunError
 from mpa_ray.labels import labeled_rows
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 # The paper does not give its rank; 16 is what most recipes for models of this size take.
 _FEW_SHOT_LORA_RANK = 16
+
+# Growing again costs the steps since the newest checkpoint.
+_RESIZE_EVERY_S = 300.0
 
 CONSISTENT = frozenset({Verdict.PARITY, Verdict.SVLM_CORRECT})
 
@@ -160,7 +164,8 @@ def settings_of(arm: Arm, config: Config) -> LevelSection:
 def level(
     config: Config, folders: list[Folder], *, name: str, target: Folder, work: Folder, tracking: Tracking | None = None
 ) -> dict[str, Any]:
-    """Trains the S-VLM on `folders` and writes the model to `target`. Gives back samples, loss and seconds.
+    """Trains the S-VLM on `folders` and writes the model to `target`. Gives back samples, loss, seconds, and the workers that trained: for
+    each time their group was made, its first step and how many they were.
 
     A lost worker costs the steps since the newest checkpoint; so does a call that is killed, when the same call is made again.
 
@@ -192,6 +197,14 @@ def level(
         limits=limits,
         tracking=tracking or Tracking(),
     )
+    workers = settings.workers or 1
+    capacity.wait_for(
+        placement.training_bundles(settings, workers),
+        what=f"train {name}",
+        mend="Set pl.workers to fewer",
+        patience_s=config.cluster.patience_s,
+        enough=settings.min_workers,
+    )
     trainer = TorchTrainer(
         train,
         train_loop_config={"training": training},
@@ -209,12 +222,19 @@ def level(
     if result.error:
         raise RunError(f"{name}: training failed: {result.error}")
     log = target.read_json("training_log.json")
-    return {key: log[key] for key in ("samples", "loss", "seconds", "tokens_per_second", "parameters")} | {
+    return {key: log[key] for key in ("samples", "loss", "seconds", "tokens_per_second", "parameters", "workers")} | {
         "batch_size": settings.batch_size,
         "learning_rate": settings.learning_rate,
     }
 
 
 def _scaling(settings: LevelSection, scaling_config: Any) -> Any:
-    resources = {"CPU": settings.cpus_per_worker} | ({"GPU": 1} if settings.gpus_per_worker else {})
-    return scaling_config(num_workers=settings.workers, use_gpu=bool(settings.gpus_per_worker), resources_per_worker=resources)
+    workers = settings.workers or 1
+    fewest = settings.min_workers or workers
+    return scaling_config(
+        # A pair makes the group elastic: it starts with as many workers as there is room for, and is made anew when nodes go or come.
+        num_workers=(fewest, workers) if fewest < workers else workers,
+        use_gpu=bool(settings.gpus_per_worker),
+        resources_per_worker=placement.bundle(cpus=settings.cpus_per_worker, cards=settings.gpus_per_worker),
+        elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
+    )

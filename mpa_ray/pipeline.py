@@ -11,7 +11,23 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from mpa_ray import attempts, benchmark, engines, families, ledger, logs, models, parts, rounds, stopping, summary, telemetry, tracking
+from mpa_ray import (
+    attempts,
+    benchmark,
+    capacity,
+    engines,
+    families,
+    ledger,
+    logs,
+    models,
+    parts,
+    placement,
+    rounds,
+    stopping,
+    summary,
+    telemetry,
+    tracking,
+)
 from mpa_ray.config import LABELED_ARMS, Config, ModelSection, identity
 from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
 from mpa_ray.evaluate import evaluate
@@ -94,6 +110,7 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     stopping.go_on(output)
     ledger.require_budget(output, config.lvlm)
     with ray_session():
+        config, placed = _place(config, source)
         with logs.stage("annotate_and_identify"):
             data = annotate_and_identify(config, output, source, held) if source else _given(rows)
         trained = {arm.name: _train(arm, config, output) for arm in arms(config)}
@@ -104,6 +121,7 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     record = {
         "config": config.model_dump(mode="json"),
         "versions": versions(),
+        "placement": placed,
         **data,
         "training": trained,
         "evaluation": evaluation,
@@ -129,6 +147,19 @@ def _given(rows: int) -> dict[str, Any]:
     """The counts of a run that starts from a parity set: each row is an annotation, and what it was found in is not known."""
     nothing = parts.add_up([])
     return nothing | {"annotations": rows, "verdicts": nothing["verdicts"] | {str(Verdict.PARITY): rows}}
+
+
+def _place(config: Config, source: Source | None) -> tuple[Config, dict[str, Any]]:
+    """The configuration with what the cluster decides filled in, and the record of it for run.json."""
+    placed = capacity.placed(config, _asked(config, source))
+    for line in placed.lines:
+        say(line)
+    return placed.config, placed.record
+
+
+def _asked(config: Config, source: Source | None) -> list[str]:
+    """The models that are asked while images are annotated and identified."""
+    return [name for name in placement.models_of(config) if name != "lvlm" or source.needs_lvlm] if source else []
 
 
 def check(config: Config, output: Folder) -> None:
@@ -223,9 +254,16 @@ def annotate_and_identify(config: Config, output: Folder, source: Source, held: 
         finished = before["images"]
         stage = "identify" if source.is_annotated else "annotate and identify"
         progress = Progress(stage, source.rows, unit=source.unit, done=finished, quarantined=sum(before["quarantined"].values()))
-        needed = [*([config.lvlm.model] if source.needs_lvlm else []), *(juror.model for juror in config.jury), config.svlm.model]
+        asked = [placement.models_of(config)[name] for name in _asked(config, source)]
+        needed = placement.bundles(asked)
+        capacity.wait_for(
+            needed,
+            what=stage,
+            mend="Ask for less (gpus_per_replica, cpus_per_replica or min_replicas of lvlm and svlm)",
+            patience_s=config.cluster.patience_s,
+        )
         watched = telemetry.Run(config, output, listed=source.rows, done=finished)
-        say(f"{stage}: loading {' and '.join(needed)}" + (f"; {finished:,} {source.unit} are done" if done else ""))
+        say(f"{stage}: loading {' and '.join(model.model for model in asked)}" + (f"; {finished:,} {source.unit} are done" if done else ""))
         read = partial(stopping.read_unless_stopped, read=source.read, output=output, schema=source.schema)
         rows = parts.dataset_of(todo, read)
         if source.needs_lvlm:
@@ -235,11 +273,12 @@ def annotate_and_identify(config: Config, output: Folder, source: Source, held: 
         rows = rows.map_batches(commit, batch_size=None, batch_format="pyarrow")
         rows.set_name("annotate_and_identify")
         tables = rows.iter_batches(batch_size=None, batch_format="pyarrow")
-        for counts in (json.loads(row) for table in tables for row in table.column("commit").to_pylist()):
-            held.check()
-            progress.add(counts["images"], quarantined=sum(counts["quarantined"].values()))
-            watched.committed(counts, done=progress.done)
-            _refuse_too_many(progress, config, output)
+        with Watch(partial(capacity.shortage, needed, what=stage), stage="nodes"):
+            for counts in (json.loads(row) for table in tables for row in table.column("commit").to_pylist()):
+                held.check()
+                progress.add(counts["images"], quarantined=sum(counts["quarantined"].values()))
+                watched.committed(counts, done=progress.done)
+                _refuse_too_many(progress, config, output)
     data = parts.totals(output)
     stopping.raise_if_stopped(output, f"{data['images']:,} of {source.rows:,} {source.unit} are done and kept")
     stopping.forget(output)
@@ -287,7 +326,7 @@ def _train(arm: Arm, config: Config, output: Folder) -> dict[str, Any]:
     def training() -> dict[str, Any]:
         say(f"train {arm.name}: collecting rows")
         folders = training_folders(arm, output, config)
-        watched = partial(_training_line, work.child(arm.name), arm.name, telemetry.run_id(output))
+        watched = partial(_training_line, work.child(arm.name), arm.name, telemetry.run_id(output), config)
         own = config.model_copy(update={"pl": settings_of(arm, config)})
         curve = output.child(f"tensorboard/{arm.name}")
         tracked = tracking.Tracking(names=config.pl.tracking, folder=curve, run=f"{telemetry.run_id(output)}-{arm.name}")
@@ -302,9 +341,12 @@ def _train(arm: Arm, config: Config, output: Folder) -> dict[str, Any]:
     return _once(output, f"train_{arm.name}", training)
 
 
-def _training_line(work: Folder, name: str, run: str) -> str | None:
+def _training_line(work: Folder, name: str, run: str, config: Config) -> str | None:
     if not work.exists("progress.json"):
         return None
+    lost = capacity.shortage(placement.training_bundles(config.pl, config.pl.min_workers or config.pl.workers or 1), what=f"train {name}")
+    if lost:
+        return lost
     state = work.read_json("progress.json")
     telemetry.show_training(run, name, state)
     return f"train {name}: {training_line(state)}"
@@ -341,10 +383,17 @@ def _ask_trained(config: Config, output: Folder, trained: dict[str, dict[str, An
 
 
 def _evaluate(name: str, model: ModelSection, config: Config, output: Folder) -> dict[str, Any]:
+    _wait_for_model(model, f"evaluate {name}", config)
     say(f"evaluate {name}: asking {model.model}")
     return {"scores": evaluate(model, name=name, config=config, output=output)}
 
 
+def _wait_for_model(model: ModelSection, stage: str, config: Config) -> None:
+    mend = "Ask for less (gpus_per_replica, cpus_per_replica or min_replicas)"
+    capacity.wait_for(placement.bundles([model]), what=stage, mend=mend, patience_s=config.cluster.patience_s, in_turn=True)
+
+
 def _ask_held_out(model: ModelSection, config: Config, output: Folder) -> dict[str, Any]:
+    _wait_for_model(model, "held out", config)
     say("held out: asking MPA's S-VLM again")
     return learned_and_forgotten(model, name="mpa", config=config, output=output)

@@ -126,11 +126,11 @@ def _mean(values: Sequence[float], further: float) -> Range:
 
 def cards_of(model: ModelSection) -> float:
     """The cards of a model's replicas, or its cores where it has no card; an API has none."""
-    return 0.0 if model.engine == "openai" else model.max_replicas * (model.gpus_per_replica or model.cpus_per_replica)
+    return 0.0 if model.engine == "openai" else (model.most_replicas or model.min_replicas) * (model.cards or model.cpus)
 
 
 def all_cards(config: Config) -> float:
-    """The cards of PA and PI together, when every model has its `max_replicas`."""
+    """The cards of PA and PI together, when every model has its `max_replicas`; where the cluster alone bounds them, `min_replicas`."""
     return sum(cards_of(model) for model in (config.lvlm, *config.jury, config.svlm))
 
 
@@ -155,7 +155,7 @@ def _later(rates: Rates, config: Config, images: int, hardware: Hardware) -> lis
     for name, step in sorted(rates.stages.items()):
         arm = name.removeprefix("train_")
         if arm != name:
-            had = config.pl.workers
+            had = config.pl.workers or 1
             workers = hardware.workers or had
             seconds = step["loop_seconds"] * (1.0 if arm in LABELED_ARMS else grown) * had / workers
             startup = max(0.0, step["seconds"] - step["loop_seconds"])
@@ -219,7 +219,7 @@ def lvlm_tokens(tokens: dict[str, Range], kind: str) -> Range:
 
 def table(found: Forecast, rates: Rates, config: Config, hardware: Hardware) -> str:
     """The forecast for a terminal."""
-    unit = "cards" if config.lvlm.gpus_per_replica or config.svlm.gpus_per_replica else "cores"
+    unit = "cards" if config.lvlm.cards or config.svlm.cards else "cores"
     data = [[f"{found.images:,} images", "expected", "range"], _row("parity set", found.parity), _row("quarantined", found.quarantined)]
     data += [_row(name, counts) for name, counts in _token_rows(found.tokens) if counts.high]
     priced = hardware.usd_per_card_hour > 0

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from threading import Event, RLock, Thread
+from typing import Any
 
 from mpa_ray.logs import LOG
 
@@ -128,12 +129,14 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-def training_line(state: Mapping[str, float]) -> str:
+def training_line(state: Mapping[str, Any]) -> str:
     """How far a training is, by what it writes into progress.json."""
+    groups = state.get("workers") or [[1, 1]]
+    workers = f", {groups[-1][1]} workers" if len(groups) > 1 or groups[0][1] > 1 else ""
     to_go = state.get("seconds_to_go")
     left = f", {duration(to_go)} to go" if to_go else ""
     done = f"{state['samples']:,} of {state['of']:,} samples"
-    return f"{done}, loss {state['loss']:.3f}, {state['tokens_per_second']:,.0f} tokens/s{left}"
+    return f"{done}, loss {state['loss']:.3f}, {state['tokens_per_second']:,.0f} tokens/s{workers}{left}"
 
 
 class Watch:
@@ -158,6 +161,10 @@ class Watch:
         last = None
         while not self._stop.wait(_EVERY_S):
             line = self._look()
-            if line and line != last:
-                _live.show(self._stage, line) if is_live() else say(line)
-                last = line
+            if line == last:
+                continue
+            last = line
+            if is_live():
+                _live.show(self._stage, line)
+            elif line:
+                say(line)

@@ -171,13 +171,14 @@ def train(loop_config: dict[str, Training]) -> None:
         ):
             yield share, [collator([samples[index] for index in indices], learned=learned) for indices, learned in share.micro_batches]
 
-    done, curve = 0, []
+    done, curve, groups = 0, [], []
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
         # DeepSpeed makes Adam's state with the first step; what this one does to the weights is overwritten.
         take_step(engine, next(batches(0))[1], scale=0.0, rate=0.0)
         progress = load_state(engine, checkpoint)
-        done, curve = progress["samples"], progress["curve"]
+        done, curve, groups = progress["samples"], progress["curve"], progress.get("workers", [])
+    groups = [*groups, [len(curve) + 1, workers]]
 
     shown = trackers(training.tracking, settings=settings.model_dump(mode="json"), done=len(curve)) if rank == 0 else []
     began_at, started, tokens, metrics = done, time.time(), 0, {}
@@ -190,7 +191,14 @@ def train(loop_config: dict[str, Training]) -> None:
         curve.append([len(curve) + 1, loss / share.batch_size, loss / learned])
         seconds = time.time() - started
         to_go = seconds * (len(order) - done) / (done - began_at)
-        metrics = {"samples": done, "of": len(order), "loss": curve[-1][1], "tokens_per_second": tokens / seconds, "seconds_to_go": to_go}
+        metrics = {
+            "samples": done,
+            "of": len(order),
+            "loss": curve[-1][1],
+            "tokens_per_second": tokens / seconds,
+            "seconds_to_go": to_go,
+            "workers": groups,
+        }
         values = dict(zip(CURVE[1:], curve[-1][1:], strict=True)) | {
             "learning_rate": rate,
             "tokens_per_second": metrics["tokens_per_second"],
@@ -204,7 +212,7 @@ def train(loop_config: dict[str, Training]) -> None:
         # Only a checkpoint is reported to Ray: each report waits until the controller, which looks every second or two, has seen it.
         if done < len(order) and len(curve) % settings.checkpoint_every == 0:
             with tempfile.TemporaryDirectory() as folder:
-                save_state(engine, Path(folder), {"samples": done, "curve": curve}, rank=rank, workers=workers)
+                save_state(engine, Path(folder), {"samples": done, "curve": curve, "workers": groups}, rank=rank, workers=workers)
                 ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
     for tracker in shown:
         tracker.close()
@@ -251,7 +259,7 @@ def deepspeed_config(settings: LevelSection, workers: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.max_grad_norm,
         "bf16": {"enabled": settings.precision == "bfloat16"},
-        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_optimization": {"stage": settings.zero_stage or 2},
         # The optimizer is torch's AdamW: DeepSpeed's own ones are compiled at first use, and it has tested only those with ZeRO.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -11,7 +11,9 @@ from mpa_ray.config import ModelSection
 from mpa_ray.demo.inputs import BENCHMARK_SEED
 from mpa_ray.demo.render import benchmark_rows
 from mpa_ray.engines import Reply, RequestRejected, Sampling
+from mpa_ray.engines.vllm import memory_options
 from mpa_ray.images import decode
+from mpa_ray.model_size import GIB, size_of
 
 QUESTIONS = 48
 
@@ -133,3 +135,21 @@ def test_an_image_the_processor_refuses_is_rejected_alone(ray_session: None) -> 
     assert bad.startswith("rejected: ")
     assert not first.startswith("rejected")
     assert not last.startswith("rejected")
+
+
+@pytest.mark.parametrize("options", [{"gpu_memory_utilization": 0.5}, {"kv_cache_memory_bytes": 10**9}])
+def test_memory_that_is_set_stays(options: dict[str, Any]) -> None:
+    section = ModelSection(model="a/b-2B", gpus_per_replica=0.5, engine_options=options)
+    assert memory_options(section, card_bytes=48 * GIB, size=size_of(section)).keys() == {"gpu_memory_utilization"}
+
+
+def test_a_whole_card_is_measured_and_a_share_is_told() -> None:
+    """A share's KV cache is what is left of it beside the weights and the engine's own."""
+    whole = ModelSection(model="a/b-2B", gpus_per_replica=1)
+    assert memory_options(whole, card_bytes=48 * GIB, size=size_of(whole)) == {"gpu_memory_utilization": 0.9}
+    share = whole.model_copy(update={"gpus_per_replica": 0.25})
+    found = memory_options(share, card_bytes=48 * GIB, size=size_of(share))
+    assert found["gpu_memory_utilization"] == pytest.approx(0.225)
+    assert found["kv_cache_memory_bytes"] == pytest.approx(0.225 * 48 * GIB - 4e9 - 3 * GIB, abs=2)
+    too_large = ModelSection(model="a/b-7B", gpus_per_replica=0.25)
+    assert memory_options(too_large, card_bytes=48 * GIB, size=size_of(too_large)).keys() == {"gpu_memory_utilization"}

@@ -1,13 +1,14 @@
 """The whole of MPA on real engines, small: what it leaves behind, going on where it stopped, and refusing to train on nothing."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from accounting import as_table, assert_accounted_for, rows
-from mpa_ray import demo, pipeline
+from mpa_ray import demo, parity_leveler, pipeline
 from mpa_ray.cli import merge, validate
 from mpa_ray.config import Config
 from mpa_ray.demo import inputs, render
@@ -46,9 +47,48 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+CPUS_LEFT_TO_PL: list[float] = []
+
+
 @pytest.fixture(scope="module")
 def record(ray_session: None, root: Path) -> dict[str, Any]:
-    return pipeline.run(settings(root))
+    def level(*arguments: Any, **options: Any) -> dict[str, Any]:
+        CPUS_LEFT_TO_PL.append(_free_cpus())
+        return parity_leveler.level(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "level", level)
+        return pipeline.run(settings(root))
+
+
+def _free_cpus() -> float:
+    """What is free of the session's four CPUs; Ray counts a second or two behind."""
+    import ray
+
+    for _ in range(100):
+        if ray.available_resources().get("CPU", 0.0) == 4:
+            break
+        time.sleep(0.1)
+    return ray.available_resources().get("CPU", 0.0)
+
+
+def test_the_engines_are_gone_before_training_asks(record: dict[str, Any]) -> None:
+    assert CPUS_LEFT_TO_PL == [4]
+
+
+def test_where_it_ran_is_kept(record: dict[str, Any], root: Path) -> None:
+    placed = record["placement"]
+    assert {name: model["max_replicas"] for name, model in placed["models"].items()} == {"lvlm": 1, "svlm": 1}
+    assert placed["training"]["workers"] == record["config"]["pl"]["workers"] == 1
+    assert record["training"]["mpa"]["workers"] == [[1, 1]]
+    assert json.loads((root / "out" / "run.json").read_text())["placement"] == placed
+
+
+def test_cards_that_nobody_has_end_a_run_before_it_loads_anything(ray_session: None, root: Path, tmp_path: Path) -> None:
+    config = settings(root, output=str(tmp_path), lvlm={"gpus_per_replica": 4}, cluster={"patience_s": 2})
+    with pytest.raises(RunError, match=r"annotate and identify asks for 4 GPU on one node, and the largest node has 0.*gpus_per_replica"):
+        pipeline.run(config)
+    assert not (tmp_path / "commits").exists()
 
 
 def test_every_image_is_accounted_for(record: dict[str, Any], root: Path) -> None:

@@ -21,7 +21,7 @@ class TransformersEngine:
         import torch
         from transformers import AutoModelForImageTextToText
 
-        self._device = "cuda" if model.gpus_per_replica else "cpu"
+        self._device = "cuda" if model.cards else "cpu"
         self._processor = load_processor(model)
         self._image_arguments = image_arguments(model)
         dtype = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)

@@ -11,16 +11,18 @@ from typing import Any
 from PIL import Image
 
 from mpa_ray import models
+from mpa_ray.card_memory import ENGINE_GIB, USED
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling
 from mpa_ray.engines.chat import load_processor, takes_parts, user_prompt
+from mpa_ray.model_size import GIB, ModelSize, size_of
 
 
 class VllmEngine:
     """One model on one or several cards, or on the CPU. vLLM runs the model in a process of its own, which ends with this one."""
 
     def __init__(self, model: ModelSection) -> None:
-        on_cpu = model.gpus_per_replica == 0
+        on_cpu = model.cards == 0
         if on_cpu:
             _set_up_cpu(model)
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -28,8 +30,8 @@ class VllmEngine:
 
         options = {
             "max_num_seqs": model.images_in_flight,
-            "tensor_parallel_size": max(1, int(model.gpus_per_replica)),
-            "gpu_memory_utilization": 0.9 * min(1.0, model.gpus_per_replica or 1.0),
+            "tensor_parallel_size": max(1, int(model.cards)),
+            **({} if on_cpu else _card_memory(model)),
             # Compiling pays after many thousands of images; on the CPU it takes longer than a small run.
             "enforce_eager": on_cpu,
             **({"distributed_executor_backend": "uni"} if on_cpu else {}),
@@ -101,12 +103,27 @@ def _image_word(engine: Any) -> str:
     return get_model_cls(engine.model_config).get_placeholder_str("image", 1)
 
 
+def _card_memory(model: ModelSection) -> dict[str, Any]:
+    from vllm.platforms import current_platform
+
+    return memory_options(model, card_bytes=current_platform.get_device_total_memory(), size=size_of(model))
+
+
+def memory_options(model: ModelSection, *, card_bytes: int, size: ModelSize | None) -> dict[str, Any]:
+    """What vLLM is told of a card's memory. On a card that is shared, the KV cache's size too: else vLLM measures what is used on the card
+    while the model loads, and an engine that loads beside it would be counted in."""
+    if model.cards >= 1 or size is None or model.engine_options.keys() & {"gpu_memory_utilization", "kv_cache_memory_bytes"}:
+        return {"gpu_memory_utilization": USED * min(1.0, model.cards)}
+    kv_bytes = int(USED * model.cards * card_bytes - size.weight_bytes - ENGINE_GIB * GIB)
+    return {"gpu_memory_utilization": USED * model.cards} | ({"kv_cache_memory_bytes": kv_bytes} if kv_bytes > 0 else {})
+
+
 def _set_up_cpu(model: ModelSection) -> None:
     """vLLM's CPU build reads its settings from the environment; what the user has set stays."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     # Ray sets OMP_NUM_THREADS to an actor's CPUs, at least 1; binding threads to cores makes actors on one node fight over the first ones.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    os.environ["OMP_NUM_THREADS"] = str(max(1, int(model.cpus_per_replica)))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(model.cpus)))
     # With this at 1, the CPU build runs each model in one process more than it needs, for its own way of setting OMP_NUM_THREADS; that is
     # a quarter of the time that a small engine takes to load.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

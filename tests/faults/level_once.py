@@ -1,4 +1,4 @@
-"""One call of the Parity Leveler in a process that may be killed: folder, workers, learning rate."""
+"""One call of the Parity Leveler in a process that may be killed: folder, workers, learning rate, fewest workers."""
 
 import sys
 from pathlib import Path
@@ -10,12 +10,14 @@ from mpa_ray.ray_session import ray_session
 from mpa_ray.storage import Folder
 
 
-def main(place: Path, workers: int, learning_rate: float) -> None:
+def main(place: Path, workers: int, learning_rate: float, min_workers: int | None = None) -> None:
     settings = LevelSection(
         workers=workers,
+        min_workers=min_workers,
         learning_rate=learning_rate,
         gpus_per_worker=0,
-        cpus_per_worker=0.5,
+        # Without room for two on a node of one CPU, where nodes are taken away.
+        cpus_per_worker=1 if min_workers else 0.5,
         precision="float32",
         batch_size=4,
         micro_batch_size=2,
@@ -29,4 +31,4 @@ def main(place: Path, workers: int, learning_rate: float) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), *map(int, sys.argv[4:]))

@@ -1,0 +1,263 @@
+"""What Ray's cluster has, what its autoscaler is starting, and waiting for it in sight.
+
+Of what an autoscaler *may* start, Ray 2.60 tells nobody: `GetClusterConfig` is empty with its own autoscalers of version 1 and 2 (they
+report only what they are starting, what failed, and, version 2, which requests no node type fits). So a stage asks for what it needs as one
+placement group before it begins, which both autoscalers serve, and watches: as long as somebody starts nodes, it waits and says so; what no
+node has and nobody starts is an error.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mpa_ray.card_memory import card_memory
+from mpa_ray.config import ClusterSection, Config
+from mpa_ray.errors import RunError
+from mpa_ray.model_size import size_of
+from mpa_ray.placement import Cluster, Placement, models_of, place
+from mpa_ray.progress import duration, say
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+_SAY_EVERY_S = 15.0
+_CARDS_OF_A_NODE = 8
+# A resource that Ray gives each node with cards it knows, 1 of it.
+_CARD_TYPE = "accelerator_type:"
+# What version 1 calls node types where it only watches a cluster that somebody else made.
+_WATCHED = "node_"
+
+Resources = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoscaler:
+    """What the cluster's autoscaler says of itself.
+
+    Attributes:
+        grows: whether there is one that can start nodes.
+        starting: node types that are being started, and how many of each.
+        failing: node types that could not be started lately, with the reason; it goes on trying.
+    """
+
+    grows: bool
+    starting: Mapping[str, int]
+    failing: Mapping[str, str]
+
+
+def placed(config: Config, asked: Sequence[str]) -> Placement:
+    """`placement.place` on the cluster this process is connected to."""
+    sizes = {name: size_of(model) for name, model in models_of(config).items()}
+    return place(config, sizes, cluster_of(config.cluster), asked=asked)
+
+
+def cluster_of(settings: ClusterSection) -> Cluster:
+    """The cluster this process is connected to, as placement sees it; what it cannot say is taken from the configuration."""
+    from ray import nodes
+
+    living = [node for node in nodes() if node["Alive"]]
+    with_cards = [node for node in living if node["Resources"].get("GPU")]
+    cards = sorted((int(node["Resources"]["GPU"]) for node in with_cards), reverse=True)
+    largest = settings.gpus_per_node or max(cards, default=_CARDS_OF_A_NODE)
+    bounded = settings.gpus is not None or not autoscaler().grows
+    if settings.gpus is not None:
+        whole, rest = divmod(settings.gpus, largest)
+        cards = [largest] * whole + [rest] * bool(rest)
+    elif not bounded:
+        cards = []
+    cpus = [(node["Resources"].get("CPU", 0.0) - 1) / node["Resources"]["GPU"] for node in with_cards]
+    types = [name.removeprefix(_CARD_TYPE) for node in with_cards for name in node["Resources"] if name.startswith(_CARD_TYPE)]
+    return Cluster(
+        nodes=tuple(cards),
+        bounded=bounded,
+        largest=max(cards) if bounded and cards else largest,
+        cpus_per_card=min(cpus, default=None),
+        card_gib=card_memory(types, settings.gpu_memory_gib),
+    )
+
+
+def autoscaler() -> Autoscaler:
+    """What the cluster's autoscaler, of version 1 or 2, says; nothing starts and nothing grows where there is none."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    # Version 1, also in KubeRay: what `ray status` prints.
+    status = _internal_kv_get("__autoscaling_status")
+    return _version_1(json.loads(status)) if status else _version_2()
+
+
+def _version_1(status: Mapping[str, Any]) -> Autoscaler:
+    report = status.get("autoscaler_report") or {}
+    starting = dict(report.get("pending_launches") or {})
+    for _, kind, _ in report.get("pending_nodes") or ():
+        starting[kind] = starting.get(kind, 0) + 1
+    failing = {kind: "the node came up and failed" for _, kind in report.get("failed_nodes") or ()}
+    for kind, record in ((report.get("node_availability_summary") or {}).get("node_availabilities") or {}).items():
+        reason = (record.get("unavailable_node_information") or {}).get("description")
+        if reason:
+            failing[kind] = reason
+    kinds = [*(report.get("active_nodes") or ()), *(report.get("node_type_mapping") or {}).values()]
+    return Autoscaler(grows=any(not kind.startswith(_WATCHED) for kind in kinds), starting=starting, failing=failing)
+
+
+def _version_2() -> Autoscaler:
+    import ray
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(GcsClient(address=ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=10))
+    state = reply.autoscaling_state
+    starting: dict[str, int] = {}
+    for request in state.pending_instance_requests:
+        starting[request.ray_node_type_name] = starting.get(request.ray_node_type_name, 0) + request.count
+    for instance in state.pending_instances:
+        starting[instance.ray_node_type_name] = starting.get(instance.ray_node_type_name, 0) + 1
+    kinds = {node.ray_node_type_name for node in reply.cluster_resource_state.node_states}
+    return Autoscaler(
+        grows=state.autoscaler_state_version > 0 and any(kind and not kind.startswith(_WATCHED) for kind in kinds),
+        starting=starting,
+        failing={request.ray_node_type_name: request.reason for request in state.failed_instance_requests},
+    )
+
+
+def wait_for(
+    bundles: Sequence[Resources], *, what: str, mend: str, patience_s: float, enough: int | None = None, in_turn: bool = False
+) -> None:
+    """Waits until the cluster has `bundles` free at the same time, and says what it waits for.
+
+    Args:
+        bundles: resources, each on one node.
+        what: who asks, for people: "PL", "annotate and identify".
+        mend: which settings ask for less.
+        patience_s: how long it waits for what no node has and nobody is starting.
+        enough: where not all of `bundles` can be had, so many of them are enough.
+        in_turn: what others of this run are using counts as had; they give it back by and by.
+
+    Raises:
+        RunError: no node that is there or is being started has them.
+    """
+    if in_turn and lacking(bundles, _nodes()) is None:
+        return
+    group = _asked(bundles, what)
+    try:
+        lack = _wait(group, bundles, what=what, patience_s=patience_s, enough=bundles[:enough] if enough else None)
+    finally:
+        _give_back(group)
+    if lack is None:
+        return
+    if enough is not None and enough < len(bundles):
+        say(f"{what}: {lack}; going on with {enough} of {len(bundles)}, or as many as there are")
+        wait_for(bundles[:enough], what=what, mend=mend, patience_s=patience_s)
+        return
+    raise RunError(f"{what} {lack}, and nothing starts another node. {mend}, or give the cluster a node type that has it")
+
+
+def shortage(bundles: Sequence[Resources], *, what: str) -> str | None:
+    """A line for people where a stage that had `bundles` has lost them with a node; None while they are there."""
+    lack = lacking(bundles, _nodes())
+    if lack is None:
+        return None
+    state = autoscaler()
+    starting = f"the autoscaler is starting {_listed(state.starting)}" if state.starting else "nothing is being started"
+    return f"{what}: nodes were lost, it {lack} now; {starting}"
+
+
+def _listed(starting: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(starting.items()))
+
+
+def _nodes() -> list[Resources]:
+    from ray import nodes
+
+    return [node["Resources"] for node in nodes() if node["Alive"]]
+
+
+def _asked(bundles: Sequence[Resources], what: str) -> "PlacementGroup":
+    from ray.util import placement_group
+
+    return placement_group([dict(bundle) for bundle in bundles], strategy="PACK", name=f"mpa_ray: {what}")
+
+
+def _give_back(group: "PlacementGroup") -> None:
+    from ray.util import remove_placement_group
+
+    remove_placement_group(group)
+
+
+def _wait(
+    group: "PlacementGroup", bundles: Sequence[Resources], *, what: str, patience_s: float, enough: Sequence[Resources] | None
+) -> str | None:
+    """None when the group is there; else what is lacking."""
+    began = hopeful = time.monotonic()
+    said = began + 2 - _SAY_EVERY_S
+    # Ready groups are seen at once: the first look waits, and the next ones look around meanwhile.
+    while not group.wait(timeout_seconds=1):
+        now = time.monotonic()
+        state = autoscaler()
+        living = _nodes()
+        lack = lacking(bundles, living)
+        # Nodes that are out of stock are hoped for only where nothing can be done without them.
+        needed = enough is None or lacking(enough, living) is not None
+        if lack is None or state.starting or (state.failing and needed):
+            hopeful = now
+        elif now - hopeful > patience_s:
+            return lack
+        if now - said > _SAY_EVERY_S:
+            said = now
+            say(_waiting_line(what, bundles, lack, state, waited=now - began, left=patience_s - (now - hopeful)))
+    return None
+
+
+def _waiting_line(what: str, bundles: Sequence[Resources], lack: str | None, state: Autoscaler, *, waited: float, left: float) -> str:
+    line = f"{what}: waiting for {shown(bundles)}, {duration(waited)} so far; "
+    if state.starting:
+        line += f"the autoscaler is starting {_listed(state.starting)}"
+    elif state.failing:
+        line += "the autoscaler could not start " + ", ".join(f"{kind} ({reason})" for kind, reason in sorted(state.failing.items()))
+        line += " and tries again"
+    elif lack is None:
+        line += "the cluster has them, and others are using them"
+    else:
+        line += f"it {lack}, and nothing is being started; an error in {duration(max(0, left))}"
+    return line
+
+
+def shown(bundles: Sequence[Resources]) -> str:
+    """2 x {1 GPU, 8 CPU} + {1 CPU}"""
+    counts: dict[str, int] = {}
+    for bundle in bundles:
+        text = "{" + ", ".join(f"{amount:g} {name}" for name, amount in sorted(bundle.items(), reverse=True)) + "}"
+        counts[text] = counts.get(text, 0) + 1
+    return " + ".join(f"{count} x {text}" if count > 1 else text for text, count in counts.items())
+
+
+def lacking(bundles: Sequence[Resources], nodes: Sequence[Resources]) -> str | None:
+    """What keeps `bundles` from ever fitting on `nodes` together, whoever uses them now: a clause for people. None where they fit."""
+    for bundle in bundles:
+        for name, amount in bundle.items():
+            largest = max((node.get(name, 0.0) for node in nodes), default=0.0)
+            if amount > largest:
+                return f"asks for {amount:g} {name} on one node, and the largest node has {largest:g}"
+        if not any(_fits(bundle, node) for node in nodes):
+            return f"asks for {shown([bundle])} on one node, and no node has all of it"
+    free = [dict(node) for node in nodes]
+    for bundle in sorted(bundles, key=lambda bundle: (-bundle.get("GPU", 0.0), -bundle.get("CPU", 0.0))):
+        room = next((node for node in free if _fits(bundle, node)), None)
+        if room is None:
+            short = next((name for name in ("GPU", "CPU") if _sum(bundles, name) > _sum(nodes, name)), None)
+            if short is None:
+                return f"asks for {shown(bundles)}, which does not fit on the {len(nodes)} nodes there are"
+            return f"asks for {_sum(bundles, short):g} {short} in all, and the cluster has {_sum(nodes, short):g}"
+        for name, amount in bundle.items():
+            room[name] -= amount
+    return None
+
+
+def _fits(bundle: Resources, node: Resources) -> bool:
+    return all(node.get(name, 0.0) + 1e-9 >= amount for name, amount in bundle.items())
+
+
+def _sum(resources: Sequence[Resources], name: str) -> float:
+    return sum(each.get(name, 0.0) for each in resources)
