@@ -20,7 +20,7 @@ from mpa_ray.config import Config
 from mpa_ray.settings import Setting, settings
 
 ROOT = Path(__file__).resolve().parents[1]
-OUTSIDE = ("benchmarks/results/*.md", "cluster/README.md", "README.md", "CITATION.cff")
+OUTSIDE = ("README.md", "benchmarks/results/*.md", "cluster/README.md", "cluster/*/README.md")
 _LINK = re.compile(r"(?P<before>!?\[[^\]\n]*\])\((?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
