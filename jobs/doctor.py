@@ -10,24 +10,29 @@ Examples:
 import sys
 from collections.abc import Iterator
 
-from mpa_ray import cli, doctor, doctor_run
+from mpa_ray import cli
 from mpa_ray.config import Config
 from mpa_ray.doctor import Finding
+from mpa_ray.doctor.access import access
+from mpa_ray.doctor.cluster import cluster
+from mpa_ray.doctor.data import inputs, storage
+from mpa_ray.doctor.dry_run import dry_run
+from mpa_ray.doctor.machine import cards, machine, versions
 from mpa_ray.errors import FAILED, exit_codes
 
 CONFIG = Config()
 
 
 def findings(config: Config, *, quick: bool) -> Iterator[Finding]:
-    yield from doctor.versions(config)
-    yield from doctor.machine()
-    yield from doctor.cards()
-    yield from doctor.inputs(config)
-    yield from doctor.storage(config.output)
-    yield from doctor.access(config)
-    yield from doctor_run.cluster(config)
+    yield from versions(config)
+    yield from machine()
+    yield from cards()
+    yield from inputs(config)
+    yield from storage(config.output)
+    yield from access(config)
+    yield from cluster(config)
     if not quick:
-        yield from doctor_run.dry_run(config)
+        yield from dry_run(config)
 
 
 if __name__ == "__main__":

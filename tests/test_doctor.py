@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mpa_ray import demo, doctor, doctor_run, s3, storage
+from mpa_ray import demo, s3, storage
 from mpa_ray.config import Config, LevelSection, ModelSection
-from mpa_ray.doctor import Finding
+from mpa_ray.doctor import Finding, cluster, data, dry_run, machine
+from mpa_ray.doctor.access import access as look_at_models
 from s3 import environment, free_port
 from tests.faults.s3_proxy import Proxy
 
@@ -33,12 +34,12 @@ def write_pins(folder: Path, *required: str) -> Path:
 
 
 def test_this_environment_is_as_pinned() -> None:
-    assert set(states(list(doctor.versions(Config())))) == {"ok"}
+    assert set(states(list(machine.versions(Config())))) == {"ok"}
 
 
 def test_wrong_and_missing_versions(tmp_path: Path) -> None:
     pins = write_pins(tmp_path, "pyarrow==1.0", "no-such-package==2.0", "pillow>=1", "numpy")
-    found = list(doctor.versions(Config(), pins))
+    found = list(machine.versions(Config(), pins))
     assert states(found) == ["ok", "failed", "failed", "ok"]
     assert "pyarrow is " in found[1].said and "==1.0 was tested" in found[1].said
     assert found[2].said == "no-such-package==2.0 is not installed"
@@ -48,29 +49,29 @@ def test_wrong_and_missing_versions(tmp_path: Path) -> None:
 
 def test_only_what_the_run_needs_is_asked_for(tmp_path: Path) -> None:
     pins = write_pins(tmp_path, "numpy")
-    assert "failed" not in states(list(doctor.versions(Config(), pins)))
-    assert "no-such-client" in next(finding for finding in doctor.versions(Config(lvlm=API), pins) if finding.state == "failed").said
+    assert "failed" not in states(list(machine.versions(Config(), pins)))
+    assert "no-such-client" in next(finding for finding in machine.versions(Config(lvlm=API), pins) if finding.state == "failed").said
 
 
 def test_no_checkout_is_no_failure(tmp_path: Path) -> None:
-    assert states(list(doctor.versions(Config(), tmp_path / "setup.cfg"))) == ["ok", "warning"]
+    assert states(list(machine.versions(Config(), tmp_path / "setup.cfg"))) == ["ok", "warning"]
 
 
 def test_a_local_part_of_a_version_is_a_build_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_installed", lambda name: "2.13.0+cpu")
-    assert "failed" not in states(list(doctor.versions(Config(), write_pins(tmp_path, "torch==2.13.0"))))
+    monkeypatch.setattr(machine, "_installed", lambda name: "2.13.0+cpu")
+    assert "failed" not in states(list(machine.versions(Config(), write_pins(tmp_path, "torch==2.13.0"))))
 
 
 @pytest.mark.parametrize(("free", "state"), [(0.5, "failed"), (4, "warning"), (64, "ok")])
 def test_memory(free: float, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_memory_available", lambda: int(free * doctor.GIB))
-    [memory] = [finding for finding in doctor.machine() if finding.what == "memory"]
+    monkeypatch.setattr(machine, "_memory_available", lambda: int(free * machine.GIB))
+    [memory] = [finding for finding in machine.machine() if finding.what == "memory"]
     assert memory.state == state and bool(memory.mend) == (state != "ok")
 
 
 def test_disks_that_do_not_exist_yet_are_those_they_would_be_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "not/yet"))
-    [disk] = [finding for finding in doctor.machine() if finding.what == "disk for Ray"]
+    [disk] = [finding for finding in machine.machine() if finding.what == "disk for Ray"]
     assert disk.said.endswith(f"free in {tmp_path}")
 
 
@@ -88,24 +89,24 @@ def test_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, co
     fake.write_text(f"#!/bin/sh\ncat {tmp_path}/out\nexit {code}\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    found = list(doctor.cards())
+    found = list(machine.cards())
     assert states(found) == [state for state, _ in expected]
     assert all(text in finding.said for finding, (_, text) in zip(found, expected, strict=True))
 
 
 def test_a_check_leaves_nothing_on_a_disk(tmp_path: Path) -> None:
-    [found] = doctor.storage(str(tmp_path / "a/b"))
+    [found] = data.storage(str(tmp_path / "a/b"))
     assert found.state == "ok" and list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    [found] = doctor.storage(str(tmp_path / "file/run"))
+    [found] = data.storage(str(tmp_path / "file/run"))
     assert found.state == "failed" and found.mend
 
 
 def test_a_bucket_with_all_rights(bucket: str) -> None:
-    [found] = doctor.storage(f"s3://{bucket}/run")
+    [found] = data.storage(f"s3://{bucket}/run")
     assert found.state == "ok", found
     # Arrow leaves the mark of an empty folder; nothing is in it.
     assert [key for key, _ in s3.keys(bucket, "") if not key.endswith("/")] == []
@@ -116,37 +117,37 @@ def test_a_bucket_that_may_only_be_read(s3_port: int, monkeypatch: pytest.Monkey
     with environment(s3_port):
         s3.client().create_bucket(Bucket="doctor-read-only")
     with Proxy(s3_port, lambda method, path: "read_only") as proxy, environment(proxy.port):
-        [found] = doctor.storage("s3://doctor-read-only/run")
+        [found] = data.storage("s3://doctor-read-only/run")
     assert found.state == "failed" and "doctor-read-only" in found.said
     assert found.mend == "give these credentials the rights to list, read, write and delete there"
 
 
 def test_a_store_that_ignores_conditions(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_second_put_is_refused", lambda folder, name: False)
-    [found] = doctor.storage(f"s3://{bucket}/run")
+    monkeypatch.setattr(data, "_second_put_is_refused", lambda folder, name: False)
+    [found] = data.storage(f"s3://{bucket}/run")
     assert found.state == "warning" and "conditional PUT" in found.said
 
 
 def test_images(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         Image.new("RGB", (32, 32)).save(tmp_path / name)
-    [found] = doctor.inputs(Config(images=str(tmp_path)))
+    [found] = data.inputs(Config(images=str(tmp_path)))
     assert found.state == "ok" and "of the first 2, 2 were read" in found.said
     (tmp_path / "a.png").write_bytes(b"")
-    [found] = doctor.inputs(Config(images=str(tmp_path)))
+    [found] = data.inputs(Config(images=str(tmp_path)))
     assert found.state == "warning" and found.mend.startswith("empty")
     for nothing in (tmp_path / "nowhere", tmp_path / "a.txt"):
-        [found] = doctor.inputs(Config(images=str(nothing)))
+        [found] = data.inputs(Config(images=str(nothing)))
         assert found.state == "failed" and "does not exist" in found.said
 
 
 def test_a_parity_set_is_looked_at_in_place_of_images(parity_folder: Path) -> None:
-    [found] = doctor.inputs(Config(parity=str(parity_folder)))
+    [found] = data.inputs(Config(parity=str(parity_folder)))
     assert (found.state, found.said) == ("ok", f"24 rows in {parity_folder}")
 
 
 def access(lvlm: ModelSection) -> Finding:
-    [found] = doctor.access(Config(lvlm=lvlm))
+    [found] = look_at_models(Config(lvlm=lvlm))
     return found
 
 
@@ -164,7 +165,7 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_head_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
-    [found] = doctor_run.cluster(Config())
+    [found] = cluster.cluster(Config())
     assert found.state == "failed" and "Connection refused" in found.said
 
 
@@ -178,7 +179,7 @@ def test_what_the_cluster_has(ray_session: None, monkeypatch: pytest.MonkeyPatch
         svlm=ModelSection(model="a/b", gpus_per_replica=1),
         pl=LevelSection(workers=1),
     )
-    found = {finding.what: finding for finding in doctor_run.cluster(config)}
+    found = {finding.what: finding for finding in cluster.cluster(config)}
     assert "1 nodes, 4 CPU cores, 0 cards" in found["ray"].said
     assert found["cards for PA and PI"].state == found["cards for PL"].state == "warning"
     assert found["key on a worker"].state == "failed"
@@ -188,7 +189,7 @@ def test_large_models_are_stood_in_for_and_small_ones_are_asked(tmp_path: Path) 
     shutil.copytree(demo.LVLM, tmp_path / "small")
     large = ModelSection(model="Qwen/Qwen2-VL-7B-Instruct", gpus_per_replica=0, max_replicas=8)
     small = large.model_copy(update={"model": str(tmp_path / "small")})
-    made = doctor_run.dry_config(Config(lvlm=large, svlm=small, pl=LevelSection(gpus_per_worker=0)), images="i", output="o", on_cards=True)
+    made = dry_run.dry_config(Config(lvlm=large, svlm=small, pl=LevelSection(gpus_per_worker=0)), images="i", output="o", on_cards=True)
     assert (made.lvlm.model, made.svlm.model) == (str(demo.LVLM), str(tmp_path / "small"))
     assert made.lvlm.max_replicas == 1 and made.pl.gpus_per_worker == 0 and made.pl.holdout == 0
     assert made.missing() == []
@@ -196,20 +197,20 @@ def test_large_models_are_stood_in_for_and_small_ones_are_asked(tmp_path: Path) 
 
 def test_a_stand_in_takes_a_share_of_a_card_where_the_model_takes_cards() -> None:
     given = ModelSection(model="Qwen/Qwen2-VL-7B-Instruct", gpus_per_replica=4)
-    made = doctor_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_cards=True)
+    made = dry_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_cards=True)
     assert made.lvlm.gpus_per_replica == made.svlm.gpus_per_replica == 0.4, "both share one"
     assert made.pl.gpus_per_worker == 1
-    made = doctor_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_cards=False)
+    made = dry_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_cards=False)
     assert made.lvlm.gpus_per_replica == made.svlm.gpus_per_replica == made.pl.gpus_per_worker == 0
 
 
 def test_cards_that_are_asked_for_and_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(doctor_run, "count_cards", lambda: 1)
+    monkeypatch.setattr(cluster, "count_cards", lambda: 1)
     model = ModelSection(model="a/b", gpus_per_replica=0.5)
-    found = list(doctor_run.cluster(Config(lvlm=model, svlm=model, pl=LevelSection(workers=3))))
+    found = list(cluster.cluster(Config(lvlm=model, svlm=model, pl=LevelSection(workers=3))))
     assert [(finding.state, finding.what) for finding in found[1:]] == [("ok", "cards for PA and PI"), ("failed", "cards for PL")]
-    assert states(list(doctor_run.cluster(Config()))) == ["ok"], "no model is named, so no card is asked for"
+    assert states(list(cluster.cluster(Config()))) == ["ok"], "no model is named, so no card is asked for"
 
 
 Doctor = Callable[..., subprocess.CompletedProcess[str]]

@@ -1,0 +1,41 @@
+"""What can be known of a machine or cluster before a run: versions, memory, cards, Ray, storage, models, keys, and one small run.
+
+Each check is a function that gives findings; none raises where a thing is not well.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mpa_ray.config import Config, ModelSection
+
+State = Literal["ok", "warning", "failed"]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a check found.
+
+    Attributes:
+        state: "failed" where a run could not work.
+        what: was looked at.
+        said: what it is like.
+        mend: what to do, where something should be done.
+    """
+
+    state: State
+    what: str
+    said: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.state:8} {self.what}: {self.said}"
+        return f"{line}\n{'':8} mend: {self.mend}" if self.mend else line
+
+
+def named_models(config: Config) -> dict[str, ModelSection]:
+    """The models the run would ask, by their sections."""
+    jury = {f"jury.{number}": juror for number, juror in enumerate(config.jury)}
+    named = ({"lvlm": config.lvlm} if config.asks_lvlm else {}) | jury | {"svlm": config.svlm}
+    return {name: model for name, model in named.items() if model.model}
