@@ -58,15 +58,14 @@ def parse(job: Config, argv: Sequence[str], *, about: str | None = None, whole: 
     """
     given = flags(argv)
     preset, file, wants_help, wants_all = (given.pop(name, None) for name in ("preset", "config", "help", "help_all"))
-    over: dict[str, Any] = {}
+    tree = job.model_dump(exclude_unset=True)
     for name in [preset] if isinstance(preset, str) else preset or ():
         if name not in presets.NAMES:
             raise ConfigurationError(f"--preset {name}: there is no such preset; take one of {', '.join(presets.NAMES)}")
-        over = merge(over, presets.preset(name))
+        tree = merge(tree, presets.preset(name))
     if file is not None:
-        over = merge(over, _read_yaml(Path(file)))
-    over = merge(over, given)
-    tree = merge(_spread_for(over, job), over)
+        tree = merge(tree, _read_yaml(Path(file)))
+    tree = merge(tree, given)
     if wants_help or wants_all:
         _show_help(about or Config.__doc__ or "", validate(tree), whole=bool(wants_all))
     config = validate(tree)
@@ -75,15 +74,6 @@ def parse(job: Config, argv: Sequence[str], *, about: str | None = None, whole: 
         mend = "give it on the command line, in --config, or take a --preset"
         raise ConfigurationError("\n".join(f"{flag} is not set; {mend}" for flag in missing))
     return config
-
-
-def _spread_for(over: Mapping[str, Any], job: Config) -> dict[str, Any]:
-    """The job's own settings; without its number of replicas, which it has for an L-VLM of its own, where an API is asked instead."""
-    tree = job.model_dump(exclude_unset=True)
-    lvlm = over.get("lvlm")
-    if isinstance(lvlm, Mapping) and lvlm.get("engine") == "openai":
-        tree.get("lvlm", {}).pop("max_replicas", None)
-    return tree
 
 
 def parse_section(default: S, argv: Sequence[str], *, about: str, often: Sequence[str]) -> S:

@@ -74,13 +74,6 @@ def test_flags_go_over_yaml_over_preset_over_job(tmp_path: Path) -> None:
     assert parse("--preset", "smolvlm-500m").svlm.model == "HuggingFaceTB/SmolVLM-500M-Instruct"
 
 
-@pytest.mark.parametrize("argv", [("--lvlm.engine", "openai", "--lvlm.model", "gpt"), ("--preset", "gpt-4o")])
-def test_a_jobs_replicas_are_not_for_an_api(argv: tuple[str, ...]) -> None:
-    assert parse(*argv).lvlm.max_replicas == 1
-    assert parse().lvlm.max_replicas == 8
-    assert "max_replicas=2 and engine='openai' exclude each other" in refused(*argv, "--lvlm.max_replicas", "2")
-
-
 def test_yaml_and_flags_hold_the_same(tmp_path: Path) -> None:
     tree = {"pl": {"learning_rate": 2e-5, "replay": 0.25}, "ablations": ["consistent"], "identify": {"exhaustive": True}}
     flags = ["--pl.learning_rate", "2e-5", "--pl.replay", "0.25", "--ablations", "consistent", "--identify.exhaustive"]
