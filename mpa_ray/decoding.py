@@ -1,7 +1,7 @@
 """Decoding what may be hostile, in an engine actor that must not be lost over it: time and memory of each image are bounded.
 
 An image whose header bounds its work (a JPEG, PNG, GIF or WebP of at most 16 million pixels and few scans: nearly all there are) is decoded
-in a thread. Everything else goes to a process of its own (`mpa_ray.decode_process`), which the kernel ends when it takes too long and
+in a thread, or at once where it is tiny. Everything else goes to a process of its own (`mpa_ray.decode_process`), which the kernel ends when it takes too long and
 refuses more memory than an image of `max_image_pixels` can need: formats whose decoders take memory by what a header says (TIFF, AVIF), or
 run in Python (BMP), and images so large or of so many scans that they could take minutes. What the process costs is in docs/inputs.md.
 """
@@ -30,6 +30,9 @@ _CHEAP_BYTES = 16 * 2**20
 _CHEAP_SCANNED_PIXELS = 200_000_000
 _SCAN = re.compile(b"\xff\xda")
 _SEGMENTS = 200
+# Decoding so small an image takes no longer than handing it to a thread does, which waits for the GIL too while the event loop is busy.
+_TINY_PIXELS = 128 * 128
+_TINY_BYTES = 16 * 2**10
 # How many images are in memory whole at a time.
 _THREADS = 8
 _PROCESSES = 2
@@ -60,6 +63,8 @@ class Decoder:
 
     async def image(self, data: bytes) -> Image.Image:
         """See `image_now`; many at a time."""
+        if is_tiny(data):
+            return self._in_thread(data)
         pool, work = (self._threads, self._in_thread) if self._is_bounded(data) else (self._waiting, self._in_process)
         return await asyncio.get_running_loop().run_in_executor(pool, work, data)
 
@@ -164,6 +169,11 @@ def is_cheap(data: bytes) -> bool:
     if pixels is None or len(data) > _CHEAP_BYTES or pixels > _CHEAP_PIXELS:
         return False
     return not data.startswith(b"\xff\xd8") or pixels * len(_SCAN.findall(data)) <= _CHEAP_SCANNED_PIXELS
+
+
+def is_tiny(data: bytes) -> bool:
+    """Whether decoding it takes a fraction of a millisecond, by its first bytes."""
+    return len(data) <= _TINY_BYTES and 0 < (pixels_of(data) or 0) <= _TINY_PIXELS
 
 
 def pixels_of(data: bytes) -> int | None:

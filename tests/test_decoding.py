@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mpa_ray import decoding
-from mpa_ray.decoding import Decoder, is_cheap, pixels_of
+from mpa_ray.decoding import Decoder, is_cheap, is_tiny, pixels_of
 from mpa_ray.images import UnreadableImage
 from mpa_ray.schema import Reason
 
@@ -52,6 +52,19 @@ def many_scans(width: int, height: int, scans: int) -> bytes:
 def test_a_header_says_how_many_pixels_there_are(form: str) -> None:
     assert pixels_of(encoded(NOISE, form)) == 96 * 64
     assert is_cheap(encoded(NOISE, form))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])
+def test_tiny_is_what_decodes_in_a_fraction_of_a_millisecond(form: str) -> None:
+    icon = NOISE.resize((48, 32))
+    assert is_tiny(encoded(icon, form))
+    assert not is_tiny(encoded(Image.new("RGB", (129, 128)), form)), "too many pixels"
+    assert not is_tiny(encoded(icon, form) + bytes(16 << 10)), "too many bytes"
+
+
+@pytest.mark.parametrize("data", [b"", b"text", b"\xff\xd8\xff", encoded(NOISE.resize((48, 32)), "TIFF"), many_scans(40, 40, 10_000)])
+def test_what_is_not_plainly_tiny_is_not_tiny(data: bytes) -> None:
+    assert not is_tiny(data)
 
 
 def test_other_webps_say_it_too() -> None:
