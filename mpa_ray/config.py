@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
+from mpa_ray import prompts
 from mpa_ray.cluster_section import ClusterSection
 from mpa_ray.model_section import API_SETTINGS, ModelSection
 from mpa_ray.section import Section
@@ -36,6 +37,9 @@ class AnnotateSection(Section):
     """Nucleus sampling of the annotation."""
     max_tokens: PositiveInt = 128
     """The longest annotation, in tokens."""
+    preamble: str = prompts.PREAMBLE
+    """What follows the image in both of the L-VLM's prompts. Where it is as long as a block of the engine's prefix cache (16 tokens on
+    most cards), no token of the image is computed again for the second. The answers of the S-VLM are asked for without it."""
     questions_per_image: PositiveInt = 1
     """Annotations asked for an image. Each is sampled on its own, with a seed of its own."""
 

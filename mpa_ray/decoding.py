@@ -1,9 +1,10 @@
 """Decoding what may be hostile, in an engine actor that must not be lost over it: time and memory of each image are bounded.
 
 An image whose header bounds its work (a JPEG, PNG, GIF or WebP of at most 16 million pixels and few scans: nearly all there are) is decoded
-in a thread, or at once where it is tiny. Everything else goes to a process of its own (`mpa_ray.decode_process`), which the kernel ends when it takes too long and
-refuses more memory than an image of `max_image_pixels` can need: formats whose decoders take memory by what a header says (TIFF, AVIF), or
-run in Python (BMP), and images so large or of so many scans that they could take minutes. What the process costs is in docs/inputs.md.
+in a thread, or at once where it is tiny. Everything else goes to a process of its own (`mpa_ray.decode_process`), which the kernel ends
+when it takes too long and refuses more memory than an image of `max_image_pixels` can need: formats whose decoders take memory by what a
+header says (TIFF, AVIF), or run in Python (BMP), and images so large or of so many scans that they could take minutes. What the process
+costs is in docs/inputs.md.
 """
 
 import asyncio

@@ -18,9 +18,9 @@ from mpa_ray import engines, images, logs, stopping, telemetry
 from mpa_ray.attempts import Attempt, Attempts
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.decoding import Decoder
-from mpa_ray.engines import Engine, EngineDied, Reply, RequestRejected, Sampling
+from mpa_ray.engines import CountsEncoderRuns, Engine, EngineDied, Reply, RequestRejected, Sampling
 from mpa_ray.errors import RunError
-from mpa_ray.schema import Reason, Stage
+from mpa_ray.schema import Reason, Stage, encoder_runs, with_encoder_runs
 from mpa_ray.storage import Folder
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class RowWorker:
         began = time.monotonic()
         self._engine = self._load()
         logs.LOG.info("loaded %s in %.1f s", model.model, time.monotonic() - began)
+        self._encoder_runs = 0
         self._broken: Engine | None = None
         self._reviving = asyncio.Lock()
         self._waiting_to_be_alone = asyncio.Lock()
@@ -102,7 +103,17 @@ class RowWorker:
         if rows:
             seconds = time.monotonic() - began
             logs.LOG.info("asked about part %d: %d of %d rows in %.1f s", rows[0]["part"], len(done), len(rows), seconds)
-        yield pa.Table.from_pylist(complete, schema=self._schema)
+        yield with_encoder_runs(
+            pa.Table.from_pylist(complete, schema=self._schema), encoder_runs(part), self.stage, await self._encoder_runs_since()
+        )
+
+    async def _encoder_runs_since(self) -> int | None:
+        """How often the vision encoder ran since this was asked last: a part's share, give or take what ran beside it."""
+        now = await self._engine.encoder_runs() if isinstance(self._engine, CountsEncoderRuns) else None
+        if now is None:
+            return None
+        since, self._encoder_runs = now - self._encoder_runs, now
+        return since
 
     def _kept(self, rows: list[Row]) -> dict[int, list[Row]]:
         if not (self._kept_parts and self._output and rows):
@@ -199,6 +210,7 @@ class RowWorker:
                 logs.LOG.warning("the engine died and is loaded anew")
                 await asyncio.to_thread(self._engine.close)
                 self._engine = await asyncio.to_thread(self._load)
+                self._encoder_runs = 0
             return self._engine
 
     def _stop(self, output: Folder, error: RunError) -> None:

@@ -20,7 +20,7 @@ from mpa_ray.errors import RunError
 from mpa_ray.images import UnreadableImage
 from mpa_ray.inputs import references
 from mpa_ray.inputs.manifest import Manifest
-from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, JUDGEMENTS, PARITY, QUARANTINE, SOURCE_ROW, Stage, Verdict
+from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, JUDGEMENTS, PARITY, QUARANTINE, SOURCE_ROW, Stage, Verdict, encoder_runs
 from mpa_ray.storage import Folder
 from mpa_ray.telemetry import run_id
 
@@ -113,6 +113,7 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
     if output.exists(f"commits/{part_name(number, '.json')}"):
         # Done meanwhile by an actor that was taken for lost; its files belong together and stay.
         return _as_row(output.read_json(f"commits/{part_name(number, '.json')}"))
+    runs, rows = encoder_runs(rows), rows.replace_schema_metadata()
     well = pc.is_null(rows.column("reason"))
     judged, rejected = rows.filter(well), rows.filter(pc.invert(well))
     parity = judged.filter(pc.equal(judged.column("verdict"), str(Verdict.PARITY)))
@@ -131,6 +132,7 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
         ),
         "verdicts": dict(Counter(judged.column("verdict").to_pylist())),
         "tokens": {name: pc.sum(judged.column(name)).as_py() or 0 for name in TOKEN_COLUMNS},
+        "encoder_runs": runs,
         "call": call,
         "committed": time.time(),
     }
@@ -176,7 +178,8 @@ def committed(output: Folder) -> set[int]:
 
 
 def totals(output: Folder) -> dict[str, Any]:
-    """The sum of all commits: images, annotations, quarantined by stage/reason, verdicts, tokens, and seconds over all calls of the run."""
+    """The sum of all commits: images, annotations, quarantined by stage/reason, verdicts, tokens, vision encoder runs by stage, and seconds
+    over all calls of the run."""
     return add_up(commits(output))
 
 
@@ -193,6 +196,7 @@ def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
     quarantined: Counter[str] = Counter()
     verdicts: Counter[str] = Counter({str(verdict): 0 for verdict in Verdict})
     tokens: Counter[str] = Counter()
+    runs: Counter[str] = Counter()
     calls: dict[float, float] = {}
     for commit in commits:
         images += commit["images"]
@@ -200,6 +204,7 @@ def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
         quarantined.update(commit["quarantined"])
         verdicts.update(commit["verdicts"])
         tokens.update(commit["tokens"])
+        runs.update(commit.get("encoder_runs", {}))
         calls[commit["call"]] = max(calls.get(commit["call"], 0.0), commit["committed"])
     return {
         "images": images,
@@ -207,5 +212,6 @@ def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "quarantined": dict(quarantined.most_common()),
         "verdicts": dict(verdicts),
         "tokens": dict(tokens),
+        "encoder_runs": dict(runs),
         "seconds": sum(end - start for start, end in calls.items()),
     }

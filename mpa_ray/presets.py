@@ -52,8 +52,8 @@ def _demo() -> dict[str, Any]:
         "demo": {"images": DEMO_IMAGES, "questions": DEMO_QUESTIONS},
         "lvlm": model | {"model": str(demo.LVLM)},
         "svlm": model | {"model": str(demo.SVLM)},
-        # A tiny model asks the same few questions at low temperatures.
-        "annotate": {"temperature": 1.0, "max_tokens": 48},
+        # A tiny model asks the same few questions at low temperatures, and knows no words but its prompts.
+        "annotate": {"temperature": 1.0, "max_tokens": 48, "preamble": ""},
         "pl": {
             "learning_rate": 6e-4,
             "batch_size": 4,

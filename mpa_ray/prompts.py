@@ -5,6 +5,13 @@ engine's prefix cache covers the image's tokens. The demo's tiny models know the
 them again (`python -m mpa_ray.demo.train_pair`).
 """
 
+# A prefix cache keeps whole blocks of tokens. The block in which the image ends is a whole one that both of the L-VLM's prompts share when
+# so much text after the image is the same.
+PREAMBLE = (
+    "Here is an image. Look at all of it before you reply: at what it shows, at how its parts belong together, and at any text or number"
+    " that can be read in it.\n"
+)
+
 # The question comes last, so that several questions on one image share everything before it.
 ANSWERING = "Answer the following question in a single word or phrase.\n{question}"
 

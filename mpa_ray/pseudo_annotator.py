@@ -29,7 +29,16 @@ class PseudoAnnotator(RowWorker):
 
 
 async def annotate_row(
-    row: Row, ask: Ask, *, prompt: str, annotating: Sampling, answering: Sampling, questions: int, seed: int, answers: tuple[str, ...] = ()
+    row: Row,
+    ask: Ask,
+    *,
+    prompt: str,
+    annotating: Sampling,
+    answering: Sampling,
+    questions: int,
+    seed: int,
+    answers: tuple[str, ...] = (),
+    preamble: str = "",
 ) -> list[Row]:
     """One row per annotation of the image, each with the L-VLM's own answer; one quarantined row where no annotation can be parsed.
 
@@ -42,6 +51,7 @@ async def annotate_row(
         questions: annotations asked for; a question the image already has is dropped.
         seed: of the run.
         answers: the only answers the task has; none: any.
+        preamble: what both prompts begin with.
     """
     rows: list[Row] = []
     asked: set[str] = set()
@@ -53,7 +63,7 @@ async def annotate_row(
             top_p=annotating.top_p,
             seed=seed_for(seed, row["image_id"], number),
         )
-        annotation = await ask(prompt, drawn)
+        annotation = await ask(preamble + prompt, drawn)
         try:
             parsed = _parse(annotation.text, answers)
         except UnparsableAnnotation as error:
@@ -62,7 +72,7 @@ async def annotate_row(
         if parsed.question.casefold() in asked:
             continue
         asked.add(parsed.question.casefold())
-        own = await ask(prompts.ANSWERING.format(question=parsed.question), answering)
+        own = await ask(preamble + prompts.ANSWERING.format(question=parsed.question), answering)
         rows.append(
             row
             | {
@@ -100,5 +110,6 @@ def annotate(dataset: "Dataset", config: Config, output: Folder | None = None) -
         questions=config.annotate.questions_per_image,
         seed=config.seed,
         answers=task.answers,
+        preamble=config.annotate.preamble,
     )
     return ask_model(dataset, PseudoAnnotator, work, model=config.lvlm, schema=ANNOTATED_ROW, config=config, output=output)

@@ -156,6 +156,7 @@ def totals(records: list[Record]) -> Record:
         "quarantined": dict(sorted(quarantined.items(), key=lambda item: -item[1])),
         "verdicts": {str(verdict): sum(record["verdicts"][verdict] for record in records) for verdict in Verdict},
         "tokens": _sums(record["tokens"] for record in records),
+        "encoder_runs": _sums(record["encoder_runs"] for record in records),
         "ledger": {f"round_{number}": account for number, account in enumerate(paid, 1) if account},
         "cost_usd": {f"round_{number}": sum(record["cost_usd"].values()) for number, record in enumerate(records, 1) if record["cost_usd"]},
         "stages": {f"round_{number}": sum(record["stages"].values()) for number, record in enumerate(records, 1)},

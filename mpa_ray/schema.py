@@ -108,6 +108,21 @@ ANNOTATED_ROW = pa.schema([*SOURCE_ROW, *_ANNOTATION_COLUMNS])
 JURY_ROW = pa.schema([*ANNOTATED_ROW, *_JURY_COLUMNS])
 JUDGED_ROW = pa.schema([*ANNOTATED_ROW, *_JUDGEMENT_COLUMNS])
 
+# What travels beside a part's rows, in its table's metadata.
+_ENCODER_RUNS = b"encoder_runs"
+
+
+def encoder_runs(part: pa.Table) -> dict[str, int]:
+    """Stage -> how often its model's vision encoder ran for this part; stages whose engine does not tell are left out."""
+    return json.loads((part.schema.metadata or {}).get(_ENCODER_RUNS, b"{}"))
+
+
+def with_encoder_runs(part: pa.Table, before: dict[str, int], stage: str, runs: int | None) -> pa.Table:
+    """`part` with what earlier stages counted (`before`), and this one's count where there is one. Jurors are added up."""
+    counted = before if runs is None else before | {str(stage): before.get(stage, 0) + runs}
+    return part.replace_schema_metadata({_ENCODER_RUNS: json.dumps(counted)}) if counted else part
+
+
 # What is written.
 ANNOTATIONS = pa.schema([IMAGE_ID, IMAGE_URI, *_ANNOTATION_COLUMNS])
 JUDGEMENTS = pa.schema([*ANNOTATIONS, *_JUDGEMENT_COLUMNS])

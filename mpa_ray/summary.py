@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mpa_ray.progress import duration
+from mpa_ray.schema import Stage
 
 
 def table(record: dict[str, Any]) -> str:
@@ -30,6 +31,8 @@ def _stages(record: dict[str, Any]) -> str:
         f" {_sum(tokens, 'annotation_output', 'lvlm_answer_output')} out;"
         f" S-VLM {_sum(tokens, 'svlm_answer_prompt')} in, {_sum(tokens, 'svlm_answer_output')} out"
     }
+    if runs := record.get("encoder_runs", {}).get(Stage.PSEUDO_ANNOTATOR):
+        text["annotate_and_identify"] += f"; {runs / record['images']:.3f} vision encoder runs an image for the L-VLM"
     if tokens.get("jury_prompt_tokens"):
         text["annotate_and_identify"] += f"; jury {_sum(tokens, 'jury_prompt')} in, {_sum(tokens, 'jury_output')} out"
     for name, arm in record["training"].items():

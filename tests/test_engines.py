@@ -153,3 +153,42 @@ def test_a_whole_card_is_measured_and_a_share_is_told() -> None:
     assert found["kv_cache_memory_bytes"] == pytest.approx(0.225 * 48 * GIB - 4e9 - 3 * GIB, abs=2)
     too_large = ModelSection(model="a/b-7B", gpus_per_replica=0.25)
     assert memory_options(too_large, card_bytes=48 * GIB, size=size_of(too_large)).keys() == {"gpu_memory_utilization"}
+
+
+def _second_calls(preamble: str) -> dict[str, int]:
+    """Two questions about each of 24 images, 12 at a time, by an engine whose encoder cache holds 8: encoder runs, and cached tokens of the
+    second prompts up to the last one that they share with the first."""
+    count = 24
+    rows = list(benchmark_rows(kind="sign", count=count, seed=BENCHMARK_SEED + 1))
+    pictures = [decode(row["image"]["bytes"], max_image_pixels=10**6, max_image_bytes=10**6) for row in rows]
+    loaded = engines.load(settings("vllm", images_in_flight=12, engine_options={"max_num_batched_tokens": 128}))
+    slots = asyncio.Semaphore(12)
+
+    async def both(number: int) -> int:
+        async with slots:
+            for prompt in (prompts.SCENE_TEXT, prompts.ANSWERING.format(question=rows[number]["question"])):
+                reply = await loaded.ask(pictures[number], preamble + prompt, image_id=str(number), sampling=Sampling(max_tokens=8))
+        return reply.cached_tokens
+
+    async def work() -> dict[str, int]:
+        cached = await asyncio.gather(*map(both, range(count)))
+        return {"images": count, "least_cached": min(cached), "encoder_runs": await loaded.encoder_runs()}
+
+    try:
+        return asyncio.run(work())
+    finally:
+        loaded.close()
+
+
+def test_the_shared_text_after_the_image_spares_its_second_encoding(ray_session: None) -> None:
+    """The last token of an image is seldom the last of a block; a block that is not whole is not cached, and for one token of an image all
+    of it is encoded again."""
+    import ray
+
+    if not engines.vllm_is_installed():
+        pytest.skip("vLLM is not installed here")
+    task = ray.remote(num_cpus=1, max_calls=1)(_second_calls)
+    without, shared = ray.get([task.remote(""), task.remote(prompts.PREAMBLE)])
+    assert without["encoder_runs"] > without["images"] and without["least_cached"] == 0
+    assert shared["encoder_runs"] == shared["images"]
+    assert shared["least_cached"] >= 32

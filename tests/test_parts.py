@@ -11,7 +11,18 @@ import pytest
 from mpa_ray.errors import RunError
 from mpa_ray.inputs import manifest
 from mpa_ray.parts import TOKEN_COLUMNS, add_up, commit_part, committed, part_name, part_number, read_images, totals, with_images
-from mpa_ray.schema import ANNOTATIONS, JUDGED_ROW, JUDGEMENTS, PARITY, QUARANTINE, SOURCE_ROW, Reason, Stage, Verdict
+from mpa_ray.schema import (
+    ANNOTATIONS,
+    JUDGED_ROW,
+    JUDGEMENTS,
+    PARITY,
+    QUARANTINE,
+    SOURCE_ROW,
+    Reason,
+    Stage,
+    Verdict,
+    with_encoder_runs,
+)
 from mpa_ray.storage import Folder
 
 
@@ -122,6 +133,16 @@ def test_a_part_of_nothing_but_rejected_rows(tmp_path: Path) -> None:
     counts = commit(output, ROWS[4], ROWS[5])
     assert (counts["images"], sum(counts["quarantined"].values()), counts["annotations"]) == (2, 2, 0)
     assert totals(output)["annotations"] == 0 and totals(output)["verdicts"] == {"parity": 0, "svlm_correct": 0, "lvlm_inconsistent": 0}
+
+
+def test_encoder_runs_go_into_the_commit_and_not_into_the_files(tmp_path: Path) -> None:
+    output = Folder.at(tmp_path)
+    for number, runs in ((7, 3), (8, 5)):
+        rows = pa.Table.from_pylist([judged("f", Verdict.PARITY, part=number)], schema=JUDGED_ROW)
+        commit_part(with_encoder_runs(rows, {"pseudo_annotator": 1}, Stage.PARITY_IDENTIFIER, runs), output=output, call=1.0)
+    commit(output, judged("g", Verdict.PARITY, part=9))
+    assert totals(output)["encoder_runs"] == {"pseudo_annotator": 2, "parity_identifier": 8}
+    assert not output.child("annotations").read_table("part-00000007.parquet").schema.metadata
 
 
 def test_totals_are_sums_over_parts_and_calls(tmp_path: Path) -> None:

@@ -122,6 +122,16 @@ def test_tokens_are_the_sums_of_the_rows(record: dict[str, Any], root: Path) -> 
     assert record["tokens"]["annotation_prompt_tokens"] > 16 * IMAGES, "an image is 16 tokens at least"
 
 
+def test_no_image_is_encoded_twice_for_a_model(record: dict[str, Any]) -> None:
+    if not vllm_is_installed():
+        pytest.skip("vLLM is not installed here; transformers keeps no encodings")
+    asked = {
+        "pseudo_annotator": IMAGES,
+        "parity_identifier": record["verdicts"][Verdict.PARITY] + record["verdicts"][Verdict.SVLM_CORRECT],
+    }
+    assert record["encoder_runs"] == asked
+
+
 def test_the_aligned_model_is_a_checkpoint_that_loads(record: dict[str, Any], root: Path) -> None:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor

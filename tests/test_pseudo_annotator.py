@@ -61,6 +61,20 @@ def test_the_own_answer_follows_at_once_greedily_and_without_the_annotation() ->
     assert greedy == Sampling(max_tokens=20) and greedy.temperature == 0
 
 
+def test_both_prompts_begin_with_the_same_text() -> None:
+    teacher = Teacher("Question: What color is the sign?, Answer: Red")
+    sampling = Sampling(max_tokens=20)
+
+    async def ask(prompt: str, drawn: Sampling) -> Reply:
+        assert prompt.startswith(prompts.PREAMBLE)
+        return await teacher(prompt.removeprefix(prompts.PREAMBLE), drawn)
+
+    [row] = asyncio.run(
+        annotate_row(ROW, ask, prompt=PROMPT, annotating=sampling, answering=sampling, questions=1, seed=0, preamble=prompts.PREAMBLE)
+    )
+    assert row["lvlm_answer"] == "Red." and len(teacher.asked) == 2
+
+
 def test_seeds_belong_to_the_run_the_image_and_the_question() -> None:
     def seeds(**changes: Any) -> list[int | None]:
         teacher = Teacher("no", "no")

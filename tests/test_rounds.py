@@ -28,6 +28,7 @@ def record(
         "quarantined": {"images/empty": 2},
         "verdicts": {"parity": parity, "svlm_correct": annotations - parity, "lvlm_inconsistent": 0},
         "tokens": dict.fromkeys(tokens, 10),
+        "encoder_runs": {"pseudo_annotator": 100},
         "training": {"mpa": arm | {"holdout": {"learned": learned, "forgotten": forgotten, "kept": 5, "still_wrong": 1}}},
         "evaluation": [{"model": model, **figure} for model in ("zero_shot", "mpa")],
         "ledger": {"annotate_and_identify": paid},
@@ -107,6 +108,7 @@ def test_the_record_is_the_sum_and_the_curve(config: Config) -> None:
     found = go(config, runs)
     assert (found["images"], found["annotations"], found["verdicts"]["parity"]) == (306, 300, 60)
     assert found["quarantined"] == {"images/empty": 6} and found["tokens"]["annotation_prompt_tokens"] == 30
+    assert found["encoder_runs"] == {"pseudo_annotator": 300}
     assert found["stages"] == {"round_1": 5.0, "round_2": 5.0, "round_3": 5.0}
     assert [(point["parity_yield"], point["score"]) for point in found["rounds"]] == [(0.3, 60.0), (0.2, 70.0), (0.1, 75.0)]
     assert [score["model"] for score in found["evaluation"]] == ["zero_shot", "round_1", "round_2", "round_3", "mpa"]

@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -68,6 +68,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees the device."""
+
+
+@runtime_checkable
+class CountsEncoderRuns(Protocol):
+    """An engine that knows how often its vision encoder ran."""
+
+    async def encoder_runs(self) -> int | None:
+        """Images encoded since the engine was loaded, each time it was done; None where that is not known."""
 
 
 def load(model: ModelSection, *, stage: str = "", output: Folder | None = None) -> Engine:

@@ -4,6 +4,7 @@ Requests run as they come: there is no batch and so no barrier between batches, 
 on others.
 """
 
+import asyncio
 import itertools
 import os
 from typing import Any
@@ -15,6 +16,7 @@ from mpa_ray.card_memory import ENGINE_GIB, USED
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling
 from mpa_ray.engines.chat import load_processor, takes_parts, user_prompt
+from mpa_ray.engines.vllm_worker import EncoderRuns
 from mpa_ray.model_size import GIB, ModelSize, size_of
 
 
@@ -34,7 +36,9 @@ class VllmEngine:
             **({} if on_cpu else _card_memory(model)),
             # Compiling pays after many thousands of images; on the CPU it takes longer than a small run.
             "enforce_eager": on_cpu,
-            **({"distributed_executor_backend": "uni"} if on_cpu else {}),
+            # Blocks of 128, the default of the CPU build, would seldom end where the text that both prompts share does.
+            **({"distributed_executor_backend": "uni", "block_size": 32} if on_cpu else {}),
+            "worker_extension_cls": f"{EncoderRuns.__module__}.{EncoderRuns.__name__}",
             **model.engine_options,
         }
         arguments = AsyncEngineArgs(
@@ -51,6 +55,8 @@ class VllmEngine:
         )
         self._engine = AsyncLLM.from_engine_args(arguments)
         self._processor = load_processor(model)
+        self._counts_encoder_runs = "worker_extension_cls" not in model.engine_options
+        self._counting: asyncio.Future[Any] | None = None
         self._image_word = None if takes_parts(self._processor) else _image_word(self._engine)
         self._request_ids = itertools.count()
 
@@ -75,6 +81,7 @@ class VllmEngine:
         )
         final = None
         try:
+            await self._start_counting()
             async for output in self._engine.generate(request, parameters, request_id=str(next(self._request_ids))):
                 final = output
         except (ValueError, VLLMClientError) as error:
@@ -91,6 +98,25 @@ class VllmEngine:
             output_tokens=len(output.token_ids),
             finish_reason=output.finish_reason or "stop",
         )
+
+    async def _start_counting(self) -> None:
+        # Once, by the first request; those beside it wait for the same call.
+        if self._counting is None and self._counts_encoder_runs:
+            self._counting = asyncio.ensure_future(self._engine.collective_rpc("start_counting_encoder_runs"))
+        if self._counting is not None:
+            await self._counting
+
+    async def encoder_runs(self) -> int | None:
+        """See `CountsEncoderRuns`. None where the workers were given another extension, or where the engine is dead."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if self._counting is None:
+            return None if not self._counts_encoder_runs else 0
+        try:
+            # Each of a replica's workers encodes its part of the same images.
+            return (await self._engine.collective_rpc("count_encoder_runs"))[0]
+        except EngineDeadError:
+            return None
 
     def close(self) -> None:
         self._engine.shutdown()

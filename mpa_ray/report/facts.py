@@ -13,7 +13,15 @@ from mpa_ray.inputs import manifest
 from mpa_ray.run_folder import config_of
 from mpa_ray.storage import Folder
 
-_NOTHING: dict[str, Any] = {"images": 0, "annotations": 0, "quarantined": {}, "verdicts": {}, "tokens": {}, "seconds": 0.0}
+_NOTHING: dict[str, Any] = {
+    "images": 0,
+    "annotations": 0,
+    "quarantined": {},
+    "verdicts": {},
+    "tokens": {},
+    "encoder_runs": {},
+    "seconds": 0.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +35,7 @@ class Facts:
         config: the tree of settings, as run.json has it; empty where the folder does not say.
         settings: the same, typed; None where it is of another version.
         listed: how many images the run has to do; None where that is not known.
-        data: images, annotations, quarantined, verdicts, tokens, seconds (see `parts.totals`).
+        data: images, annotations, quarantined, verdicts, tokens, encoder_runs, seconds (see `parts.totals`).
         training: arm -> its record. evaluation: scores. ledger: step -> account. stages: step -> seconds. versions: package -> version.
         gaps: studies/gaps.json. curves: arm -> (step, loss a sample). rounds: a point a round, for a run of several.
         in_training: arm -> how far its training is, while it is trained.

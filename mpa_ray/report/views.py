@@ -44,6 +44,7 @@ def overview(run: Folder, found: Facts, selection: Selection) -> dict[str, Any]:
         "top": top_of(score["score"] for score in found.evaluation),
         "labels": LABELS,
         "calls": calls(found.data["tokens"]),
+        "encoder_runs": found.data["encoder_runs"],
         "progress": progress(found),
         "rerun": rerun(found),
     }

@@ -1,0 +1,118 @@
+"""Qwen2-VL of random weights in a given size, whose replies never end early: what a benchmark asks and trains."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import models as tokenizer_models
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from mpa_ray import prompts
+from mpa_ray.demo.models import CHAT_TEMPLATE, END, IMAGE, PAD, SPECIAL_TOKENS, VIDEO, VISION_END, VISION_START
+
+_PATCH = 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A model, and the side in pixels of the square images it is asked about: (side / 28) squared tokens each."""
+
+    hidden: int
+    inner: int
+    layers: int
+    vision_hidden: int
+    vision_layers: int
+    side: int
+    vocabulary: int = 1024
+
+
+SIZES = {
+    # 36 million parameters, 256 image tokens.
+    "prefill": Size(hidden=512, inner=1536, layers=8, vision_hidden=384, vision_layers=6, side=448),
+    # 1 million parameters, 16 image tokens.
+    "overhead": Size(hidden=128, inner=384, layers=3, vision_hidden=128, vision_layers=2, side=112),
+}
+
+
+def build(size: Size, folder: Path) -> Path:
+    """Writes the model to `folder` in the Hugging Face layout, in bf16."""
+    tokenizer = _tokenizer(size.vocabulary)
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(_config(size, tokenizer))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                torch.nn.init.normal_(weight, std=1.0 / weight.shape[1] ** 0.5)
+        # No reply ends before it is cut: a logit of 0 is never the largest of a thousand.
+        model.lm_head.weight[tokenizer.convert_tokens_to_ids(END)] = 0
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(END)
+    model.generation_config.pad_token_id = tokenizer.convert_tokens_to_ids(PAD)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    vision = {"min_pixels": (4 * _PATCH) ** 2, "max_pixels": size.side**2, "patch_size": _PATCH, "merge_size": 2, "temporal_patch_size": 2}
+    Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessorPil(**vision),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**vision),
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+    return folder
+
+
+def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE that knows the words of our prompts, so that they are about as many tokens as in a published tokenizer."""
+    tokenizer = Tokenizer(tokenizer_models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=SPECIAL_TOKENS,
+        show_progress=False,
+    )
+    texts = [prompts.PREAMBLE, prompts.ANSWERING, prompts.SCENE_TEXT, prompts.CHART, prompts.WORLD_KNOWLEDGE, "user assistant"] * 8
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, chat_template=CHAT_TEMPLATE)
+
+
+def _config(size: Size, tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
+    token_id = tokenizer.convert_tokens_to_ids
+    heads = size.hidden // 64
+    return Qwen2VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": size.hidden,
+            "intermediate_size": size.inner,
+            "num_hidden_layers": size.layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": max(1, heads // 2),
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1000000.0},
+            "tie_word_embeddings": False,
+            "bos_token_id": token_id(PAD),
+            "eos_token_id": token_id(END),
+        },
+        vision_config={
+            "depth": size.vision_layers,
+            "embed_dim": size.vision_hidden,
+            "hidden_size": size.hidden,
+            "num_heads": size.vision_hidden // 64,
+            "mlp_ratio": 4,
+            "patch_size": _PATCH,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "in_channels": 3,
+        },
+        image_token_id=token_id(IMAGE),
+        video_token_id=token_id(VIDEO),
+        vision_start_token_id=token_id(VISION_START),
+        vision_end_token_id=token_id(VISION_END),
+        tie_word_embeddings=False,
+    )
