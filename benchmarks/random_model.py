@@ -87,7 +87,7 @@ def _config(size: Size, tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
     heads = size.hidden // 64
     return Qwen2VLConfig(
         text_config={
-            "vocab_size": len(tokenizer),
+            "vocab_size": max(size.vocabulary, len(tokenizer)),
             "hidden_size": size.hidden,
             "intermediate_size": size.inner,
             "num_hidden_layers": size.layers,
