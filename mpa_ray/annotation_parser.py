@@ -180,7 +180,7 @@ def _question_at_end(text: str) -> str:
 def _checked(pair: _Pair) -> Annotation:
     if len(pair.answers) != 1:
         raise UnparsableAnnotation("several answers to one question" if pair.answers else "no answer")
-    if any(_is_control(character) for character in pair.question + pair.answers[0]):
+    if not _is_plain(pair.question + pair.answers[0]):
         raise UnparsableAnnotation("control characters")
     if _SPECIAL_TOKEN.search(pair.question + pair.answers[0]):
         raise UnparsableAnnotation("special tokens")
@@ -205,8 +205,12 @@ def _checked(pair: _Pair) -> Annotation:
     return Annotation(question=question, answer=answer)
 
 
-def _is_control(character: str) -> bool:
-    return character == "\ufffd" or (unicodedata.category(character) in {"Cc", "Cs"} and character not in "\n\t")
+def _is_plain(text: str) -> bool:
+    """Whether no character is a replacement for damaged bytes, a half of a surrogate pair or a control, but tabs and line ends."""
+    if "\ufffd" in text:
+        return False
+    # None of those is printable, and nearly every text is.
+    return text.isprintable() or not any(unicodedata.category(character) in {"Cc", "Cs"} and character not in "\n\t" for character in text)
 
 
 def _first_paragraph(text: str) -> list[str]:

@@ -89,7 +89,8 @@ def decode(data: bytes, *, max_image_pixels: int, max_image_bytes: int, max_pixe
                 scale = (max_pixels / (image.width * image.height)) ** 0.5
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
         except UnreadableImage:
             raise
         except Image.DecompressionBombError as error:
@@ -134,7 +135,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    # `convert` would copy it.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

@@ -205,6 +205,8 @@ class RowWorker:
 
     async def _living_engine(self) -> Engine:
         """The engine, loaded anew where it has died. A model that cannot be loaded again ends the actor."""
+        if self._broken is not self._engine:
+            return self._engine
         async with self._reviving:
             if self._broken is self._engine:
                 logs.LOG.warning("the engine died and is loaded anew")

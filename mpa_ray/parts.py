@@ -27,6 +27,11 @@ from mpa_ray.telemetry import run_id
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+# Reading and committing wait for storage most of the time. Where two cores are all there is and engine actors have one of them, both still
+# run beside each other: reading ahead must not keep finished parts from being committed.
+READING = {"num_cpus": 0.5}
+COMMITTING = {"num_cpus": 0.25}
+
 TOKEN_COLUMNS = [name for name in JUDGEMENTS.names if name.endswith("_tokens")]
 _READERS = 32
 
@@ -53,7 +58,7 @@ def dataset_of(numbers: list[int], read: Callable[[int], pa.Table]) -> "Dataset"
             unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
             return [ReadTask(partial(_read_as_block, read, number), unknown) for number in numbers]
 
-    return ray.data.read_datasource(Parts(), override_num_blocks=len(numbers))
+    return ray.data.read_datasource(Parts(), override_num_blocks=len(numbers), ray_remote_args=READING)
 
 
 def _read_as_block(read: Callable[[int], pa.Table], number: int) -> list[pa.Table]:

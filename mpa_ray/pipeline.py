@@ -270,7 +270,7 @@ def annotate_and_identify(config: Config, output: Folder, source: Source, held: 
             rows = answer_own(rows, config, output) if source.is_annotated else annotate(rows, config, output)
         rows = identify(identify_jury(rows, config, output), config, output)
         commit = partial(parts.commit_part, output=output, call=time.time())
-        rows = rows.map_batches(commit, batch_size=None, batch_format="pyarrow")
+        rows = rows.map_batches(commit, batch_size=None, batch_format="pyarrow", **parts.COMMITTING)
         rows.set_name("annotate_and_identify")
         tables = rows.iter_batches(batch_size=None, batch_format="pyarrow")
         with Watch(partial(capacity.shortage, needed, what=stage), stage="nodes"):
