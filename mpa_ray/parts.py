@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 # Reading and committing wait for storage most of the time. Where two cores are all there is and engine actors have one of them, both still
-# run beside each other: reading ahead must not keep finished parts from being committed.
-READING = {"num_cpus": 0.5}
+# run beside each other: reading ahead must not keep finished parts from being committed. With memory among its needs a read is like no
+# engine actor, or Ray Data would put both into one process (an actor of as many cores), which then waits for storage between parts.
+READING = {"num_cpus": 0.5, "memory": 64 * 2**20}
 COMMITTING = {"num_cpus": 0.25}
 
 TOKEN_COLUMNS = [name for name in JUDGEMENTS.names if name.endswith("_tokens")]
@@ -58,7 +59,7 @@ def dataset_of(numbers: list[int], read: Callable[[int], pa.Table]) -> "Dataset"
             unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
             return [ReadTask(partial(_read_as_block, read, number), unknown) for number in numbers]
 
-    return ray.data.read_datasource(Parts(), override_num_blocks=len(numbers), ray_remote_args=READING)
+    return ray.data.read_datasource(Parts(), override_num_blocks=len(numbers), **READING)
 
 
 def _read_as_block(read: Callable[[int], pa.Table], number: int) -> list[pa.Table]:

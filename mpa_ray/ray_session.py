@@ -20,6 +20,11 @@ _WITHOUT_WARNINGS = (
 )
 
 
+# Ray ends a worker process that had nothing to do for a second where there are more of them than cores; with two cores those that read and
+# those that commit would be ended and started all the time, which takes seconds of a core each.
+_KEEP_IDLE_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
+
+
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Connects to RAY_ADDRESS, or to Ray where this process already has; else starts Ray here and ends it afterwards."""
@@ -31,6 +36,9 @@ def ray_session() -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     if ours:
         local = "RAY_ADDRESS" not in os.environ
+        if local:
+            for name, value in _KEEP_IDLE_WORKERS.items():
+                os.environ.setdefault(name, value)
         # Workers' own logs stay in Ray's log folder: the run says itself what a person wants to see.
         options: dict[str, Any] = {"include_dashboard": False} if local else {}
         if logs.wants_json():

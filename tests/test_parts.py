@@ -10,7 +10,19 @@ import pytest
 
 from mpa_ray.errors import RunError
 from mpa_ray.inputs import manifest
-from mpa_ray.parts import TOKEN_COLUMNS, add_up, commit_part, committed, part_name, part_number, read_images, totals, with_images
+from mpa_ray.parts import (
+    READING,
+    TOKEN_COLUMNS,
+    add_up,
+    commit_part,
+    committed,
+    dataset_of,
+    part_name,
+    part_number,
+    read_images,
+    totals,
+    with_images,
+)
 from mpa_ray.schema import (
     ANNOTATIONS,
     JUDGED_ROW,
@@ -186,3 +198,19 @@ def test_an_image_that_went_away_later_stops_the_run(tmp_path: Path) -> None:
     (tmp_path / "a.png").unlink()
     with pytest.raises(RunError, match=r"a\.png: could be read when it was annotated and cannot now .*; put it back and run again"):
         with_images(rows, max_image_bytes=100)
+
+
+class Actor:
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return rows
+
+
+def test_engine_actors_do_not_read(ray_session: None) -> None:
+    """Ray Data puts operators of like needs into one process."""
+    from ray.data import ActorPoolStrategy
+
+    dataset = dataset_of([1, 2], lambda number: pa.table({"part": [number]}))
+    needs = {name: need for name, need in READING.items() if name == "num_cpus"}
+    mapped = dataset.map_batches(Actor, batch_size=None, batch_format="pyarrow", compute=ActorPoolStrategy(size=1), **needs).materialize()
+    assert sorted(mapped.to_pandas()["part"]) == [1, 2]
+    assert "ReadParts" in mapped.stats() and "ReadParts->" not in mapped.stats()
