@@ -1,8 +1,8 @@
 """What a run will take, before it is paid for: hours, cards, money, tokens and the size of the parity set, from the rates of
 a smaller run of the same kind (`mpa_ray.rates`).
 
-Ranges hold 95% of the time if the images to come are like those of the smaller run. They know nothing of an autoscaler that waits for
-cards.
+Each range holds 99% of the time if the images to come are like those of the smaller run: there are a dozen, and all of them should hold.
+They know nothing of an autoscaler that waits for cards.
 """
 
 import math
@@ -19,6 +19,7 @@ from mpa_ray.progress import duration
 from mpa_ray.rates import Rates
 from mpa_ray.summary import aligned, dollars
 
+_LEVEL = 0.99
 _KINDS = {"prompt": "in", "cached": "in, cached", "output": "out"}
 
 
@@ -115,11 +116,11 @@ def forecast(rates: Rates, config: Config, *, images: int, hardware: Hardware) -
 
 def _hits(hits: int, trials: int, further: int) -> Range:
     # Several questions of an image can each be quarantined or dropped, so there may be more of them than trials.
-    return Range(further * hits / trials, *further_hits(min(hits, trials), trials, further))
+    return Range(further * hits / trials, *further_hits(min(hits, trials), trials, further, level=_LEVEL))
 
 
 def _mean(values: Sequence[float], further: float) -> Range:
-    low, high = further_mean(values, max(1.0, further))
+    low, high = further_mean(values, max(1.0, further), level=_LEVEL)
     # Nothing measured here can be below zero.
     return Range(float(np.mean(values)), max(0.0, low), high)
 

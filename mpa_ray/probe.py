@@ -16,6 +16,7 @@ from mpa_ray.inputs import manifest
 from mpa_ray.inputs.finding import find
 from mpa_ray.progress import Tally, say
 from mpa_ray.rates import PARTS_NEEDED
+from mpa_ray.run_folder import config_of
 from mpa_ray.schema import MANIFEST
 from mpa_ray.storage import Folder
 
@@ -25,7 +26,8 @@ _SAMPLED = "probe.json"
 
 
 def probe(config: Config, *, count: int) -> tuple[Config, int]:
-    """Runs the probe of a run, in `config.output`. Gives back the probe's own configuration and how many images were listed in all.
+    """Runs the probe of a run, in `config.output`. Gives back the configuration it ran with, what the cluster decided filled in, and how
+    many images were listed in all.
 
     Raises:
         ConfigurationError: the run cannot be probed, or not in this output.
@@ -42,7 +44,8 @@ def probe(config: Config, *, count: int) -> tuple[Config, int]:
         pipeline.run(small)
     except NothingToTeach as error:
         say(str(error))
-    return small, listed
+        return small, listed
+    return config_of(output) or small, listed
 
 
 def _small(config: Config, count: int) -> Config:
