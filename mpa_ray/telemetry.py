@@ -26,6 +26,7 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "mpa_verdicts": ("counter", "Annotations that were committed, by the Parity Identifier's verdict.", ("verdict",)),
     "mpa_quarantined": ("counter", "Rows that were committed to quarantine/, by stage and reason.", ("stage", "reason")),
     "mpa_tokens": ("counter", "Tokens of committed annotations, by call; cached ones are among the prompt's.", ("stage", "kind")),
+    "mpa_encoder_runs": ("counter", "Runs of a model's vision encoder for parts that were committed, where its engine tells.", ("stage",)),
     "mpa_run_images": ("gauge", "Images of the whole run: listed, and done over all calls on the output.", ("state",)),
     "mpa_rows": ("gauge", "Rows of the parts in an engine actor: waiting, and being asked about.", ("stage", "state")),
     "mpa_cost_usd": ("gauge", "US dollars that replies of paid models cost so far, over all calls, where prices are given.", ("step",)),
@@ -101,6 +102,8 @@ def count_commit(run: str, commit: Mapping[str, Any]) -> None:
     for column, tokens in commit["tokens"].items():
         stage, kind, _ = column.rsplit("_", 2)
         count("mpa_tokens", tokens, run=run, stage=_STAGES[stage], kind=kind)
+    for stage, runs in commit.get("encoder_runs", {}).items():
+        count("mpa_encoder_runs", runs, run=run, stage=stage)
 
 
 def show_training(run: str, arm: str, state: Mapping[str, Any]) -> None:
