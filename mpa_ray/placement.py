@@ -69,7 +69,8 @@ def place(config: Config, sizes: Mapping[str, ModelSize | None], cluster: Cluste
     sections = models_of(config)
     lines = [_cluster_line(cluster)] if any(_on_cards(model) for model in sections.values()) or config.pl.gpus_per_worker else []
     placed = _place_engines(sections, sizes, cluster, asked)
-    record: dict[str, Any] = {"cluster": asdict(cluster), "models": {}}
+    # As it is read back from run.json.
+    record: dict[str, Any] = {"cluster": asdict(cluster) | {"nodes": list(cluster.nodes)}, "models": {}}
     shown = {*asked, "svlm", *(["lvlm"] if config.evaluate.lvlm else [])}
     for name, model in placed.items():
         if name not in shown:

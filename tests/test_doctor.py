@@ -239,7 +239,7 @@ def test_the_job(job: Doctor, tmp_path: Path) -> None:
 def test_a_small_run(job: Doctor) -> None:
     ended = job("--preset", "demo")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "images through PA, PI and PL with the embedded L-VLM and the embedded S-VLM" in ended.stdout
+    assert "24 images through PA, PI and PL with " in ended.stdout
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,7 +25,8 @@ _IMAGES = 24
 # So few parameters are loaded, asked and trained within the minute, on a CPU too; larger models are stood in for by the embedded pair.
 _SMALL = 50_000_000
 _RUN_S = 300.0
-_SHARED_CARD = {"gpus_per_replica": 0.4, "engine_options": {"gpu_memory_utilization": 0.2}}
+_SHARE_OF_A_CARD = 0.4
+_ENGINE_OPTIONS = {"gpu_memory_utilization": 0.2}
 
 
 def dry_run(config: Config) -> Iterator[Finding]:
@@ -50,7 +52,7 @@ def dry_run(config: Config) -> Iterator[Finding]:
             mend = "does it wait for cards or cores? Leave a core of each node free; ray status shows what is asked for"
             yield Finding(state="failed", what="dry run", said=f"not finished after {_RUN_S:.0f} s", mend=mend)
             return
-        models = f"{_name(small.lvlm)} and {_name(small.svlm)} by {small.lvlm.engine}"
+        models = f"{_name(small.lvlm)} by {small.lvlm.engine} and {_name(small.svlm)} by {small.svlm.engine}"
         if ended.returncode == 0:
             said = f"{_IMAGES} images through PA, PI and PL with {models} in {time.monotonic() - began:.0f} s"
             yield Finding(state="ok", what="dry run", said=said)
@@ -72,7 +74,9 @@ def dry_config(config: Config, *, images: str, output: str, on_cards: bool) -> C
         on_cards: there are cards, or may be; a configuration that asks for none runs on the CPU all the same.
     """
     tree = preset("demo")
-    lvlm, svlm = (_stand_in(model, tree[name], on_cards) for name, model in (("lvlm", config.lvlm), ("svlm", config.svlm)))
+    # One engine of the kind tells what two would, and loads in half the time; transformers' is what training loads anyway.
+    embedded = {"lvlm": tree["lvlm"], "svlm": tree["svlm"] | {"engine": "transformers"}}
+    lvlm, svlm = (_stand_in(model, embedded[name], on_cards) for name, model in (("lvlm", config.lvlm), ("svlm", config.svlm)))
     trained_on_card = on_cards and bool(config.svlm.model) and bool(config.pl.gpus_per_worker)
     training = tree["pl"] | {"gpus_per_worker": int(trained_on_card), "holdout": 0.0, "workers": 1}
     return Config.model_validate(
@@ -80,12 +84,15 @@ def dry_config(config: Config, *, images: str, output: str, on_cards: bool) -> C
     )
 
 
-def _stand_in(model: ModelSection, embedded: dict[str, object], on_cards: bool) -> ModelSection:
+def _stand_in(model: ModelSection, embedded: dict[str, Any], on_cards: bool) -> ModelSection:
     parameters = families.count_parameters(model) if model.model and model.engine != "openai" else None
+    is_small = parameters is not None and parameters < _SMALL
+    settings = model.model_dump(exclude_unset=True) if is_small else embedded
     takes_card = on_cards and bool(model.model) and model.engine == "vllm" and model.gpus_per_replica != 0
-    if parameters is not None and parameters < _SMALL:
-        return model.model_copy(update={"max_replicas": 1, "min_replicas": 1} | (_SHARED_CARD if takes_card else {"gpus_per_replica": 0}))
-    return ModelSection.model_validate(embedded | {"max_replicas": 1} | (_SHARED_CARD if takes_card else {}))
+    settings = settings | {"min_replicas": 1, "max_replicas": 1, "gpus_per_replica": _SHARE_OF_A_CARD if takes_card else 0}
+    if takes_card and settings.get("engine", "vllm") == "vllm":
+        settings["engine_options"] = settings.get("engine_options", {}) | _ENGINE_OPTIONS
+    return ModelSection.model_validate(settings)
 
 
 def _name(model: ModelSection) -> str:
