@@ -164,7 +164,7 @@ def ours(model: str, options: argparse.Namespace) -> dict[str, Any]:
         with ray_session():
             work = partial(ask_twice, preamble=options.preamble, second=options.second)
             rows = ask_model(
-                parts.dataset_of(list(range(source.parts)), source.read), Asker, work, model=config.lvlm, schema=ROW, config=config
+                parts.dataset_of(list(range(source.parts)), source.read), Asker, work, models=[config.lvlm], schema=ROW, config=config
             )
             write = partial(write_part, output=Folder.at(output).child("written"))
             found = rows.map_batches(write, batch_size=None, batch_format="pyarrow").to_pandas()

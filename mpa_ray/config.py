@@ -53,6 +53,9 @@ class IdentifySection(Section):
     """Ask the S-VLM about every row, also where the L-VLM disagreed with itself. Verdicts stay the same; it is for diagnosis."""
     max_tokens: PositiveInt = 32
     """The longest answer, in tokens, of the L-VLM's own answer and the S-VLM's."""
+    in_one_actor: bool = False
+    """Ask the S-VLM in the L-VLM's actor, on the same card, so that an image is decoded and shrunk once for both. Say then what share of a
+    card each gets: `lvlm.gpus_per_replica` and `svlm.gpus_per_replica`, together at most 1."""
 
 
 class LevelSection(Section):
@@ -238,6 +241,7 @@ class Config(Section):
             raise ValueError(f"ablations={list(self.ablations)} names one twice; name each once")
         self._check_parity()
         self._check_jury()
+        self._check_one_actor()
         self._check_rounds()
         return self
 
@@ -266,6 +270,22 @@ class Config(Section):
                 raise ValueError(f"jury.{place}.model={juror.model!r} is asked twice and would agree with itself; name another model")
             if juror.max_cost_usd is not None:
                 raise ValueError(f"jury.{place}.max_cost_usd={juror.max_cost_usd}: a budget is kept for the L-VLM alone; remove it")
+
+    def _check_one_actor(self) -> None:
+        if not self.identify.in_one_actor:
+            return
+        others = {"jury": self.jury, "annotations": self.annotations, "parity": self.parity}
+        for name, value in others.items():
+            if value:
+                raise ValueError(f"identify.in_one_actor and {name} exclude each other: the L-VLM and then the S-VLM are asked; remove one")
+        if self.lvlm.engine == "openai":
+            raise ValueError("identify.in_one_actor and lvlm.engine='openai' exclude each other: an API has no card; remove one of the two")
+        shares = {"lvlm": self.lvlm.gpus_per_replica, "svlm": self.svlm.gpus_per_replica}
+        if None in shares.values() or sum(shares.values()) > 1:
+            raise ValueError(
+                f"identify.in_one_actor needs what share of a card each model gets, together at most 1 (is {shares}); set"
+                " lvlm.gpus_per_replica and svlm.gpus_per_replica, such as 0.75 and 0.25, or 0 and 0 for the CPU"
+            )
 
     def _check_rounds(self) -> None:
         if self.rounds > 1 and self.annotations:
@@ -309,6 +329,7 @@ _SPEED_ONLY = {
         "checkpoint_every",
         "tracking",
     },
+    "identify": {"in_one_actor"},
     "evaluate": {"models_at_once"},
 }
 

@@ -45,7 +45,7 @@ def answer(
 ) -> "Dataset":
     """Rows with image and question in, the same with `prediction` and without the image out. `output` is explained at `ask_model`."""
     work = partial(answer_row, prompt=prompt, answering=Sampling(max_tokens=config.evaluate.max_tokens))
-    return ask_model(dataset, Evaluator, work, model=model, schema=schema, config=config, output=output).drop_columns(["image"])
+    return ask_model(dataset, Evaluator, work, models=[model], schema=schema, config=config, output=output).drop_columns(["image"])
 
 
 def evaluate(model: ModelSection, *, name: str, config: Config, output: Folder) -> list[dict[str, Any]]:

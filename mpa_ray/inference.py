@@ -6,7 +6,7 @@ A stage gives the work of one row as a coroutine; everything of Ray and of the e
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from PIL import Image
 
-from mpa_ray import engines, images, logs, stopping, telemetry
+from mpa_ray import images, logs, stopping, telemetry
 from mpa_ray.attempts import Attempt, Attempts
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.decoding import Decoder
-from mpa_ray.engines import CountsEncoderRuns, Engine, EngineDied, Reply, RequestRejected, Sampling
+from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling
 from mpa_ray.errors import RunError
 from mpa_ray.schema import Reason, Stage, encoder_runs, with_encoder_runs
+from mpa_ray.served_model import ServedModel
 from mpa_ray.storage import Folder
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Ask = Callable[[str, Sampling], Awaitable[Reply]]
-RowWork = Callable[[Row, Ask], Awaitable[list[Row]]]
+RowWork = Callable[..., Awaitable[list[Row]]]
+"""Takes a row, and for each of the actor's models what asks it about the row's image."""
 
 # While one part's last images finish, the next part's first ones run; as many again wait in the actor's queue.
 _PARTS_IN_FLIGHT = 2
@@ -42,15 +44,19 @@ class RowWorker:
     An engine that dies is loaded anew, and each row it served at that moment is asked again with no other beside it: a row that kills
     it then is the culprit and is quarantined. Any other error ends the actor, and Ray does the part again elsewhere; so it does when the
     actor's process is ended from outside or by a row, which `mpa_ray.attempts` finds.
+
+    An actor has one model or, where two share a card and the decoded image, several; the first one's `images_in_flight` counts for both.
     """
 
     stage: Stage
+    further_stages: tuple[Stage, ...] = ()
+    """What asks the second model and those after it."""
     keeps_rows = False
     """Whether rows that are done are kept when the engine stops; only where a part's number says which rows it has."""
 
     def __init__(
         self,
-        model: ModelSection,
+        models: Sequence[ModelSection],
         work: RowWork,
         schema: pa.Schema,
         max_image_pixels: int,
@@ -60,29 +66,24 @@ class RowWorker:
         call: float = 0.0,
     ) -> None:
         logs.in_worker(telemetry.run_id(output), self.stage)
-        self._load = partial(engines.load, model, stage=self.stage, output=output)
-        began = time.monotonic()
-        self._engine = self._load()
-        logs.LOG.info("loaded %s in %.1f s", model.model, time.monotonic() - began)
-        self._encoder_runs = 0
-        self._broken: Engine | None = None
-        self._reviving = asyncio.Lock()
+        stages = (self.stage, *self.further_stages)
+        self._models = [ServedModel(model, stage=stage, output=output) for model, stage in zip(models, stages, strict=True)]
         self._waiting_to_be_alone = asyncio.Lock()
         self._output = output
         self._kept_parts = stopping.kept_parts(output) if output and self.keeps_rows else set()
-        self._attempts = Attempts(output, stage=self.stage, model=model.model, call=call) if output else None
+        self._attempts = Attempts(output, stage=self.stage, model=models[0].model, call=call) if output else None
         self._rows = telemetry.Rows(telemetry.run_id(output), self.stage)
         self._stopping = False
         self._work = work
         self._schema = schema
         self._decoder = Decoder(
-            max_pixels=model.max_pixels,
+            max_pixels=max(model.max_pixels for model in models),
             max_image_pixels=max_image_pixels,
             max_image_bytes=max_image_bytes,
             max_decode_seconds=max_decode_seconds,
         )
-        self._slots = asyncio.Semaphore(model.images_in_flight)
-        self._slot_count = model.images_in_flight
+        self._slots = asyncio.Semaphore(models[0].images_in_flight)
+        self._slot_count = models[0].images_in_flight
 
     async def __call__(self, part: pa.Table) -> AsyncIterator[pa.Table]:
         rows = part.to_pylist()
@@ -103,17 +104,10 @@ class RowWorker:
         if rows:
             seconds = time.monotonic() - began
             logs.LOG.info("asked about part %d: %d of %d rows in %.1f s", rows[0]["part"], len(done), len(rows), seconds)
-        yield with_encoder_runs(
-            pa.Table.from_pylist(complete, schema=self._schema), encoder_runs(part), self.stage, await self._encoder_runs_since()
-        )
-
-    async def _encoder_runs_since(self) -> int | None:
-        """How often the vision encoder ran since this was asked last: a part's share, give or take what ran beside it."""
-        now = await self._engine.encoder_runs() if isinstance(self._engine, CountsEncoderRuns) else None
-        if now is None:
-            return None
-        since, self._encoder_runs = now - self._encoder_runs, now
-        return since
+        found = with_encoder_runs(pa.Table.from_pylist(complete, schema=self._schema), encoder_runs(part))
+        for model in self._models:
+            found = with_encoder_runs(found, {model.stage: await model.encoder_runs()})
+        yield found
 
     def _kept(self, rows: list[Row]) -> dict[int, list[Row]]:
         if not (self._kept_parts and self._output and rows):
@@ -179,20 +173,15 @@ class RowWorker:
             return None
         picture: Image.Image | None = None
 
-        async def ask(prompt: str, sampling: Sampling) -> Reply:
+        async def ask(model: ServedModel, prompt: str, sampling: Sampling) -> Reply:
             nonlocal picture
             if picture is None:
                 picture = await self._decoder.image(row["image"])
-            engine = await self._living_engine()
-            try:
-                return await engine.ask(picture, prompt, image_id=row["image_id"], sampling=sampling)
-            except EngineDied:
-                self._broken = engine
-                raise
+            return await model.ask(picture, prompt, image_id=row["image_id"], sampling=sampling)
 
         try:
             with self._rows:
-                return await self._work(row, ask)
+                return await self._work(row, *(partial(ask, model) for model in self._models))
         except images.UnreadableImage as error:
             return [quarantined(row, Stage.IMAGES, error.reason, error.detail)]
         except RequestRejected as error:
@@ -202,18 +191,6 @@ class RowWorker:
                 raise
             await asyncio.to_thread(self._stop, self._output, error)
             return None
-
-    async def _living_engine(self) -> Engine:
-        """The engine, loaded anew where it has died. A model that cannot be loaded again ends the actor."""
-        if self._broken is not self._engine:
-            return self._engine
-        async with self._reviving:
-            if self._broken is self._engine:
-                logs.LOG.warning("the engine died and is loaded anew")
-                await asyncio.to_thread(self._engine.close)
-                self._engine = await asyncio.to_thread(self._load)
-                self._encoder_runs = 0
-            return self._engine
 
     def _stop(self, output: Folder, error: RunError) -> None:
         if not self._stopping:
@@ -244,12 +221,13 @@ def ask_model(
     worker: type[RowWorker],
     work: RowWork,
     *,
-    model: ModelSection,
+    models: Sequence[ModelSection],
     schema: pa.Schema,
     config: Config,
     output: Folder | None = None,
 ) -> "Dataset":
-    """The rows of `dataset` after `work` on each, in parts as they came. `worker` names the stage on Ray's dashboard.
+    """The rows of `dataset` after `work` on each, in parts as they came. `worker` names the stage on Ray's dashboard; an actor has all of
+    `models`, as many replicas as the first one says.
 
     With `output`, a paid model's ledger and notes of parts begun are kept there, and an engine that cannot go on ends the stage in good
     order: parts are then missing, and the caller must ask `stopping.raise_if_stopped`. Without it, that error fails the dataset.
@@ -259,7 +237,7 @@ def ask_model(
     return dataset.map_batches(
         worker,
         fn_constructor_args=(
-            model,
+            models,
             work,
             schema,
             config.max_image_pixels,
@@ -272,11 +250,11 @@ def ask_model(
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(
-            min_size=model.min_replicas,
-            max_size=model.most_replicas,
+            min_size=models[0].min_replicas,
+            max_size=models[0].most_replicas,
             max_concurrent_calls_per_actor=_PARTS_IN_FLIGHT,
             max_tasks_in_flight_per_actor=2 * _PARTS_IN_FLIGHT,
         ),
-        num_cpus=model.cpus,
-        num_gpus=None if model.engine == "openai" else model.cards or None,
+        num_cpus=sum(model.cpus for model in models),
+        num_gpus=sum(0.0 if model.engine == "openai" else model.cards for model in models) or None,
     )

@@ -52,5 +52,5 @@ def identify_jury(dataset: "Dataset", config: Config, output: Folder | None = No
         exhaustive=config.identify.exhaustive,
     )
     for juror in config.jury:
-        dataset = ask_model(dataset, Juror, work, model=juror, schema=JURY_ROW, config=config, output=output)
+        dataset = ask_model(dataset, Juror, work, models=[juror], schema=JURY_ROW, config=config, output=output)
     return dataset

@@ -43,4 +43,4 @@ async def answer_own_row(row: Row, ask: Ask, *, answering: Sampling) -> list[Row
 def answer_own(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
     """ANNOTATED_ROW parts in and out, in place of the Pseudo Annotator. `output` is explained at `ask_model`."""
     work = partial(answer_own_row, answering=Sampling(max_tokens=config.identify.max_tokens))
-    return ask_model(dataset, OwnAnswerer, work, model=config.lvlm, schema=ANNOTATED_ROW, config=config, output=output)
+    return ask_model(dataset, OwnAnswerer, work, models=[config.lvlm], schema=ANNOTATED_ROW, config=config, output=output)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mpa_ray import prompts
 from mpa_ray.config import Config
 from mpa_ray.engines import Sampling
-from mpa_ray.inference import Ask, Row, RowWorker, ask_model
+from mpa_ray.inference import Ask, Row, RowWork, RowWorker, ask_model
 from mpa_ray.matchers import MATCHERS, is_consistent, judge
 from mpa_ray.schema import JUDGED_ROW, Stage
 from mpa_ray.storage import Folder
@@ -51,12 +51,16 @@ async def identify_row(row: Row, ask: Ask, *, matcher: str, answering: Sampling,
     return [row | answered | {"verdict": verdict}]
 
 
-def identify(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
-    """ANNOTATED_ROW parts in (after a jury, JURY_ROW), JUDGED_ROW parts out. `output` is explained at `ask_model`."""
-    work = partial(
+def identifying(config: Config) -> RowWork:
+    """The Parity Identifier's work of a row."""
+    return partial(
         identify_row,
         matcher=matcher_of(config),
         answering=Sampling(max_tokens=config.identify.max_tokens),
         exhaustive=config.identify.exhaustive,
     )
-    return ask_model(dataset, ParityIdentifier, work, model=config.svlm, schema=JUDGED_ROW, config=config, output=output)
+
+
+def identify(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
+    """ANNOTATED_ROW parts in (after a jury, JURY_ROW), JUDGED_ROW parts out. `output` is explained at `ask_model`."""
+    return ask_model(dataset, ParityIdentifier, identifying(config), models=[config.svlm], schema=JUDGED_ROW, config=config, output=output)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Reading and committing wait for storage most of the time. Where two cores are all there is and engine actors have one of them, both still
 # run beside each other: reading ahead must not keep finished parts from being committed. With memory among its needs a read is like no
 # engine actor, or Ray Data would put both into one process (an actor of as many cores), which then waits for storage between parts.
-READING = {"num_cpus": 0.5, "memory": 64 * 2**20}
+READING = {"num_cpus": 0.5, "memory": 256 * 2**20}
 COMMITTING = {"num_cpus": 0.25}
 
 TOKEN_COLUMNS = [name for name in JUDGEMENTS.names if name.endswith("_tokens")]

@@ -20,6 +20,7 @@ from mpa_ray import (
     ledger,
     logs,
     models,
+    one_actor,
     parts,
     placement,
     rounds,
@@ -266,9 +267,7 @@ def annotate_and_identify(config: Config, output: Folder, source: Source, held: 
         say(f"{stage}: loading {' and '.join(model.model for model in asked)}" + (f"; {finished:,} {source.unit} are done" if done else ""))
         read = partial(stopping.read_unless_stopped, read=source.read, output=output, schema=source.schema)
         rows = parts.dataset_of(todo, read)
-        if source.needs_lvlm:
-            rows = answer_own(rows, config, output) if source.is_annotated else annotate(rows, config, output)
-        rows = identify(identify_jury(rows, config, output), config, output)
+        rows = _asked_about(rows, config, output, source)
         commit = partial(parts.commit_part, output=output, call=time.time())
         rows = rows.map_batches(commit, batch_size=None, batch_format="pyarrow", **parts.COMMITTING)
         rows.set_name("annotate_and_identify")
@@ -286,6 +285,15 @@ def annotate_and_identify(config: Config, output: Folder, source: Source, held: 
     _once(output, "annotate_and_identify", lambda: {"seconds": data["seconds"]})
     _refuse_nothing(data, output)
     return data
+
+
+def _asked_about(rows: Any, config: Config, output: Folder, source: Source) -> Any:
+    """The stages between reading and committing."""
+    if config.identify.in_one_actor:
+        return one_actor.annotate_and_identify(rows, config, output)
+    if source.needs_lvlm:
+        rows = answer_own(rows, config, output) if source.is_annotated else annotate(rows, config, output)
+    return identify(identify_jury(rows, config, output), config, output)
 
 
 def _refuse_too_many(progress: Progress, config: Config, output: Folder) -> None:

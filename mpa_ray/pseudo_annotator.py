@@ -11,7 +11,7 @@ from mpa_ray import prompts
 from mpa_ray.annotation_parser import Annotation, UnparsableAnnotation, parse_annotations
 from mpa_ray.config import Config
 from mpa_ray.engines import Sampling
-from mpa_ray.inference import Ask, Row, RowWorker, ask_model, quarantined, seed_for
+from mpa_ray.inference import Ask, Row, RowWork, RowWorker, ask_model, quarantined, seed_for
 from mpa_ray.matchers import matches_exactly
 from mpa_ray.schema import ANNOTATED_ROW, Reason, Stage
 from mpa_ray.storage import Folder
@@ -99,10 +99,10 @@ def _parse(text: str, answers: tuple[str, ...]) -> Annotation:
     return parsed
 
 
-def annotate(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
-    """SOURCE_ROW parts in, ANNOTATED_ROW parts out. Lazy, like every stage. `output` is explained at `ask_model`."""
+def annotating(config: Config) -> RowWork:
+    """The Pseudo Annotator's work of a row."""
     task = task_of(config)
-    work = partial(
+    return partial(
         annotate_row,
         prompt=config.prompt or task.prompt,
         annotating=Sampling(max_tokens=config.annotate.max_tokens, temperature=config.annotate.temperature, top_p=config.annotate.top_p),
@@ -112,4 +112,8 @@ def annotate(dataset: "Dataset", config: Config, output: Folder | None = None) -
         answers=task.answers,
         preamble=config.annotate.preamble,
     )
-    return ask_model(dataset, PseudoAnnotator, work, model=config.lvlm, schema=ANNOTATED_ROW, config=config, output=output)
+
+
+def annotate(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
+    """SOURCE_ROW parts in, ANNOTATED_ROW parts out. Lazy, like every stage. `output` is explained at `ask_model`."""
+    return ask_model(dataset, PseudoAnnotator, annotating(config), models=[config.lvlm], schema=ANNOTATED_ROW, config=config, output=output)

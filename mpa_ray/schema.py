@@ -1,6 +1,7 @@
 """The names rows are made of: columns, Arrow schemas, verdicts and quarantine reasons. Stages add columns and never rename them."""
 
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 
 import pyarrow as pa
@@ -117,10 +118,13 @@ def encoder_runs(part: pa.Table) -> dict[str, int]:
     return json.loads((part.schema.metadata or {}).get(_ENCODER_RUNS, b"{}"))
 
 
-def with_encoder_runs(part: pa.Table, before: dict[str, int], stage: str, runs: int | None) -> pa.Table:
-    """`part` with what earlier stages counted (`before`), and this one's count where there is one. Jurors are added up."""
-    counted = before if runs is None else before | {str(stage): before.get(stage, 0) + runs}
-    return part.replace_schema_metadata({_ENCODER_RUNS: json.dumps(counted)}) if counted else part
+def with_encoder_runs(part: pa.Table, counted: Mapping[str, int | None]) -> pa.Table:
+    """`part` with more counts of encoder runs by stage, added to what it has; None where an engine does not tell."""
+    runs = encoder_runs(part)
+    for stage, count in counted.items():
+        if count is not None:
+            runs[str(stage)] = runs.get(str(stage), 0) + count
+    return part.replace_schema_metadata({_ENCODER_RUNS: json.dumps(runs)}) if runs else part
 
 
 # What is written.

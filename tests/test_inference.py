@@ -78,7 +78,7 @@ def run(
 ) -> list[dict[str, Any]]:
     Scripted.loaded = Scripted.most_in_flight = Scripted.in_flight = 0
     monkeypatch.setattr(engines, "load", lambda model, **_: Scripted(reply))
-    worker = Worker(ModelSection(model="m", images_in_flight=in_flight), work, SOURCE_ROW, 10**6, 10**6, output, call=call)
+    worker = Worker([ModelSection(model="m", images_in_flight=in_flight)], work, SOURCE_ROW, 10**6, 10**6, output, call=call)
 
     async def one(table: pa.Table) -> list[dict[str, Any]]:
         return [row async for found in worker(table) for row in found.to_pylist()]
@@ -252,10 +252,10 @@ def test_encoder_runs_of_an_actor_add_up_over_its_parts_and_engines(monkeypatch:
         return ""
 
     monkeypatch.setattr(engines, "load", lambda model, **_: Counting(reply))
-    worker = Worker(ModelSection(model="m", images_in_flight=4), work, SOURCE_ROW, 10**6, 10**6)
+    worker = Worker([ModelSection(model="m", images_in_flight=4)], work, SOURCE_ROW, 10**6, 10**6)
 
     async def runs_of(count: int) -> dict[str, int]:
-        [found] = [table async for table in worker(with_encoder_runs(part(count), {"jury": 7}, "pseudo_annotator", 3))]
+        [found] = [table async for table in worker(with_encoder_runs(part(count), {"jury": 7, "pseudo_annotator": 3}))]
         return encoder_runs(found)
 
     async def three_parts() -> list[dict[str, int]]:
@@ -269,7 +269,7 @@ def test_encoder_runs_of_an_actor_add_up_over_its_parts_and_engines(monkeypatch:
 
 def test_an_engine_that_does_not_count_leaves_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "load", lambda model, **_: Scripted(lambda image: ""))
-    worker = Worker(ModelSection(model="m"), work, SOURCE_ROW, 10**6, 10**6)
+    worker = Worker([ModelSection(model="m")], work, SOURCE_ROW, 10**6, 10**6)
 
     async def one() -> pa.Table:
         [found] = [table async for table in worker(part(2))]

@@ -151,7 +151,7 @@ def test_encoder_runs_go_into_the_commit_and_not_into_the_files(tmp_path: Path) 
     output = Folder.at(tmp_path)
     for number, runs in ((7, 3), (8, 5)):
         rows = pa.Table.from_pylist([judged("f", Verdict.PARITY, part=number)], schema=JUDGED_ROW)
-        commit_part(with_encoder_runs(rows, {"pseudo_annotator": 1}, Stage.PARITY_IDENTIFIER, runs), output=output, call=1.0)
+        commit_part(with_encoder_runs(rows, {"pseudo_annotator": 1, Stage.PARITY_IDENTIFIER: runs}), output=output, call=1.0)
     commit(output, judged("g", Verdict.PARITY, part=9))
     assert totals(output)["encoder_runs"] == {"pseudo_annotator": 2, "parity_identifier": 8}
     assert not output.child("annotations").read_table("part-00000007.parquet").schema.metadata

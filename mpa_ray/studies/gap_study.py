@@ -55,7 +55,7 @@ async def judge_row(row: Row, ask: Ask, *, categories: tuple[Category, ...]) -> 
 def judged_by(dataset: "Dataset", lvlm: ModelSection, config: Config, *, categories: tuple[Category, ...], output: Folder) -> "Dataset":
     """Samples with their images in, the same with `reply` and `category` and without the image out."""
     work = partial(judge_row, categories=categories)
-    return ask_model(dataset, GapJudge, work, model=lvlm, schema=_JUDGED, config=config, output=output).drop_columns(["image"])
+    return ask_model(dataset, GapJudge, work, models=[lvlm], schema=_JUDGED, config=config, output=output).drop_columns(["image"])
 
 
 def study(
