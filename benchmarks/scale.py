@@ -1,11 +1,12 @@
 """The data path at scale: listing, reading, decoding, two engine stages, judging and committing, with engines that answer at once.
 
     python benchmarks/scale.py --rows 10000 100000 1000000
+    python benchmarks/scale.py --rows 20000 --side 448
 
 For each number of rows, in one Ray each: the data path, images a second and memory; the same rows through a bare Ray Data
 read -> map -> write, which decodes each image once and writes one row for it; and how long a call on an output of which nothing, half or
-all is finished takes until it begins to work. Images are 64 x 64 JPEGs in Parquet files of 20,000 rows. The report goes to
-benchmarks/results/.
+all is finished takes until it begins to work. Images are square JPEGs in Parquet files of 20,000 rows. Both models are in one actor
+(`identify.in_one_actor`), as the bare map is one actor; `--two-actors` gives each its own. The report goes to benchmarks/results/.
 """
 
 import argparse
@@ -40,13 +41,13 @@ _ROWS_PER_FILE = 20_000
 _MIB = 2**20
 
 
-def generate(folder: Path, rows: int) -> None:
+def generate(folder: Path, rows: int, side: int = 64) -> None:
     """Parquet files with an image column."""
     folder.mkdir(parents=True)
     images = []
     for number in range(256):
         buffer = io.BytesIO()
-        Image.effect_noise((64, 64), 60 + number / 8).convert("RGB").save(buffer, "JPEG", quality=70)
+        Image.effect_noise((side, side), 60 + number / 8).convert("RGB").save(buffer, "JPEG", quality=70)
         images.append(buffer.getvalue())
     for start in range(0, rows, _ROWS_PER_FILE):
         chosen = [images[row % 256] for row in range(start, min(rows, start + _ROWS_PER_FILE))]
@@ -54,7 +55,7 @@ def generate(folder: Path, rows: int) -> None:
         pq.write_table(table, folder / f"{start:09d}.parquet", row_group_size=256)
 
 
-def config(images: Path, output: Path) -> Config:
+def config(images: Path, output: Path, *, in_one_actor: bool) -> Config:
     model = {"gpus_per_replica": 0, "cpus_per_replica": 0.5, "images_in_flight": 256}
     return Config(
         images=str(images),
@@ -62,6 +63,7 @@ def config(images: Path, output: Path) -> Config:
         lvlm=ModelSection(model=str(demo.LVLM), engine="instant:lvlm", **model),
         svlm=ModelSection(model=str(demo.SVLM), engine="instant:svlm", **model),
         images_per_part=1024,
+        identify={"in_one_actor": in_one_actor},
     )
 
 
@@ -85,9 +87,9 @@ def watched() -> Iterator[dict[str, float]]:
         thread.join()
 
 
-def data_path(images: Path, output: Path, stop_after: int | None) -> dict[str, Any]:
+def data_path(images: Path, output: Path, stop_after: int | None, *, in_one_actor: bool) -> dict[str, Any]:
     """Runs, or goes on with, PA and PI. `seconds_to_work` is until the first part after this call began is committed."""
-    settings, folder = config(images, output), Folder.at(output)
+    settings, folder = config(images, output, in_one_actor=in_one_actor), Folder.at(output)
     began = time.monotonic()
     source = source_of(settings, folder)
     listed = time.monotonic() - began
@@ -138,21 +140,25 @@ def in_a_process(*arguments: object) -> dict[str, Any]:
 
 
 def measure(kind: str, images: str, output: str, stop_after: str = "0") -> None:
-    found = bare(Path(images), Path(output)) if kind == "bare" else data_path(Path(images), Path(output), int(stop_after) or None)
+    if kind == "bare":
+        found = bare(Path(images), Path(output))
+    else:
+        found = data_path(Path(images), Path(output), int(stop_after) or None, in_one_actor=kind == "one_actor")
     print(json.dumps(found))
 
 
-def of_rows(scratch: Path, rows: int) -> dict[str, Any]:
+def of_rows(scratch: Path, rows: int, given: argparse.Namespace) -> dict[str, Any]:
     """All measurements of one number of rows."""
     images, output = scratch / f"images-{rows}", scratch / f"run-{rows}"
-    generate(images, rows)
+    generate(images, rows, given.side)
     half = -(-rows // 1024) // 2
+    kind = "two_actors" if given.two_actors else "one_actor"
     found = {"bare": in_a_process("bare", images, scratch / f"bare-{rows}")}
-    found["nothing_finished"] = in_a_process("path", images, output, half)
-    found["half_finished"] = in_a_process("path", images, output)
-    found["all_finished"] = in_a_process("path", images, output)
+    found["nothing_finished"] = in_a_process(kind, images, output, half)
+    found["half_finished"] = in_a_process(kind, images, output, half + 1)
     # One call from nothing to all, to compare with the bare pipeline.
-    found["whole"] = in_a_process("path", images, scratch / f"whole-{rows}")
+    found["whole"] = in_a_process(kind, images, scratch / f"whole-{rows}")
+    found["all_finished"] = in_a_process(kind, images, scratch / f"whole-{rows}")
     return found
 
 
@@ -177,6 +183,8 @@ def report(results: dict[int, dict[str, Any]], note: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--side", type=int, default=64, help="of an image, in pixels")
+    parser.add_argument("--two-actors", action="store_true", help="a pool of actors for each model")
     parser.add_argument("--note", default="", help="a line for the report, such as what else the machine was doing")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -186,9 +194,10 @@ def main() -> None:
     results: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for rows in given.rows:
-            results[rows] = of_rows(Path(scratch), rows)
+            results[rows] = of_rows(Path(scratch), rows, given)
             print(json.dumps({rows: results[rows]}), flush=True)
-    print(result_file.write("scale", report(results, given.note), {str(rows): found for rows, found in results.items()}))
+    name = f"scale-{given.side}px" + ("-two-actors" if given.two_actors else "")
+    print(result_file.write(name, report(results, given.note), {str(rows): found for rows, found in results.items()}))
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def level(
     if result.error:
         raise RunError(f"{name}: training failed: {result.error}")
     log = target.read_json("training_log.json")
-    return {key: log[key] for key in ("samples", "loss", "seconds", "tokens_per_second", "parameters", "workers")} | {
+    return {key: log[key] for key in ("samples", "loss", "seconds", "tokens_per_second", "mfu", "parameters", "workers")} | {
         "batch_size": settings.batch_size,
         "learning_rate": settings.learning_rate,
     }

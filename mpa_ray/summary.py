@@ -38,7 +38,8 @@ def _stages(record: dict[str, Any]) -> str:
     for name, arm in record["training"].items():
         change = arm.get("holdout")
         held_out = f"; held out: learned {change['learned']:,}, forgot {change['forgotten']:,}" if change else ""
-        text[f"train_{name}"] = f"{arm['samples']:,} samples, {arm['tokens_per_second']:,.0f} tokens/s{held_out}"
+        used = f" ({100 * arm['mfu']:.0f}% MFU)" if arm.get("mfu") else ""
+        text[f"train_{name}"] = f"{arm['samples']:,} samples, {arm['tokens_per_second']:,.0f} tokens/s{used}{held_out}"
     for name, account in record.get("ledger", {}).items():
         # The jury is asked while images are annotated and identified, and has no stage of its own.
         step, paid = ("annotate_and_identify", f"{name} {_paid(account)}") if name.startswith("jury_") else (name, _paid(account))

@@ -19,9 +19,10 @@ from mpa_ray import families, models
 from mpa_ray.collator import IGNORED, Collator
 from mpa_ray.config import LevelSection, ModelSection
 from mpa_ray.engines.chat import end_tokens, image_arguments, load_processor, settle_generation
+from mpa_ray.mfu import mfu
 from mpa_ray.storage import Folder
 from mpa_ray.tracking import Tracking, trackers
-from mpa_ray.training_data import TrainingSet, read_ahead
+from mpa_ray.training_data import Sample, TrainingSet, read_ahead
 from mpa_ray.training_state import load_state, save_model, save_state
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ class Share:
     micro_batches: list[tuple[list[int], int]]
     batch_size: int
 
+    @property
+    def learned(self) -> int:
+        return sum(learned for _, learned in self.micro_batches)
+
 
 def shares(order: np.ndarray, *, batch_size: int, micro_batch_size: int, rank: int, workers: int, start: int = 0) -> Iterator[Share]:
     """The worker's share of every step from sample `start` of `order` on. Every sample is learned exactly once, by one worker.
@@ -82,6 +87,26 @@ def shares(order: np.ndarray, *, batch_size: int, micro_batch_size: int, rank: i
             for begin in range(0, per_worker, micro_batch_size)
         ]
         yield Share(micro_batches=micro, batch_size=len(batch))
+
+
+def of_like_length(micro_batches: list[list[Sample]], *, learned: int) -> list[tuple[list[Sample], int]]:
+    """The samples of a step in micro-batches of the same sizes, short ones with short ones, so that little of a batch is padding. Gradients
+    add up over the step, so nothing else changes. With each comes how many of it are learned: the first `learned` samples of all.
+
+    How long a sample is for the model is estimated, alike for all families: pixels by 28 x 28, and characters by four.
+    """
+
+    def length(sample: Sample) -> float:
+        return sample.image.width * sample.image.height / 784 + (len(sample.question) + len(sample.answer)) / 4
+
+    samples = [sample for micro_batch in micro_batches for sample in micro_batch]
+    ordered = iter(sorted(samples[:learned], key=length) + samples[learned:])
+    found, begun = [], 0
+    for micro_batch in micro_batches:
+        size = len(micro_batch)
+        found.append(([next(ordered) for _ in range(size)], max(0, min(size, learned - begun))))
+        begun += size
+    return found
 
 
 def learning_rate(step: int, steps: int, settings: LevelSection) -> float:
@@ -164,12 +189,14 @@ def train(loop_config: dict[str, Training]) -> None:
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(settings, workers))
     engine.train()
+    card = "" if on_cpu else torch.cuda.get_device_name()
 
     def batches(start: int) -> Iterator[tuple[Share, list[Batch]]]:
         for share in shares(
             order, batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, rank=rank, workers=workers, start=start
         ):
-            yield share, [collator([samples[index] for index in indices], learned=learned) for indices, learned in share.micro_batches]
+            drawn = of_like_length([[samples[index] for index in indices] for indices, _ in share.micro_batches], learned=share.learned)
+            yield share, [collator(micro_batch, learned=learned) for micro_batch, learned in drawn]
 
     done, curve, groups = 0, [], []
     checkpoint = ray.train.get_checkpoint()
@@ -196,6 +223,7 @@ def train(loop_config: dict[str, Training]) -> None:
             "of": len(order),
             "loss": curve[-1][1],
             "tokens_per_second": tokens / seconds,
+            "mfu": mfu(tokens_per_second=tokens / seconds, parameters=parameters, workers=workers, card=card),
             "seconds_to_go": to_go,
             "workers": groups,
         }

@@ -19,7 +19,7 @@ RECORD: dict[str, Any] = {
     "tokens": {name: 1000 * number for number, name in enumerate(TOKEN_COLUMNS, 1)},
     "training": {
         "mpa": {"samples": 2700, "loss": 0.5, "seconds": 100.0, "tokens_per_second": 1234.5, "holdout": {"learned": 77, "forgotten": 8}},
-        "no_pi_all": {"samples": 10800, "loss": 0.5, "seconds": 400.0, "tokens_per_second": 1234.5},
+        "no_pi_all": {"samples": 10800, "loss": 0.5, "seconds": 400.0, "tokens_per_second": 1234.5, "mfu": 0.314},
     },
     "evaluation": [
         entry
@@ -41,6 +41,7 @@ def test_everything_a_reader_looks_for_is_there() -> None:
     assert line_of(text, "quarantined: images/empty").split()[-1] == "300"
     assert line_of(text, "verdict: parity").endswith("3,000  25.0% of annotations")
     assert line_of(text, "train_mpa").split("  ")[-1] == "2,700 samples, 1,234 tokens/s; held out: learned 77, forgot 8"
+    assert line_of(text, "train_no_pi_all").split("  ")[-1] == "10,800 samples, 1,234 tokens/s (31% MFU)"
     assert "1 h 2 min" in line_of(text, "annotate_and_identify")
     zero_shot, mpa = line_of(text, "zero_shot"), line_of(text, "mpa")
     assert zero_shot.split() == ["zero_shot", "45.3", "43.3", "to", "47.3", "46.3", "1,000", "-"]

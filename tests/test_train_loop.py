@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mpa_ray.collator import IGNORED
 from mpa_ray.config import LevelSection
-from mpa_ray.train_loop import Share, answer_loss, deepspeed_config, learning_rate, shares
+from mpa_ray.train_loop import Share, answer_loss, deepspeed_config, learning_rate, of_like_length, shares
+from mpa_ray.training_data import Sample
 
 SIZES = st.integers(1, 9)
 
@@ -60,6 +62,23 @@ def test_a_restart_on_any_number_of_workers_goes_on_where_the_last_stopped(
 def rates(steps: int, warmup: float) -> list[float]:
     section = LevelSection(learning_rate=2.0, warmup=warmup)
     return [learning_rate(step, steps, section) for step in range(steps)]
+
+
+def test_micro_batches_hold_samples_of_like_length_and_lose_none() -> None:
+    lengths = [400, 8, 300, 12, 8, 200, 16]
+    samples = [Sample(image=Image.new("RGB", (28, 28)), question="x" * length, answer=str(n)) for n, length in enumerate(lengths)]
+    found = of_like_length([samples[:3], samples[3:6], samples[6:]], learned=5)
+    assert [len(micro_batch) for micro_batch, _ in found] == [3, 3, 1]
+    assert [learned for _, learned in found] == [3, 2, 0]
+    order = [sample.answer for micro_batch, _ in found for sample in micro_batch]
+    assert order[:5] == ["1", "4", "3", "2", "0"], "by length, those that are learned"
+    assert order[5:] == ["5", "6"], "and after them what only fills up"
+
+
+def test_a_large_image_is_longer_than_a_long_question() -> None:
+    large = Sample(image=Image.new("RGB", (560, 560)), question="?", answer="a")
+    long = Sample(image=Image.new("RGB", (28, 28)), question="x" * 1000, answer="b")
+    assert [micro_batch[0].answer for micro_batch, _ in of_like_length([[large], [long]], learned=2)] == ["b", "a"]
 
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_a_tenth() -> None:
