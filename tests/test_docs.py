@@ -107,6 +107,15 @@ def test_there_are_messages() -> None:
     assert len(_messages()) > 30
 
 
+def test_figures_are_those_of_the_files() -> None:
+    """Of the page of limits: every number of a row stands in the file that the row names."""
+    rows = re.findall(r"^\|[^|]+\|([^|]+)\|[^|]*\]\(\.\./(benchmarks/results/[^)]+)\)", (ROOT / "docs/limits.md").read_text(), re.MULTILINE)
+    assert len(rows) > 4
+    for figures, name in rows:
+        text = (ROOT / name).read_text()
+        assert [number for number in re.findall(r"\d[\d,.]*\d|\d", figures) if number not in text] == [], name
+
+
 def test_links_of_pages_that_lie_elsewhere_lead_somewhere() -> None:
     """mkdocs looks at those of the guide; these are read in the repository too."""
     for page in PAGES:
