@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mpa_ray.card_memory import card_memory
-from mpa_ray.config import ClusterSection, Config
+from mpa_ray.config import ClusterSection, Config, ModelSection
 from mpa_ray.errors import RunError
 from mpa_ray.model_size import size_of
 from mpa_ray.placement import Cluster, Placement, models_of, place
+from mpa_ray.placement import bundles as bundles_of
 from mpa_ray.progress import duration, say
 
 if TYPE_CHECKING:
@@ -51,6 +52,21 @@ def placed(config: Config, asked: Sequence[str]) -> Placement:
     """`placement.place` on the cluster this process is connected to."""
     sizes = {name: size_of(model) for name, model in models_of(config).items()}
     return place(config, sizes, cluster_of(config.cluster), asked=asked)
+
+
+def placed_alone(model: ModelSection, config: Config, *, what: str) -> ModelSection:
+    """A model that is asked by itself, with what its section leaves open filled in, when the cluster has what it needs.
+
+    Raises:
+        RunError: as `wait_for`.
+    """
+    if model.gpus_per_replica is None:
+        found = placed(config.model_copy(update={"svlm": model}), ["svlm"])
+        model = found.config.svlm
+        say(found.record["models"]["svlm"]["why"].replace("svlm", what, 1))
+    mend = "Ask for less (gpus_per_replica, cpus_per_replica or min_replicas)"
+    wait_for(bundles_of([model]), what=what, mend=mend, patience_s=config.cluster.patience_s, in_turn=True)
+    return model
 
 
 def cluster_of(settings: ClusterSection) -> Cluster:

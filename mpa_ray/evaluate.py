@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from mpa_ray import benchmark, intervals, stopping
+from mpa_ray import benchmark, capacity, intervals, stopping
 from mpa_ray.benchmark import CAPTION_METRICS, FORMATS, METRICS, QUESTION_COLUMNS
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.engines import Sampling
@@ -44,6 +44,7 @@ def answer(
     dataset: "Dataset", model: ModelSection, config: Config, *, prompt: str, schema: pa.Schema, output: Folder | None = None
 ) -> "Dataset":
     """Rows with image and question in, the same with `prediction` and without the image out. `output` is explained at `ask_model`."""
+    model = capacity.placed_alone(model, config, what="evaluate")
     work = partial(answer_row, prompt=prompt, answering=Sampling(max_tokens=config.evaluate.max_tokens))
     return ask_model(dataset, Evaluator, work, models=[model], schema=schema, config=config, output=output).drop_columns(["image"])
 

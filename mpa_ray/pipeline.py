@@ -391,17 +391,10 @@ def _ask_trained(config: Config, output: Folder, trained: dict[str, dict[str, An
 
 
 def _evaluate(name: str, model: ModelSection, config: Config, output: Folder) -> dict[str, Any]:
-    _wait_for_model(model, f"evaluate {name}", config)
     say(f"evaluate {name}: asking {model.model}")
     return {"scores": evaluate(model, name=name, config=config, output=output)}
 
 
-def _wait_for_model(model: ModelSection, stage: str, config: Config) -> None:
-    mend = "Ask for less (gpus_per_replica, cpus_per_replica or min_replicas)"
-    capacity.wait_for(placement.bundles([model]), what=stage, mend=mend, patience_s=config.cluster.patience_s, in_turn=True)
-
-
 def _ask_held_out(model: ModelSection, config: Config, output: Folder) -> dict[str, Any]:
-    _wait_for_model(model, "held out", config)
     say("held out: asking MPA's S-VLM again")
     return learned_and_forgotten(model, name="mpa", config=config, output=output)

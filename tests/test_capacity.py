@@ -10,7 +10,7 @@ import pytest
 
 from mpa_ray import capacity
 from mpa_ray.capacity import lacking, shown
-from mpa_ray.config import ClusterSection
+from mpa_ray.config import ClusterSection, Config, ModelSection
 from mpa_ray.errors import RunError
 
 CARD = {"CPU": 1.0, "GPU": 1.0}
@@ -88,6 +88,17 @@ def test_what_is_there_is_not_waited_for(ray_session: None, capsys: pytest.Captu
     for _ in range(2):
         capacity.wait_for([{"CPU": 3.0}, {"CPU": 1.0}], what="PA", mend="", patience_s=20)
     assert capsys.readouterr().out == ""
+
+
+def test_a_model_alone_is_placed_or_refused(ray_session: None, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Config(cluster=ClusterSection(gpus=8, gpus_per_node=4, patience_s=2))
+    with pytest.raises(RunError, match=r"evaluate asks for 4 GPU on one node, and the largest node has 0"):
+        capacity.placed_alone(ModelSection(model="Qwen/Qwen2-VL-72B-Instruct"), config, what="evaluate")
+    assert "evaluate: tensor parallel over 4 cards (72.0B parameters by its name" in capsys.readouterr().out
+    on_cpu = ModelSection(model="a/b-2B", gpus_per_replica=0)
+    assert capacity.placed_alone(on_cpu, config, what="evaluate") == on_cpu
+    behind_api = capacity.placed_alone(ModelSection(model="gpt", engine="openai"), config, what="evaluate")
+    assert behind_api.most_replicas == 1
 
 
 def test_a_gang_waits_for_a_node_that_comes() -> None:

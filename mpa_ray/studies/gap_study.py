@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from mpa_ray import stopping
+from mpa_ray import capacity, stopping
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.engines import Sampling
 from mpa_ray.errors import ConfigurationError, RunError
@@ -54,6 +54,7 @@ async def judge_row(row: Row, ask: Ask, *, categories: tuple[Category, ...]) -> 
 
 def judged_by(dataset: "Dataset", lvlm: ModelSection, config: Config, *, categories: tuple[Category, ...], output: Folder) -> "Dataset":
     """Samples with their images in, the same with `reply` and `category` and without the image out."""
+    lvlm = capacity.placed_alone(lvlm, config, what="gap study")
     work = partial(judge_row, categories=categories)
     return ask_model(dataset, GapJudge, work, models=[lvlm], schema=_JUDGED, config=config, output=output).drop_columns(["image"])
 
