@@ -16,7 +16,7 @@ from mpa_ray.card_memory import card_memory
 from mpa_ray.config import ClusterSection, Config, ModelSection
 from mpa_ray.errors import RunError
 from mpa_ray.model_size import size_of
-from mpa_ray.placement import Cluster, Placement, models_of, place
+from mpa_ray.placement import Cluster, Placement, models_of, place, take_cards
 from mpa_ray.placement import bundles as bundles_of
 from mpa_ray.progress import duration, say
 
@@ -258,15 +258,17 @@ def lacking(bundles: Sequence[Resources], nodes: Sequence[Resources]) -> str | N
                 return f"asks for {amount:g} {name} on one node, and the largest node has {largest:g}"
         if not any(_fits(bundle, node) for node in nodes):
             return f"asks for {shown([bundle])} on one node, and no node has all of it"
-    free = [dict(node) for node in nodes]
+    free = [(dict(node) | {"GPU": 0.0}, [[1.0] * int(node.get("GPU", 0.0))]) for node in nodes]
     for bundle in sorted(bundles, key=lambda bundle: (-bundle.get("GPU", 0.0), -bundle.get("CPU", 0.0))):
-        room = next((node for node in free if _fits(bundle, node)), None)
+        rest, wanted = {name: amount for name, amount in bundle.items() if name != "GPU"}, bundle.get("GPU", 0.0)
+        # Cards are the last to be looked at: looking takes them.
+        room = next((node for node, cards in free if _fits(rest, node) and (not wanted or take_cards(cards, wanted))), None)
         if room is None:
             short = next((name for name in ("GPU", "CPU") if _sum(bundles, name) > _sum(nodes, name)), None)
             if short is None:
-                return f"asks for {shown(bundles)}, which does not fit on the {len(nodes)} nodes there are"
+                return f"asks for {shown(bundles)}, which does not fit on the nodes there are"
             return f"asks for {_sum(bundles, short):g} {short} in all, and the cluster has {_sum(nodes, short):g}"
-        for name, amount in bundle.items():
+        for name, amount in rest.items():
             room[name] -= amount
     return None
 

@@ -191,29 +191,40 @@ def _replicas(
         return {}
     if shared:
         return {name: cluster.cards for name in together}
-    free = [float(node) for node in cluster.nodes]
+    free = [[1.0] * node for node in cluster.nodes]
     replicas = dict.fromkeys(together, 0)
     for name in sorted(together, key=lambda name: -cards[name]):
         for _ in range(sections[name].min_replicas):
-            replicas[name] += _take(free, cards[name])
+            replicas[name] += take_cards(free, cards[name])
     open_ones = list(together)
     while open_ones := [name for name in open_ones if replicas[name] < (sections[name].max_replicas or math.inf)]:
         name = max(open_ones, key=lambda name: _work(name, sizes.get(name)) / max(1, replicas[name]))
-        taken = _take(free, cards[name])
+        taken = take_cards(free, cards[name])
         replicas[name] += taken
         if not taken:
             open_ones.remove(name)
     return {name: max(1, count) for name, count in replicas.items()}
 
 
-def _take(free: list[float], cards: float) -> int:
-    """Takes `cards` of the fullest node that has them. 1 where one had, else 0."""
-    fitting = [place for place, left in enumerate(free) if left + 1e-9 >= cards]
-    if not fitting:
-        return 0
-    place = min(fitting, key=lambda place: free[place])
-    free[place] -= cards
-    return 1
+def take_cards(free: list[list[float]], cards: float) -> bool:
+    """Takes a share of the fullest card that has it, or whole cards of the fullest node that has them. False where there are none.
+
+    Args:
+        free: what is free of each card of each node; what is taken is taken from it.
+        cards: of a replica.
+    """
+    if cards < 1:
+        fitting = [(left, node, place) for node, left_of in enumerate(free) for place, left in enumerate(left_of) if left + 1e-9 >= cards]
+        if fitting:
+            _, node, place = min(fitting)
+            free[node][place] -= cards
+        return bool(fitting)
+    whole = [(node.count(1.0), place) for place, node in enumerate(free) if node.count(1.0) >= cards]
+    if whole:
+        node = free[min(whole)[1]]
+        for _ in range(int(cards)):
+            node[node.index(1.0)] = 0.0
+    return bool(whole)
 
 
 def _work(name: str, size: ModelSize | None) -> float:

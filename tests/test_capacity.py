@@ -22,6 +22,8 @@ NODE = {"CPU": 8.0, "GPU": 4.0, "memory": 1e9}
     [
         ([CARD] * 4, [NODE], None),
         ([{"GPU": 0.7, "CPU": 1}, {"GPU": 0.3, "CPU": 1}], [{"CPU": 2.0, "GPU": 1.0}], None),
+        ([{"GPU": 0.6, "CPU": 1}] * 3, [{"CPU": 4.0, "GPU": 2.0}], "asks for 3 x {0.6 GPU, 1 CPU}, which does not fit"),
+        ([{"GPU": 0.5, "CPU": 1}] * 4, [{"CPU": 4.0, "GPU": 2.0}], None),
         ([{"CPU": 1.0, "GPU": 8.0}], [NODE, NODE], "asks for 8 GPU on one node, and the largest node has 4"),
         ([CARD] * 9, [NODE, NODE], "asks for 9 GPU in all, and the cluster has 8"),
         ([{"CPU": 16.0, "GPU": 1.0}], [NODE, {"CPU": 64.0}], "asks for {1 GPU, 16 CPU} on one node, and no node has all of it"),

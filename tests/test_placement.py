@@ -7,7 +7,7 @@ from test_card_memory import HUGE, LARGE, SMALL, TINY
 
 from mpa_ray.config import Config, LevelSection, ModelSection
 from mpa_ray.model_size import ModelSize
-from mpa_ray.placement import Cluster, Placement, bundles, models_of, place, training_bundles
+from mpa_ray.placement import Cluster, Placement, bundles, models_of, place, take_cards, training_bundles
 
 OF_4B = ModelSize(parameters=4_150_000_000, weight_bytes=8_300_000_000, kv_bytes=98_304, heads=32, source="its files")
 
@@ -104,6 +104,21 @@ def test_what_is_set_stays() -> None:
     assert {name: getattr(config.lvlm, name) for name in asked} == asked
     assert {name: getattr(config.pl, name) for name in pl} == pl
     assert config.svlm.gpus_per_replica == 0.25 and config.svlm.max_replicas == 8, "on the two cards that are left"
+
+
+def test_shares_that_are_set_lie_on_one_card_each() -> None:
+    """As two models in one actor need them: no card holds two of the larger share."""
+    config = placed(config_with(gpus_per_replica=0.75, svlm={"gpus_per_replica": 0.25}), cluster(4, 4)).config
+    assert (config.lvlm.max_replicas, config.svlm.max_replicas) == (8, 8)
+
+
+@pytest.mark.parametrize("cards", [0.3, 0.5, 1, 2, 3])
+def test_cards_are_taken_until_none_is_left(cards: float) -> None:
+    free = [[1.0] * 4, [1.0] * 3]
+    count = 0
+    while take_cards(free, cards):
+        count += 1
+    assert count == {0.3: 21, 0.5: 14, 1: 7, 2: 3, 3: 2}[cards]
 
 
 def test_on_the_cpu_nothing_is_asked_of_cards() -> None:
