@@ -34,7 +34,7 @@ _SECONDS = 1.0
 _IDEAL = _IN_FLIGHT / (2 * _SECONDS)
 _IMAGES_PER_PART = 32
 # Parts an actor does in a run: enough that starting and ending are the smaller part of it.
-_PARTS = 20
+_PARTS = 16
 
 
 def measure(images: Path, output: Path, actors: int) -> dict[str, Any]:
