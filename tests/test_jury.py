@@ -126,7 +126,7 @@ def test_a_jury_changes_the_run_and_its_speed_does_not() -> None:
 def test_a_jury_on_the_command_line() -> None:
     argv = ["--images", "i", "--output", "o", "--svlm.model", "c/d"]
     config = cli.parse(Config(lvlm=LARGE), [*argv, "--jury", "{model: b/x, max_replicas: 2}", "{model: b/y}"])
-    assert [(juror.model, juror.max_replicas) for juror in config.jury] == [("b/x", 2), ("b/y", 1)]
+    assert [(juror.model, juror.max_replicas) for juror in config.jury] == [("b/x", 2), ("b/y", None)]
     assert cli.parse(Config(lvlm=LARGE), [*argv, "--jury", "{model: b/x}"]).jury == (ModelSection(model="b/x"),)
     with pytest.raises(ConfigurationError, match=r"jury\.0\.modle: unknown setting; did you mean jury\.0\.model\?"):
         cli.parse(Config(lvlm=LARGE), [*argv, "--jury", "{modle: b/x}"])
