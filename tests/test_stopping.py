@@ -66,7 +66,7 @@ def serve(
 ) -> list[list[Row]]:
     """A call of the stage, one part after the other: what comes of each."""
     monkeypatch.setattr(engines, "load", lambda *_, **__: engine)
-    worker = kind(ModelSection(images_in_flight=2), work, SOURCE_ROW, 10**6, 10**6, output)
+    worker = kind([ModelSection(images_in_flight=2)], work, SOURCE_ROW, 10**6, 10**6, output)
 
     async def one(table: pa.Table) -> list[Row]:
         return [row for result in [piece async for piece in worker(table)] for row in result.to_pylist()]

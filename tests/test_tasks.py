@@ -96,7 +96,7 @@ def test_the_demo_asks_what_the_task_asks(task: str, tmp_path: Path) -> None:
 
 
 def test_the_worked_example_is_a_configuration() -> None:
-    found = re.findall(r"```yaml\n(.+?)```", (ROOT / "docs" / "own_task.md").read_text(), re.DOTALL)
+    found = re.findall(r"```yaml[^\n]*\n(.+?)```", (ROOT / "docs" / "own_task.md").read_text(), re.DOTALL)
     [text] = found
     config = cli.validate(yaml.safe_load(text))
     task = task_of(config)
