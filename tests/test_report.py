@@ -108,6 +108,17 @@ def test_before_run_json_is_written(run: Folder) -> None:
     assert "under way" not in " ".join(outline(run).words)
 
 
+def test_the_run_of_an_earlier_version_is_shown(run: Folder) -> None:
+    """Settings and figures that were added since are missing from its record."""
+    record = run.read_json("run.json")
+    for name in ("parity", "cluster"):
+        record["config"].pop(name)
+    record.pop("encoder_runs", None)
+    run.write_json("run.json", record)
+    write_report(run)
+    assert "small learns from large" in " ".join(" ".join(outline(run).words).split())
+
+
 def test_a_run_that_starts_from_a_parity_set(tmp_path: Path) -> None:
     run = Folder.at(tmp_path / "run")
     config = Config(parity="reviewed/parity", output=run.uri, svlm=ModelSection(model="org/small"))
