@@ -34,6 +34,7 @@ _WRAPPERS = (
     ("**", "**"), ("__", "__"), ("_", "_"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"), ("「", "」"), ("『", "』"),
     ("<", ">"), ("[", "]"), ("{", "}"),
 )  # fmt: skip
+_OPENINGS = tuple(opening for opening, _ in _WRAPPERS)
 
 _PARENTHESIS = re.compile(
     r"\s?[(（](?:because|since|as (?:shown|seen|indicated)|explanation|reason|note|based on|this is|it is)\b[^()（）]*[)）]?\.?$",
@@ -236,7 +237,7 @@ def _unwrap(text: str) -> str:
         bare = text.strip().rstrip(",;|").strip("*` ")
         if bare.endswith(("}", "]", ")")) and not {"{", "[", "("} & set(bare):
             bare = bare[:-1]
-        for opening, closing in _WRAPPERS:
+        for opening, closing in _WRAPPERS if bare.startswith(_OPENINGS) else ():
             inner = bare[len(opening) : -len(closing)]
             if bare.startswith(opening) and bare.endswith(closing) and inner and opening not in inner and closing not in inner:
                 bare = inner

@@ -31,9 +31,10 @@ _CHEAP_BYTES = 16 * 2**20
 _CHEAP_SCANNED_PIXELS = 200_000_000
 _SCAN = re.compile(b"\xff\xda")
 _SEGMENTS = 200
-# Decoding so small an image takes no longer than handing it to a thread does, which waits for the GIL too while the event loop is busy.
-_TINY_PIXELS = 128 * 128
-_TINY_BYTES = 16 * 2**10
+# Decoding so small an image takes half a millisecond at most. In a thread it costs the machine a third more: the thread and the event loop
+# wait for each other's GIL.
+_TINY_PIXELS = 256 * 256
+_TINY_BYTES = 64 * 2**10
 # How many images are in memory whole at a time.
 _THREADS = 8
 _PROCESSES = 2
