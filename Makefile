@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo docs test test-all chaos lint clean
+.PHONY: help venv demo docs test test-all test-nodes chaos lint clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ test: venv ## all tests but the slow ones
 
 test-all: venv ## all tests, the slow ones too
 	$(RUN) -m pytest
+
+test-nodes: venv ## a cluster that grows and shrinks, nodes that are lost: slow tests that CI runs too
+	$(RUN) -m pytest tests/faults/test_autoscaling.py tests/faults/test_lost_hosts.py tests/faults/test_training_nodes.py
 
 chaos: venv ## kill drivers, nodes and engines of real runs at random; takes long
 	$(RUN) -m pytest -s -m slow tests/faults

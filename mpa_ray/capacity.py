@@ -31,6 +31,8 @@ _CARD_TYPE = "accelerator_type:"
 _WATCHED = "node_"
 
 Resources = Mapping[str, float]
+Labels = Mapping[str, str]
+_NO_LABELS: Labels = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,14 @@ def _version_2() -> Autoscaler:
 
 
 def wait_for(
-    bundles: Sequence[Resources], *, what: str, mend: str, patience_s: float, enough: int | None = None, in_turn: bool = False
+    bundles: Sequence[Resources],
+    *,
+    what: str,
+    mend: str,
+    patience_s: float,
+    enough: int | None = None,
+    in_turn: bool = False,
+    labels: Labels = _NO_LABELS,
 ) -> None:
     """Waits until the cluster has `bundles` free at the same time, and says what it waits for.
 
@@ -150,50 +159,58 @@ def wait_for(
         patience_s: how long it waits for what no node has and nobody is starting.
         enough: where not all of `bundles` can be had, so many of them are enough.
         in_turn: what others of this run are using counts as had; they give it back by and by.
+        labels: of the nodes; others count for nothing.
 
     Raises:
         RunError: no node that is there or is being started has them.
     """
-    if in_turn and lacking(bundles, _nodes()) is None:
+    if in_turn and lacking(bundles, _nodes(labels)) is None:
         return
-    group = _asked(bundles, what)
+    group = _asked(bundles, what, labels)
+    who = what + _labelled(labels)
     try:
-        lack = _wait(group, bundles, what=what, patience_s=patience_s, enough=bundles[:enough] if enough else None)
+        lack = _wait(group, bundles, what=who, patience_s=patience_s, enough=bundles[:enough] if enough else None, labels=labels)
     finally:
         _give_back(group)
     if lack is None:
         return
     if enough is not None and enough < len(bundles):
-        say(f"{what}: {lack}; going on with {enough} of {len(bundles)}, or as many as there are")
-        wait_for(bundles[:enough], what=what, mend=mend, patience_s=patience_s)
+        say(f"{who}: {lack}; going on with {enough} of {len(bundles)}, or as many as there are")
+        wait_for(bundles[:enough], what=what, mend=mend, patience_s=patience_s, labels=labels)
         return
-    raise RunError(f"{what} {lack}, and nothing starts another node. {mend}, or give the cluster a node type that has it")
+    raise RunError(f"{who} {lack}, and nothing starts another node. {mend}, or give the cluster a node type that has it")
 
 
-def shortage(bundles: Sequence[Resources], *, what: str) -> str | None:
+def shortage(bundles: Sequence[Resources], *, what: str, labels: Labels = _NO_LABELS) -> str | None:
     """A line for people where a stage that had `bundles` has lost them with a node; None while they are there."""
-    lack = lacking(bundles, _nodes())
+    lack = lacking(bundles, _nodes(labels))
     if lack is None:
         return None
     state = autoscaler()
     starting = f"the autoscaler is starting {_listed(state.starting)}" if state.starting else "nothing is being started"
-    return f"{what}: nodes were lost, it {lack} now; {starting}"
+    return f"{what}{_labelled(labels)}: nodes were lost, it {lack} now; {starting}"
 
 
 def _listed(starting: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(starting.items()))
 
 
-def _nodes() -> list[Resources]:
+def _labelled(labels: Labels) -> str:
+    return f" (nodes with {', '.join(f'{name}={value}' for name, value in labels.items())})" if labels else ""
+
+
+def _nodes(labels: Labels) -> list[Resources]:
+    """What the living nodes with `labels` have."""
     from ray import nodes
 
-    return [node["Resources"] for node in nodes() if node["Alive"]]
+    return [node["Resources"] for node in nodes() if node["Alive"] and labels.items() <= node["Labels"].items()]
 
 
-def _asked(bundles: Sequence[Resources], what: str) -> "PlacementGroup":
+def _asked(bundles: Sequence[Resources], what: str, labels: Labels) -> "PlacementGroup":
     from ray.util import placement_group
 
-    return placement_group([dict(bundle) for bundle in bundles], strategy="PACK", name=f"mpa_ray: {what}")
+    selectors = [dict(labels) for _ in bundles] if labels else None
+    return placement_group([dict(bundle) for bundle in bundles], strategy="PACK", name=f"mpa_ray: {what}", bundle_label_selector=selectors)
 
 
 def _give_back(group: "PlacementGroup") -> None:
@@ -203,7 +220,13 @@ def _give_back(group: "PlacementGroup") -> None:
 
 
 def _wait(
-    group: "PlacementGroup", bundles: Sequence[Resources], *, what: str, patience_s: float, enough: Sequence[Resources] | None
+    group: "PlacementGroup",
+    bundles: Sequence[Resources],
+    *,
+    what: str,
+    patience_s: float,
+    enough: Sequence[Resources] | None,
+    labels: Labels,
 ) -> str | None:
     """None when the group is there; else what is lacking."""
     began = hopeful = time.monotonic()
@@ -212,7 +235,7 @@ def _wait(
     while not group.wait(timeout_seconds=1):
         now = time.monotonic()
         state = autoscaler()
-        living = _nodes()
+        living = _nodes(labels)
         lack = lacking(bundles, living)
         # Nodes that are out of stock are hoped for only where nothing can be done without them.
         needed = enough is None or lacking(enough, living) is not None

@@ -40,6 +40,10 @@ class AnnotateSection(Section):
     preamble: str = prompts.PREAMBLE
     """What follows the image in both of the L-VLM's prompts. Where it is as long as a block of the engine's prefix cache (16 tokens on
     most cards), no token of the image is computed again for the second. The answers of the S-VLM are asked for without it."""
+    constrained: bool = False
+    """Hold the L-VLM to "Question: ..., Answer: ..." while it writes, and to the task's answers where it has a list of them: what it writes
+    can then be read, or was cut at `max_tokens`. For L-VLMs that often forget the form, with engine=vllm or one of your own that heeds
+    `Sampling.form`; docs/engines.md has what it costs."""
     questions_per_image: PositiveInt = 1
     """Annotations asked for an image. Each is sampled on its own, with a seed of its own."""
 
@@ -97,6 +101,8 @@ class LevelSection(Section):
     min_workers: PositiveInt | None = None
     """Where nodes are lost, training goes on with fewer workers, down to these; the batch stays what it is. Without it, the fewest whose
     cards hold the model's state."""
+    node_labels: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]] = {}
+    """Train on nodes with these labels alone (`{ray.io/market-type: on-demand}`: not on those that may be taken away)."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 1
     """1, or 0 to train on the CPU."""
     cpus_per_worker: PositiveFloat = 1
@@ -239,6 +245,11 @@ class Config(Section):
             raise ValueError(f"ablations={labeled} are trained on human labels and labels.benchmark is not set; set it or remove them")
         if len(set(self.ablations)) != len(self.ablations):
             raise ValueError(f"ablations={list(self.ablations)} names one twice; name each once")
+        if self.annotate.constrained and self.lvlm.engine in ("transformers", "openai"):
+            raise ValueError(
+                f"annotate.constrained and lvlm.engine={self.lvlm.engine!r} exclude each other: it cannot hold a reply to a form; remove"
+                " one of the two, or set lvlm.engine=vllm"
+            )
         self._check_parity()
         self._check_jury()
         self._check_one_actor()

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _CELLS_PER_BLOCK = 1 << 20
+# Quantiles of so many are right within a fiftieth of their distance to the mean.
+_PREDICTIONS = 20_000
 
 
 class PairedTest(TypedDict):
@@ -77,20 +79,19 @@ def paired_test(
 def further_hits(hits: int, trials: int, further: int, *, level: float = 0.95) -> tuple[float, float]:
     """How many of `further` trials hit, when `hits` of `trials` did: a prediction interval, in numbers of hits.
 
-    It is Wilson's score interval of a share (Wilson 1927) at the size 1 / (1/trials + 1/further), which adds what the further trials
-    scatter to what is not known of the share.
+    They are quantiles of what Jeffreys' prior predicts: a share drawn from Beta(hits + 1/2, misses + 1/2), then hits drawn with it. Unlike
+    normal intervals it holds where nearly all trials hit, or hardly any. It is drawn many times, so it costs the same for any number
+    of trials.
 
     Raises:
         ValueError: no trial, or more hits than trials.
     """
     if trials < 1 or further < 1 or not 0 <= hits <= trials:
         raise ValueError(f"{hits} hits of {trials} trials, {further} further ones: give at least one trial of each, and no more hits")
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share, size = hits / trials, 1 / (1 / trials + 1 / further)
-    middle = share + z * z / (2 * size)
-    half = z * math.sqrt(share * (1 - share) / size + (z / (2 * size)) ** 2)
-    low, high = ((middle + side * half) / (1 + z * z / size) for side in (-1, 1))
-    return further * max(0.0, low), further * min(1.0, high)
+    generator = np.random.default_rng(0)
+    shares = generator.beta(hits + 0.5, trials - hits + 0.5, _PREDICTIONS)
+    low, high = np.quantile(generator.binomial(further, shares), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def further_mean(values: Sequence[float], further: float, *, level: float = 0.95) -> tuple[float, float]:

@@ -204,6 +204,7 @@ def level(
         mend="Set pl.workers to fewer",
         patience_s=config.cluster.patience_s,
         enough=settings.min_workers,
+        labels=settings.node_labels,
     )
     trainer = TorchTrainer(
         train,
@@ -236,5 +237,6 @@ def _scaling(settings: LevelSection, scaling_config: Any) -> Any:
         num_workers=(fewest, workers) if fewest < workers else workers,
         use_gpu=bool(settings.gpus_per_worker),
         resources_per_worker=placement.bundle(cpus=settings.cpus_per_worker, cards=settings.gpus_per_worker),
+        label_selector=settings.node_labels or None,
         elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
     )

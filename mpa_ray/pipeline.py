@@ -352,7 +352,8 @@ def _train(arm: Arm, config: Config, output: Folder) -> dict[str, Any]:
 def _training_line(work: Folder, name: str, run: str, config: Config) -> str | None:
     if not work.exists("progress.json"):
         return None
-    lost = capacity.shortage(placement.training_bundles(config.pl, config.pl.min_workers or config.pl.workers or 1), what=f"train {name}")
+    fewest = placement.training_bundles(config.pl, config.pl.min_workers or config.pl.workers or 1)
+    lost = capacity.shortage(fewest, what=f"train {name}", labels=config.pl.node_labels)
     if lost:
         return lost
     state = work.read_json("progress.json")

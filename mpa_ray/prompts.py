@@ -5,6 +5,8 @@ engine's prefix cache covers the image's tokens. The demo's tiny models know the
 them again (`python -m mpa_ray.demo.train_pair`).
 """
 
+import re
+
 # A prefix cache keeps whole blocks of tokens. The block in which the image ends is a whole one that both of the L-VLM's prompts share when
 # so much text after the image is the same.
 PREAMBLE = (
@@ -16,6 +18,9 @@ PREAMBLE = (
 ANSWERING = "Answer the following question in a single word or phrase.\n{question}"
 
 _REPLY = "Reply with one line and nothing else: Question: <question>, Answer: <answer>"
+
+# What `_REPLY` asks for, as a regular expression.
+_FORM = "Question: [^\\n]+, Answer: {answer}"
 
 SCENE_TEXT = (
     "Write one question for a text-based visual question answering task, and its answer. The question must relate directly to this image"
@@ -41,3 +46,10 @@ PATHOLOGY_YES_NO = (
     "Write one yes-or-no question about this pathology image, and its answer. The question must be settled by what the image shows: the"
     " tissue, the cells, the staining or the finding. Vary whether the correct answer is Yes or No.\n" + _REPLY
 )
+
+
+def annotation_form(answers: tuple[str, ...]) -> str:
+    """The regular expression of an annotation as every prompt asks for it. `answers` are the only ones the task has, in small or with a
+    capital; none: any."""
+    spelled = dict.fromkeys(spelling for answer in answers for spelling in (answer, answer.capitalize()))
+    return _FORM.format(answer=f"({'|'.join(map(re.escape, spelled))})" if spelled else "[^\\n]+")

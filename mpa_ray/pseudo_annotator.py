@@ -4,6 +4,7 @@ The second call follows the first on the same actor, while the image is still in
 Identifier (Eq. 1); asking here saves a second pass over the images.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -57,12 +58,7 @@ async def annotate_row(
     asked: set[str] = set()
     failure = ""
     for number in range(questions):
-        drawn = Sampling(
-            max_tokens=annotating.max_tokens,
-            temperature=annotating.temperature,
-            top_p=annotating.top_p,
-            seed=seed_for(seed, row["image_id"], number),
-        )
+        drawn = replace(annotating, seed=seed_for(seed, row["image_id"], number))
         annotation = await ask(preamble + prompt, drawn)
         try:
             parsed = _parse(annotation.text, answers)
@@ -102,10 +98,16 @@ def _parse(text: str, answers: tuple[str, ...]) -> Annotation:
 def annotating(config: Config) -> RowWork:
     """The Pseudo Annotator's work of a row."""
     task = task_of(config)
+    drawing = Sampling(
+        max_tokens=config.annotate.max_tokens,
+        temperature=config.annotate.temperature,
+        top_p=config.annotate.top_p,
+        form=prompts.annotation_form(task.answers) if config.annotate.constrained else None,
+    )
     return partial(
         annotate_row,
         prompt=config.prompt or task.prompt,
-        annotating=Sampling(max_tokens=config.annotate.max_tokens, temperature=config.annotate.temperature, top_p=config.annotate.top_p),
+        annotating=drawing,
         answering=Sampling(max_tokens=config.identify.max_tokens),
         questions=config.annotate.questions_per_image,
         seed=config.seed,

@@ -31,6 +31,11 @@ def main() -> None:
         print("the stage itself had them next")
         capacity.wait_for(gang * 2, what="PL", mend="Set pl.workers to fewer", patience_s=2, enough=2)
         print("fewer were enough")
+        labelled = {"ray.io/market-type": "on-demand"}
+        print("shortage:", capacity.shortage([{"CPU": 1.0}], what="PL", labels=labelled))
+        cluster.add_node(num_cpus=1, labels=labelled, object_store_memory=100 * 2**20)
+        capacity.wait_for([{"CPU": 1.0}], what="PL", mend="Set pl.workers to fewer", patience_s=20, labels=labelled)
+        print("shortage:", capacity.shortage([{"CPU": 2.0}], what="PL", labels=labelled))
         capacity.wait_for([{"CPU": 1.0, "GPU": 4.0}], what="PA", mend="Set lvlm.gpus_per_replica to 2", patience_s=2)
     finally:
         ray.shutdown()

@@ -114,5 +114,8 @@ def test_a_gang_waits_for_a_node_that_comes() -> None:
     assert "after: Cluster(nodes=(2,), bounded=True, largest=2, cpus_per_card=1.0, card_gib=45.0)" in said
     assert "the stage itself had them next" in said
     assert "PL: asks for 4 GPU in all, and the cluster has 2; going on with 2 of 4" in said and "fewer were enough" in said
+    labelled = "shortage: PL (nodes with ray.io/market-type=on-demand): nodes were lost, it asks for"
+    assert f"{labelled} 1 CPU on one node, and the largest node has 0 now" in said, "nodes without the label do not count"
+    assert f"{labelled} 2 CPU on one node, and the largest node has 1 now" in said
     assert result.returncode == 3, result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: PA asks for 4 GPU on one node, and the largest node has 2"), result.stderr

@@ -1,7 +1,9 @@
 """Real engines on the CPU with the embedded L-VLM: both give the same replies, refuse what they must, and count what they did."""
 
 import asyncio
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,6 +47,8 @@ def _ask_all(engine: str) -> dict[str, Any]:
         except RequestRejected as error:
             refused = f"rejected: {error}"
         after = await ask(0, prompts.ANSWERING.format(question=rows[0]["question"]), greedy)
+        forms = [r"Answer: (yes|no)", prompts.annotation_form(()), prompts.annotation_form(("Yes", "No"))]
+        held = [(form, await ask(0, prompts.SCENE_TEXT, replace(drawn, form=form))) for form in forms] if engine == "vllm" else []
         return {
             "answers": answers,
             "truth": [row["answers"][0] for row in rows],
@@ -53,6 +57,7 @@ def _ask_all(engine: str) -> dict[str, Any]:
             "cut": cut,
             "refused": refused,
             "after": after,
+            "held": held,
         }
 
     try:
@@ -83,6 +88,14 @@ def test_engine_answers_and_counts(replies: dict[str, dict[str, Any]], engine: s
     assert found["cut"].output_tokens == 2
     assert found["refused"].startswith("rejected: ")
     assert found["after"].text == found["answers"][0].text, "a refused request must leave the engine well"
+
+
+def test_vllm_holds_a_reply_to_a_form(replies: dict[str, dict[str, Any]]) -> None:
+    if "vllm" not in replies:
+        pytest.skip("vLLM is not installed here")
+    for form, reply in replies["vllm"]["held"]:
+        assert reply.finish_reason == "length" or re.fullmatch(form, reply.text), (form, reply.text)
+    assert replies["vllm"]["held"][0][1].text in ("Answer: yes", "Answer: no"), "what it would never say by itself"
 
 
 def test_a_seed_makes_a_drawn_reply_repeatable_in_vllm(replies: dict[str, dict[str, Any]]) -> None:

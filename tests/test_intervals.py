@@ -58,11 +58,27 @@ def test_p_value_matches_the_exact_permutation_test():
     assert result["p_value"] == pytest.approx(2 / 32, abs=0.006)
 
 
-def test_a_share_of_endless_further_trials_is_wilsons_interval():
-    # 81 of 263: Newcombe 1998, table I, method 3.
+def test_a_share_of_endless_further_trials_is_nearly_wilsons_interval():
+    # 81 of 263: Newcombe 1998, table I, method 3, which is within 0.001 of Jeffreys' for so many trials.
     low, high = further_hits(81, 263, 10**9)
-    assert (low / 1e9, high / 1e9) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert further_hits(0, 50, 100)[0] == 0.0 and further_hits(50, 50, 100)[1] == pytest.approx(100.0)
+    assert (low / 1e9, high / 1e9) == pytest.approx((0.2553, 0.3662), abs=1e-3)
+    assert further_hits(0, 50, 100)[0] == 0.0 and further_hits(50, 50, 100)[1] == 100.0
+
+
+def test_where_nearly_all_hit_all_may_hit():
+    # P(no miss of 1,500 | 1 of 384) = B(384 - 1 + 1500 + 1/2, 1 + 1/2) / B(383.5, 1.5) = 0.092
+    assert further_hits(383, 384, 1500, level=0.99)[1] == 1500
+    assert further_hits(383, 384, 1500, level=0.80)[1] < 1500
+
+
+@pytest.mark.parametrize("share", [0.002, 0.5, 0.998])
+def test_lopsided_shares_fall_into_their_range_too(share):
+    generator = np.random.default_rng(3)
+    inside = 0
+    for _ in range(300):
+        low, high = further_hits(int(generator.binomial(400, share)), 400, 1500, level=0.99)
+        inside += low <= generator.binomial(1500, share) <= high
+    assert inside / 300 >= 0.97
 
 
 def test_a_mean_of_endless_further_values_is_students_interval():
@@ -73,13 +89,13 @@ def test_a_mean_of_endless_further_values_is_students_interval():
 def test_what_is_to_come_falls_into_its_range_as_often_as_promised():
     generator = np.random.default_rng(7)
     hits = means = 0
-    for _ in range(2000):
+    for _ in range(800):
         low, high = further_hits(int(generator.binomial(300, 0.3)), 300, 1000)
         hits += low <= generator.binomial(1000, 0.3) <= high
         low, high = further_mean(generator.normal(5, 1, 6), 4)
         means += low <= generator.normal(5, 1, 4).mean() <= high
-    assert hits / 2000 == pytest.approx(0.95, abs=0.015)
-    assert means / 2000 == pytest.approx(0.95, abs=0.015)
+    assert hits / 800 == pytest.approx(0.95, abs=0.02)
+    assert means / 800 == pytest.approx(0.95, abs=0.02)
 
 
 @pytest.mark.parametrize(

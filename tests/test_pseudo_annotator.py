@@ -1,14 +1,17 @@
 """One image's way through the Pseudo Annotator, with a teacher that says what the test wrote."""
 
 import asyncio
+import re
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from mpa_ray import prompts
+from mpa_ray.annotation_parser import parse_annotations
+from mpa_ray.config import Config
 from mpa_ray.engines import Reply, Sampling
-from mpa_ray.pseudo_annotator import annotate_row
+from mpa_ray.pseudo_annotator import annotate_row, annotating
 from mpa_ray.schema import ANNOTATED_ROW, QUARANTINE, Reason, Stage
 
 ROW = {"part": 3, "image_id": "i1", "image_uri": "/a.png", "image": b"bytes", "stage": None, "reason": None, "detail": None}
@@ -118,6 +121,24 @@ def test_braces_in_a_question_are_only_text() -> None:
     teacher = Teacher("Question: What does {question} in {0} mean?, Answer: Red")
     annotate(teacher)
     assert teacher.asked[1][0].endswith("\nWhat does {question} in {0} mean?")
+
+
+def test_the_form_of_an_annotation_can_be_read_and_is_what_the_prompts_ask_for() -> None:
+    text = "Question: What color is the sign?, Answer: Red, and white"
+    assert re.fullmatch(prompts.annotation_form(()), text)
+    assert parse_annotations(text)[0].answer == "Red, and white"
+    for answer in ("Yes", "yes", "no (a.b)"):
+        assert re.fullmatch(prompts.annotation_form(("yes", "no (a.b)")), f"Question: Is it?, Answer: {answer}")
+    assert not re.fullmatch(prompts.annotation_form(("yes", "no")), text)
+    assert not re.fullmatch(prompts.annotation_form(()), f"{text}\nExplanation: it is")
+
+
+def test_annotations_alone_are_held_to_their_form() -> None:
+    teacher = Teacher("Question: Is it red?, Answer: Yes")
+    config = Config(prompt=PROMPT, task="pathvqa", annotate={"constrained": True, "preamble": ""})
+    asyncio.run(annotating(config)(ROW, teacher))
+    (_, annotation), (_, own) = teacher.asked
+    assert annotation.form is not None and re.fullmatch(annotation.form, "Question: Is it red?, Answer: Yes") and own.form is None
 
 
 def test_an_answer_that_the_task_does_not_have_is_quarantined_with_the_text() -> None:

@@ -25,12 +25,14 @@ class EngineDied(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a reply is drawn. `temperature` 0 is greedy; `seed` makes a drawn reply repeatable."""
+    """How a reply is drawn. `temperature` 0 is greedy; `seed` makes a drawn reply repeatable; `form` is a regular expression that the whole
+    reply is held to while it is drawn, by vLLM and by own engines that can."""
 
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    form: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

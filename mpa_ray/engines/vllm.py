@@ -63,7 +63,7 @@ class VllmEngine:
     async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         request = {
@@ -78,6 +78,7 @@ class VllmEngine:
             top_p=sampling.top_p,
             seed=sampling.seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(regex=sampling.form) if sampling.form else None,
         )
         final = None
         try:
