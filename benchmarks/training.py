@@ -83,8 +83,8 @@ def loaded(model: str, samples: str, options: argparse.Namespace) -> tuple[Any, 
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from mpa_ray.collator import Collator
     from mpa_ray.engines.chat import end_tokens
+    from mpa_ray.training.collator import Collator
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -100,7 +100,7 @@ class Collate:
         self._collator = collator
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        from mpa_ray.training_data import Sample
+        from mpa_ray.training.training_data import Sample
 
         def sample(row: dict[str, Any]) -> Sample:
             image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")

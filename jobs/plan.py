@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from mpa_ray import cli
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError, exit_codes
-from mpa_ray.plan import Hardware, all_cards, forecast, table, with_prices
-from mpa_ray.probe import probe
-from mpa_ray.rates import read_rates
+from mpa_ray.planning.plan import Hardware, all_cards, forecast, table, with_prices
+from mpa_ray.planning.probe import probe
+from mpa_ray.planning.rates import read_rates
 from mpa_ray.run_folder import config_of
 from mpa_ray.storage import Folder
 

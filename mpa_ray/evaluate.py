@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from mpa_ray import benchmark, capacity, intervals, stopping
+from mpa_ray import benchmark, intervals, stopping
 from mpa_ray.benchmark import CAPTION_METRICS, FORMATS, METRICS, QUESTION_COLUMNS
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.engines import Sampling
@@ -15,6 +15,7 @@ from mpa_ray.inference import Ask, Row, RowWorker, ask_model
 from mpa_ray.inputs import references
 from mpa_ray.metrics import caption_scores
 from mpa_ray.parts import dataset_of, part_name
+from mpa_ray.placement import capacity
 from mpa_ray.progress import Progress
 from mpa_ray.schema import SOURCE_ROW, Stage
 from mpa_ray.storage import Folder

@@ -19,7 +19,7 @@ from mpa_ray.parts import dataset_of, part_name, part_number, with_images
 from mpa_ray.progress import Progress
 from mpa_ray.schema import SOURCE_ROW
 from mpa_ray.storage import Folder
-from mpa_ray.training_data import is_held_out
+from mpa_ray.training.training_data import is_held_out
 
 HELD_OUT = pa.schema(
     [pa.field(name, pa.string()) for name in ("sample_id", "image_uri", "question", "answer", "before", "after", "change")]

@@ -15,7 +15,7 @@ from mpa_ray.inputs import references
 from mpa_ray.parts import dataset_of, part_name
 from mpa_ray.schema import PARITY
 from mpa_ray.storage import Folder
-from mpa_ray.training_data import draw
+from mpa_ray.training.training_data import draw
 
 
 def labeled_rows(config: Config, target: Folder, *, count: int, seed: int) -> Folder:

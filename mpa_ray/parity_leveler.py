@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from mpa_ray import capacity, placement
+from mpa_ray import placement
 from mpa_ray.config import Config, LevelSection
 from mpa_ray.errors import RunError
 from mpa_ray.labels import labeled_rows
 from mpa_ray.parts import dataset_of, part_name, part_number, with_image_struct, with_images
+from mpa_ray.placement import capacity
 from mpa_ray.presets import with_hyperparameters
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
-from mpa_ray.tracking import Tracking
-from mpa_ray.train_loop import Training, train
-from mpa_ray.training_data import draw, is_held_out
+from mpa_ray.training.tracking import Tracking
+from mpa_ray.training.train_loop import Training, train
+from mpa_ray.training.training_data import draw, is_held_out
 
 if TYPE_CHECKING:
     from ray.train import Result

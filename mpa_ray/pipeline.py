@@ -14,7 +14,6 @@ from typing import Any
 from mpa_ray import (
     attempts,
     benchmark,
-    capacity,
     engines,
     families,
     ledger,
@@ -27,7 +26,6 @@ from mpa_ray import (
     stopping,
     summary,
     telemetry,
-    tracking,
 )
 from mpa_ray.config import LABELED_ARMS, Config, ModelSection, identity
 from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
@@ -40,12 +38,14 @@ from mpa_ray.model_card import model_card
 from mpa_ray.own_answer import answer_own
 from mpa_ray.parity_identifier import identify
 from mpa_ray.parity_leveler import Arm, arms, level, settings_of, training_folders
+from mpa_ray.placement import capacity
 from mpa_ray.progress import Progress, Watch, say, training_line
 from mpa_ray.pseudo_annotator import annotate
 from mpa_ray.ray_session import ray_session
 from mpa_ray.report import parity_picture, write_report
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
+from mpa_ray.training import tracking
 from mpa_ray.versions import versions
 
 _CONFIG = "config.json"

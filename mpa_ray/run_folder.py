@@ -14,7 +14,7 @@ from mpa_ray.errors import ConfigurationError
 from mpa_ray.parts import with_image_struct, with_images
 from mpa_ray.schema import PARITY
 from mpa_ray.storage import Folder
-from mpa_ray.training_data import draw
+from mpa_ray.training.training_data import draw
 
 Place = tuple[str, str]
 """Where a sample is: the name of its part's file, and its `sample_id`."""

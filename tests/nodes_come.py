@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import ray
 from ray.cluster_utils import Cluster
 
-from mpa_ray import capacity
 from mpa_ray.config import ClusterSection
 from mpa_ray.errors import exit_codes
+from mpa_ray.placement import capacity
 
 
 def main() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mpa_ray import capacity
-from mpa_ray.capacity import lacking, shown
 from mpa_ray.config import ClusterSection, Config, ModelSection
 from mpa_ray.errors import RunError
+from mpa_ray.placement import capacity
+from mpa_ray.placement.capacity import lacking, shown
 
 CARD = {"CPU": 1.0, "GPU": 1.0}
 NODE = {"CPU": 8.0, "GPU": 4.0, "memory": 1e9}

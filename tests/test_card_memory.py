@@ -2,9 +2,9 @@
 
 import pytest
 
-from mpa_ray.card_memory import card_memory, card_share, fewest_workers, kv_gib, serving_gib, tensor_parallel_size, training_gib
 from mpa_ray.config import ModelSection
-from mpa_ray.model_size import GIB, ModelSize
+from mpa_ray.placement.card_memory import card_memory, card_share, fewest_workers, kv_gib, serving_gib, tensor_parallel_size, training_gib
+from mpa_ray.placement.model_size import GIB, ModelSize
 
 # From their configurations: layers, KV heads and widths of Qwen2-VL 2B, 7B and 72B, and SmolVLM-500M.
 SMALL = ModelSize(parameters=2_209_000_000, weight_bytes=4_418_000_000, kv_bytes=28_672, heads=12, source="its files")

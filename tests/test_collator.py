@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from mpa_ray import prompts
-from mpa_ray.collator import IGNORED, Collator, answer_form
 from mpa_ray.demo.models import END, PAD, SIZES, build_model, build_processor, build_tokenizer
 from mpa_ray.engines.chat import end_tokens, user_prompt
-from mpa_ray.train_loop import answer_loss
-from mpa_ray.training_data import Sample
+from mpa_ray.training.collator import IGNORED, Collator, answer_form
+from mpa_ray.training.train_loop import answer_loss
+from mpa_ray.training.training_data import Sample
 
 
 @pytest.fixture(scope="module")

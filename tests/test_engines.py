@@ -15,7 +15,7 @@ from mpa_ray.demo.render import benchmark_rows
 from mpa_ray.engines import Reply, RequestRejected, Sampling
 from mpa_ray.engines.vllm import memory_options
 from mpa_ray.images import decode
-from mpa_ray.model_size import GIB, size_of
+from mpa_ray.placement.model_size import GIB, size_of
 
 QUESTIONS = 48
 

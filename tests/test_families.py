@@ -19,7 +19,7 @@ from mpa_ray.config import Config, LevelSection, ModelSection
 from mpa_ray.engines import Reply, Sampling
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.storage import Folder
-from mpa_ray.training_data import Sample
+from mpa_ray.training.training_data import Sample
 
 ROWS = parity_rows(8).to_pylist()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -73,7 +73,7 @@ class Workshop:
 
     def _collated(self, svlm: ModelSection) -> dict[str, Any]:
         from mpa_ray.engines.chat import image_arguments, with_reply
-        from mpa_ray.train_loop import load_svlm
+        from mpa_ray.training.train_loop import load_svlm
 
         model, processor, _ = load_svlm(svlm, "float32")
         batch = self._batches(svlm, model, processor)[0]
@@ -92,8 +92,8 @@ class Workshop:
         }
 
     def _batches(self, svlm: ModelSection, model: Any, processor: Any) -> list[dict[str, Any]]:
-        from mpa_ray.collator import Collator
         from mpa_ray.engines.chat import end_tokens, image_arguments
+        from mpa_ray.training.collator import Collator
 
         collator = Collator(processor, end_tokens=end_tokens(model), image_arguments=image_arguments(svlm))
         drawn = samples()
@@ -104,8 +104,8 @@ class Workshop:
         import torch
         from transformers import AutoModelForImageTextToText
 
-        from mpa_ray.train_loop import deepspeed_config, load_svlm, take_step
-        from mpa_ray.training_state import save_model
+        from mpa_ray.training.train_loop import deepspeed_config, load_svlm, take_step
+        from mpa_ray.training.training_state import save_model
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         settings = LevelSection(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpa_ray.mfu import mfu
+from mpa_ray.training.mfu import mfu
 
 
 def test_a_known_card() -> None:

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from mpa_ray import demo, model_files, models, s3
 from mpa_ray.config import ModelSection
 from mpa_ray.errors import ConfigurationError, StorageError
-from mpa_ray.model_size import size_of
+from mpa_ray.placement.model_size import size_of
 from mpa_ray.storage import Folder
 from s3 import Failing, environment, put
 
@@ -195,7 +195,7 @@ def test_the_transformers_engine_loads_from_a_prefix(prefix: str, cache: Path) -
 
 
 def test_what_is_trained_is_loaded_from_a_prefix(prefix: str, cache: Path) -> None:
-    from mpa_ray.train_loop import load_svlm
+    from mpa_ray.training.train_loop import load_svlm
 
     model, *_ = load_svlm(ModelSection(model=prefix), "float32")
     assert sum(parameter.numel() for parameter in model.parameters()) > 10_000 and len(list(cache.rglob("config.json"))) == 1
@@ -211,8 +211,8 @@ def test_etags_come_with_the_keys(bucket: str) -> None:
 OFFLINE = """
 from mpa_ray.config import ModelSection
 from mpa_ray.engines.chat import load_processor
-from mpa_ray.model_size import size_of
-from mpa_ray.train_loop import load_svlm
+from mpa_ray.placement.model_size import size_of
+from mpa_ray.training.train_loop import load_svlm
 
 section = ModelSection(model="an/example", gpus_per_replica=0)
 model, processor, _ = load_svlm(section, "float32")

@@ -9,7 +9,7 @@ import pytest
 
 from mpa_ray import demo, families
 from mpa_ray.config import ModelSection
-from mpa_ray.model_size import size_from, size_of
+from mpa_ray.placement.model_size import size_from, size_of
 
 # What their config.json says of Qwen2-VL-7B and Qwen2-VL-72B.
 QWEN2_VL_7B = {"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "hidden_size": 3584, "torch_dtype": "bfloat16"}
@@ -71,7 +71,7 @@ def test_models_that_run_elsewhere_have_no_size() -> None:
 def test_a_hub_that_cannot_be_reached_is_no_error() -> None:
     lines = (
         "from mpa_ray.config import ModelSection",
-        "from mpa_ray.model_size import size_of",
+        "from mpa_ray.placement.model_size import size_of",
         "print(size_of(ModelSection(model='a/b-7B')).source)",
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}

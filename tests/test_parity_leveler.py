@@ -15,8 +15,8 @@ from mpa_ray.images import image_id_of
 from mpa_ray.parity_leveler import Arm, arms, count_rows, level, training_folders
 from mpa_ray.schema import JUDGEMENTS, Verdict
 from mpa_ray.storage import Folder
-from mpa_ray.tracking import Tracking
-from mpa_ray.training_data import is_held_out
+from mpa_ray.training.tracking import Tracking
+from mpa_ray.training.training_data import is_held_out
 from test_tracking import points
 
 

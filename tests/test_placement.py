@@ -6,8 +6,8 @@ import pytest
 from test_card_memory import HUGE, LARGE, SMALL, TINY
 
 from mpa_ray.config import Config, LevelSection, ModelSection
-from mpa_ray.model_size import ModelSize
 from mpa_ray.placement import Cluster, Placement, bundles, models_of, place, take_cards, training_bundles
+from mpa_ray.placement.model_size import ModelSize
 
 OF_4B = ModelSize(parameters=4_150_000_000, weight_bytes=8_300_000_000, kv_bytes=98_304, heads=32, source="its files")
 

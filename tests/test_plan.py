@@ -14,10 +14,10 @@ from mpa_ray.config import Config, LevelSection, ModelSection
 from mpa_ray.demo import render
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.parts import TOKEN_COLUMNS, add_up
-from mpa_ray.plan import Hardware, Range, Stage, forecast, table, with_prices
+from mpa_ray.planning.plan import Hardware, Range, Stage, forecast, table, with_prices
+from mpa_ray.planning.probe import probe, sample
+from mpa_ray.planning.rates import rates_of, read_rates
 from mpa_ray.presets import preset
-from mpa_ray.probe import probe, sample
-from mpa_ray.rates import rates_of, read_rates
 from mpa_ray.storage import Folder
 
 ROOT = Path(__file__).parents[1]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mpa_ray import tracking
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.storage import Folder
-from mpa_ray.tracking import Tracking, trackers
+from mpa_ray.training import tracking
+from mpa_ray.training.tracking import Tracking, trackers
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,7 +83,7 @@ def test_what_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 SCRIPT = """
 import sys
-from mpa_ray.tracking import Tracking, trackers
+from mpa_ray.training.tracking import Tracking, trackers
 for first in (1, 3):
     [tracker] = trackers(Tracking(names=(sys.argv[1],), run="run1-ab-mpa"), settings={"learning_rate": 1e-5}, done=first - 1)
     for step in range(first, first + 2):

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mpa_ray.collator import IGNORED
 from mpa_ray.config import LevelSection
-from mpa_ray.train_loop import Share, answer_loss, deepspeed_config, learning_rate, of_like_length, shares
-from mpa_ray.training_data import Sample
+from mpa_ray.training.collator import IGNORED
+from mpa_ray.training.train_loop import Share, answer_loss, deepspeed_config, learning_rate, of_like_length, shares
+from mpa_ray.training.training_data import Sample
 
 SIZES = st.integers(1, 9)
 

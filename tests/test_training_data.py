@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 
 from conftest import parity_rows
-from mpa_ray import training_data
 from mpa_ray.errors import RunError
 from mpa_ray.schema import PARITY
 from mpa_ray.storage import Folder
-from mpa_ray.training_data import TrainingSet, draw, is_held_out, read_ahead
+from mpa_ray.training import training_data
+from mpa_ray.training.training_data import TrainingSet, draw, is_held_out, read_ahead
 
 LIMITS = {"max_pixels": 10**6, "max_image_pixels": 10**6, "max_image_bytes": 10**6}
 IDS = [f"{number:032x}-0" for number in range(4000)]

@@ -34,7 +34,7 @@ def _engine(settings: LevelSection) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from mpa_ray.train_loop import deepspeed_config
+    from mpa_ray.training.train_loop import deepspeed_config
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     torch.manual_seed(0)
@@ -47,9 +47,9 @@ def _engine(settings: LevelSection) -> tuple[Any, Any]:
 
 
 def _batches(folder: Path, processor: Any, model: Any) -> list[list[dict[str, Any]]]:
-    from mpa_ray.collator import Collator
     from mpa_ray.engines.chat import end_tokens
-    from mpa_ray.training_data import TrainingSet
+    from mpa_ray.training.collator import Collator
+    from mpa_ray.training.training_data import TrainingSet
 
     samples = TrainingSet([Folder.at(folder)], holdout=0.0, max_pixels=10**6, max_image_pixels=10**7, max_image_bytes=10**7)
     collator = Collator(processor, end_tokens=end_tokens(model))
@@ -68,8 +68,8 @@ def _save_and_reload(folder: Path, target: Path, stage: int) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from mpa_ray.train_loop import take_step
-    from mpa_ray.training_state import save_model
+    from mpa_ray.training.train_loop import take_step
+    from mpa_ray.training.training_state import save_model
 
     process_group_of_one()
     engine, processor = _engine(LevelSection(**SETTINGS, zero_stage=stage))
@@ -104,8 +104,8 @@ def _resume(folder: Path, work: Path, stage: int) -> tuple[list[float], list[flo
     """Losses of six steps in one go, and of three, a checkpoint, and three in a fresh engine."""
     from ray.train import Checkpoint
 
-    from mpa_ray.train_loop import take_step
-    from mpa_ray.training_state import load_state, save_state
+    from mpa_ray.training.train_loop import take_step
+    from mpa_ray.training.training_state import load_state, save_state
 
     process_group_of_one()
     settings = LevelSection(**SETTINGS, zero_stage=stage)

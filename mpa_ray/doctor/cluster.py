@@ -4,11 +4,11 @@ import os
 import socket
 from collections.abc import Iterator
 
-from mpa_ray import capacity
 from mpa_ray.config import Config
 from mpa_ray.doctor import Finding, State, named_models
 from mpa_ray.doctor.machine import count_cards
 from mpa_ray.errors import ConfigurationError, RunError
+from mpa_ray.placement import capacity
 from mpa_ray.ray_session import ray_session
 
 _CONNECT_S = 5.0

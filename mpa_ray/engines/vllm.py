@@ -12,12 +12,12 @@ from typing import Any
 from PIL import Image
 
 from mpa_ray import models
-from mpa_ray.card_memory import ENGINE_GIB, USED
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling
 from mpa_ray.engines.chat import load_processor, takes_parts, user_prompt
 from mpa_ray.engines.vllm_worker import EncoderRuns
-from mpa_ray.model_size import GIB, ModelSize, size_of
+from mpa_ray.placement.card_memory import ENGINE_GIB, USED
+from mpa_ray.placement.model_size import GIB, ModelSize, size_of
 
 
 class VllmEngine:

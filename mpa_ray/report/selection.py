@@ -15,7 +15,7 @@ from mpa_ray.run_folder import Place
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
 from mpa_ray.studies.rating_sheet import AFTER, BEFORE
-from mpa_ray.training_data import draw
+from mpa_ray.training.training_data import draw
 
 QUARANTINED = "quarantined"
 LEARNED, FORGOTTEN = "learned", "forgotten"

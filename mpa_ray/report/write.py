@@ -19,7 +19,7 @@ from mpa_ray.run_folder import Place
 from mpa_ray.storage import Folder
 from mpa_ray.studies.rating_sheet import AFTER, BEFORE, QUESTIONS, about
 from mpa_ray.studies.ratings import fingerprint
-from mpa_ray.training_data import draw
+from mpa_ray.training.training_data import draw
 
 SAMPLES, RATED = 2000, 100
 # Of a page, for everything that is not a sample.

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from mpa_ray import capacity, stopping
+from mpa_ray import stopping
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.engines import Sampling
 from mpa_ray.errors import ConfigurationError, RunError
 from mpa_ray.inference import Ask, Row, RowWorker, ask_model
 from mpa_ray.parts import dataset_of
+from mpa_ray.placement import capacity
 from mpa_ray.run_folder import Place, drawn, require, rows_at, with_stored_images
 from mpa_ray.schema import SOURCE_ROW, Stage, Verdict
 from mpa_ray.storage import Folder

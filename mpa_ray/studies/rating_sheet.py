@@ -17,7 +17,7 @@ from mpa_ray.inputs import references
 from mpa_ray.run_folder import Place, drawn, max_image_bytes, require, require_new, rows_at
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
-from mpa_ray.training_data import draw
+from mpa_ray.training.training_data import draw
 
 BEFORE, AFTER, HUMAN = "before_pi", "after_pi", "human"
 QUESTIONS = {

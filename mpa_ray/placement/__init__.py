@@ -1,6 +1,7 @@
 """Which resources each model gets: what the configuration leaves open is derived from the models' sizes and the cluster, and said.
 
-Pure functions; `mpa_ray.capacity` asks Ray. What the configuration sets is kept as it is. docs/placement.md has the rules with examples.
+Pure functions; `mpa_ray.placement.capacity` asks Ray. What the configuration sets is kept as it is. docs/placement.md has the rules with
+examples.
 """
 
 import math
@@ -8,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mpa_ray.card_memory import USED, card_share, fewest_workers, kv_gib, serving_gib, tensor_parallel_size, training_gib
 from mpa_ray.config import Config, LevelSection, ModelSection
-from mpa_ray.model_size import GIB, ModelSize
+from mpa_ray.placement.card_memory import USED, card_share, fewest_workers, kv_gib, serving_gib, tensor_parallel_size, training_gib
+from mpa_ray.placement.model_size import GIB, ModelSize
 from mpa_ray.presets import with_hyperparameters
 
 # Below it the engine's own work on the CPU, and not the card, bounds the rate: two engines on a card overlap theirs.

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpa_ray import families, models
-from mpa_ray.collator import IGNORED, Collator
 from mpa_ray.config import LevelSection, ModelSection
 from mpa_ray.engines.chat import end_tokens, image_arguments, load_processor, settle_generation
-from mpa_ray.mfu import mfu
 from mpa_ray.storage import Folder
-from mpa_ray.tracking import Tracking, trackers
-from mpa_ray.training_data import Sample, TrainingSet, read_ahead
-from mpa_ray.training_state import load_state, save_model, save_state
+from mpa_ray.training.collator import IGNORED, Collator
+from mpa_ray.training.mfu import mfu
+from mpa_ray.training.tracking import Tracking, trackers
+from mpa_ray.training.training_data import Sample, TrainingSet, read_ahead
+from mpa_ray.training.training_state import load_state, save_model, save_state
 
 if TYPE_CHECKING:
     import torch

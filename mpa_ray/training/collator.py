@@ -8,7 +8,7 @@ from typing import Any
 
 from mpa_ray import prompts
 from mpa_ray.engines.chat import user_prompt, with_reply
-from mpa_ray.training_data import Sample
+from mpa_ray.training.training_data import Sample
 
 IGNORED = -100
 """The label of a token that is not learned: torch's cross entropy leaves it out."""

@@ -1,4 +1,4 @@
-"""A probe: a small run of the real pipeline on images drawn at random, from which `mpa_ray.plan` tells what the whole will take.
+"""A probe: a small run of the real pipeline on images drawn at random, from which `mpa_ray.planning.plan` tells what the whole will take.
 
 It is a run like any other, in an output of its own, and goes on where it stopped. It has one replica of each model, trains MPA's own S-VLM
 on what it found, and asks no benchmark.
@@ -14,8 +14,8 @@ from mpa_ray.config import Config, EvaluateSection, ModelSection
 from mpa_ray.errors import ConfigurationError, NothingToTeach
 from mpa_ray.inputs import manifest
 from mpa_ray.inputs.finding import find
+from mpa_ray.planning.rates import PARTS_NEEDED
 from mpa_ray.progress import Tally, say
-from mpa_ray.rates import PARTS_NEEDED
 from mpa_ray.run_folder import config_of
 from mpa_ray.schema import MANIFEST
 from mpa_ray.storage import Folder

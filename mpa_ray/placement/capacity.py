@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mpa_ray.card_memory import card_memory
 from mpa_ray.config import ClusterSection, Config, ModelSection
 from mpa_ray.errors import RunError
-from mpa_ray.model_size import size_of
 from mpa_ray.placement import Cluster, Placement, models_of, place, take_cards
 from mpa_ray.placement import bundles as bundles_of
+from mpa_ray.placement.card_memory import card_memory
+from mpa_ray.placement.model_size import size_of
 from mpa_ray.progress import duration, say
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from mpa_ray.config import ModelSection
-from mpa_ray.model_size import GIB, ModelSize
+from mpa_ray.placement.model_size import GIB, ModelSize
 
 # The share of a card that an engine takes; the rest is the driver's and what fragments.
 USED = 0.9

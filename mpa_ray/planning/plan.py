@@ -1,5 +1,5 @@
 """What a run will take, before it is paid for: hours, cards, money, tokens and the size of the parity set, from the rates of
-a smaller run of the same kind (`mpa_ray.rates`).
+a smaller run of the same kind (`mpa_ray.planning.rates`).
 
 Each range holds 99% of the time if the images to come are like those of the smaller run: there are a dozen, and all of them should hold.
 They know nothing of an autoscaler that waits for cards.
@@ -15,8 +15,8 @@ from mpa_ray import ledger
 from mpa_ray.config import LABELED_ARMS, Config, ModelSection
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.intervals import further_hits, further_mean
+from mpa_ray.planning.rates import Rates
 from mpa_ray.progress import duration
-from mpa_ray.rates import Rates
 from mpa_ray.summary import aligned, dollars
 
 _LEVEL = 0.99

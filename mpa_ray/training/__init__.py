@@ -1,0 +1,1 @@
+"""What the Parity Leveler's workers do: read samples, make batches of them, train with DeepSpeed ZeRO, and keep what to go on from."""
