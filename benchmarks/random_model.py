@@ -4,21 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers import models as tokenizer_models
-from transformers import (
-    PreTrainedTokenizerFast,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen2VLImageProcessorPil,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
-)
+from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from mpa_ray import prompts
-from mpa_ray.demo.models import CHAT_TEMPLATE, END, IMAGE, PAD, SPECIAL_TOKENS, VIDEO, VISION_END, VISION_START
+from mpa_ray.demo.models import END, IMAGE, PAD, VIDEO, VISION_END, VISION_START, build_processor, train_tokenizer
 
 _PATCH = 14
+# So that the words of our prompts are about as many tokens as in a published tokenizer.
+_CORPUS = [prompts.PREAMBLE, prompts.ANSWERING, prompts.SCENE_TEXT, prompts.CHART, prompts.WORLD_KNOWLEDGE, "user assistant"] * 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +37,7 @@ SIZES = {
 
 def build(size: Size, folder: Path) -> Path:
     """Writes the model to `folder` in the Hugging Face layout, in bf16."""
-    tokenizer = _tokenizer(size.vocabulary)
+    tokenizer = train_tokenizer(_CORPUS, size=size.vocabulary)
     torch.manual_seed(0)
     model = Qwen2VLForConditionalGeneration(_config(size, tokenizer))
     with torch.no_grad():
@@ -56,30 +49,8 @@ def build(size: Size, folder: Path) -> Path:
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(END)
     model.generation_config.pad_token_id = tokenizer.convert_tokens_to_ids(PAD)
     model.to(torch.bfloat16).save_pretrained(folder)
-    vision = {"min_pixels": (4 * _PATCH) ** 2, "max_pixels": size.side**2, "patch_size": _PATCH, "merge_size": 2, "temporal_patch_size": 2}
-    Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessorPil(**vision),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(**vision),
-        chat_template=CHAT_TEMPLATE,
-    ).save_pretrained(folder)
+    build_processor(tokenizer, max_pixels=size.side**2, patch_size=_PATCH).save_pretrained(folder)
     return folder
-
-
-def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that knows the words of our prompts, so that they are about as many tokens as in a published tokenizer."""
-    tokenizer = Tokenizer(tokenizer_models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=SPECIAL_TOKENS,
-        show_progress=False,
-    )
-    texts = [prompts.PREAMBLE, prompts.ANSWERING, prompts.SCENE_TEXT, prompts.CHART, prompts.WORLD_KNOWLEDGE, "user assistant"] * 8
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, chat_template=CHAT_TEMPLATE)
 
 
 def _config(size: Size, tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:

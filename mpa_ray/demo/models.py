@@ -3,7 +3,7 @@
 Both are plain Qwen2-VL, so transformers and vLLM load their folders like any other checkpoint.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,22 +65,27 @@ SIZES = {
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of about 500 tokens, the same one for both models.
+    """About 500 tokens, the same ones for both models.
 
-    It is trained on the plain wordings alone: other wordings fall into pieces that the S-VLM has met, not into tokens it never saw.
+    They come of the plain wordings alone: other wordings fall into pieces that the S-VLM has met, not into tokens it never saw.
     """
+    return train_tokenizer(_tokenizer_corpus(), size=512, words=(INSTRUCTION, *ANNOTATION_PROMPTS))
+
+
+def train_tokenizer(corpus: Iterable[str], *, size: int, words: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `size` tokens; `words` are further tokens, whole."""
     tokenizer = Tokenizer(tokenizer_models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=512,
+        vocab_size=size,
         min_frequency=5,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=SPECIAL_TOKENS,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_tokenizer_corpus(), trainer)
-    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (INSTRUCTION, *ANNOTATION_PROMPTS)])
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, chat_template=CHAT_TEMPLATE)
 
 
@@ -94,12 +99,12 @@ def _tokenizer_corpus() -> Iterator[str]:
         yield f"{word} {word} " * 8
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
-    """A 96x96 image passes through unresized; others are brought between 48x48 and 112x112 pixels."""
+def build_processor(tokenizer: PreTrainedTokenizerFast, *, max_pixels: int = 112**2, patch_size: int = PATCH) -> Qwen2VLProcessor:
+    """Images are brought between (4 patches)^2 and `max_pixels` pixels; by default a 96x96 image passes through unresized."""
     vision = {
-        "min_pixels": (4 * PATCH) ** 2,
-        "max_pixels": 112**2,
-        "patch_size": PATCH,
+        "min_pixels": (4 * patch_size) ** 2,
+        "max_pixels": max_pixels,
+        "patch_size": patch_size,
         "merge_size": MERGE,
         "temporal_patch_size": 2,
     }
