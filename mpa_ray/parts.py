@@ -139,6 +139,7 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
         "verdicts": dict(Counter(judged.column("verdict").to_pylist())),
         "tokens": {name: pc.sum(judged.column(name)).as_py() or 0 for name in TOKEN_COLUMNS},
         "encoder_runs": runs,
+        "svlm_asked": judged.num_rows - judged.column("svlm_answer").null_count,
         "call": call,
         "committed": time.time(),
     }
@@ -184,8 +185,8 @@ def committed(output: Folder) -> set[int]:
 
 
 def totals(output: Folder) -> dict[str, Any]:
-    """The sum of all commits: images, annotations, quarantined by stage/reason, verdicts, tokens, vision encoder runs by stage, and seconds
-    over all calls of the run."""
+    """The sum of all commits: images, annotations, quarantined by stage/reason, verdicts, tokens, vision encoder runs by stage, annotations
+    that the S-VLM was asked about, and seconds over all calls of the run."""
     return add_up(commits(output))
 
 
@@ -198,7 +199,7 @@ def commits(output: Folder) -> Iterator[dict[str, Any]]:
 
 def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """See `totals`. The seconds of a call are counted from its start to its last commit, so a killed call counts too."""
-    images = annotations = 0
+    images = annotations = svlm_asked = 0
     quarantined: Counter[str] = Counter()
     verdicts: Counter[str] = Counter({str(verdict): 0 for verdict in Verdict})
     tokens: Counter[str] = Counter()
@@ -211,6 +212,7 @@ def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
         verdicts.update(commit["verdicts"])
         tokens.update(commit["tokens"])
         runs.update(commit.get("encoder_runs", {}))
+        svlm_asked += commit.get("svlm_asked", 0)
         calls[commit["call"]] = max(calls.get(commit["call"], 0.0), commit["committed"])
     return {
         "images": images,
@@ -219,5 +221,6 @@ def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "verdicts": dict(verdicts),
         "tokens": dict(tokens),
         "encoder_runs": dict(runs),
+        "svlm_asked": svlm_asked,
         "seconds": sum(end - start for start, end in calls.items()),
     }

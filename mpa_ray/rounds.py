@@ -157,6 +157,7 @@ def totals(records: list[Record]) -> Record:
         "verdicts": {str(verdict): sum(record["verdicts"][verdict] for record in records) for verdict in Verdict},
         "tokens": _sums(record["tokens"] for record in records),
         "encoder_runs": _sums(record["encoder_runs"] for record in records),
+        "svlm_asked": sum(record.get("svlm_asked", 0) for record in records),
         "ledger": {f"round_{number}": account for number, account in enumerate(paid, 1) if account},
         "cost_usd": {f"round_{number}": sum(record["cost_usd"].values()) for number, record in enumerate(records, 1) if record["cost_usd"]},
         "stages": {f"round_{number}": sum(record["stages"].values()) for number, record in enumerate(records, 1)},

@@ -31,6 +31,9 @@ def _stages(record: dict[str, Any]) -> str:
         f" {_sum(tokens, 'annotation_output', 'lvlm_answer_output')} out;"
         f" S-VLM {_sum(tokens, 'svlm_answer_prompt')} in, {_sum(tokens, 'svlm_answer_output')} out"
     }
+    if asked := record.get("svlm_asked"):
+        spared = record["annotations"] - asked
+        text["annotate_and_identify"] += f", spared {100 * spared / record['annotations']:.1f}% of annotations"
     if runs := record.get("encoder_runs", {}).get(Stage.PSEUDO_ANNOTATOR):
         text["annotate_and_identify"] += f"; {runs / record['images']:.3f} vision encoder runs an image for the L-VLM"
     if tokens.get("jury_prompt_tokens"):

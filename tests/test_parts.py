@@ -103,6 +103,7 @@ def test_the_commit_says_what_is_in_the_part(tmp_path: Path) -> None:
     assert record["quarantined"] == {"images/empty": 1, "pseudo_annotator/unparsable_annotation": 1}
     assert record["verdicts"] == {"parity": 2, "svlm_correct": 1, "lvlm_inconsistent": 1}
     assert record["tokens"]["annotation_prompt_tokens"] == 40 and record["tokens"]["svlm_answer_prompt_tokens"] == 30
+    assert record["svlm_asked"] == totals(output)["svlm_asked"] == 3
     assert committed(output) == {7}
 
 

@@ -49,6 +49,11 @@ def test_everything_a_reader_looks_for_is_there() -> None:
     assert line_of(text, "signs").split()[1:5] == ["textvqa_accuracy", "95%", "interval", "mpa_compat_accuracy"]
 
 
+def test_what_the_cascade_spared_is_said() -> None:
+    assert "spared" not in table(RECORD), "a run of an earlier version does not know"
+    assert ", spared 8.3% of annotations" in line_of(table(RECORD | {"svlm_asked": 11000}), "annotate_and_identify")
+
+
 def test_a_run_without_benchmark_or_quarantine() -> None:
     text = table(RECORD | {"evaluation": [], "quarantined": {}})
     assert line_of(text, "quarantined").split() == ["quarantined", "0"]

@@ -20,6 +20,7 @@ _NOTHING: dict[str, Any] = {
     "verdicts": {},
     "tokens": {},
     "encoder_runs": {},
+    "svlm_asked": 0,
     "seconds": 0.0,
 }
 
@@ -35,7 +36,7 @@ class Facts:
         config: the tree of settings, as run.json has it; empty where the folder does not say.
         settings: the same, typed; None where it is of another version.
         listed: how many images the run has to do; None where that is not known.
-        data: images, annotations, quarantined, verdicts, tokens, encoder_runs, seconds (see `parts.totals`).
+        data: images, annotations, quarantined, verdicts, tokens, encoder_runs, svlm_asked, seconds (see `parts.totals`).
         training: arm -> its record. evaluation: scores. ledger: step -> account. stages: step -> seconds. versions: package -> version.
         gaps: studies/gaps.json. curves: arm -> (step, loss a sample). rounds: a point a round, for a run of several.
         in_training: arm -> how far its training is, while it is trained.
