@@ -19,10 +19,14 @@ _WITHOUT_WARNINGS = (
     "ray.data._internal.execution.resource_manager",
 )
 
-
-# Ray ends a worker process that had nothing to do for a second where there are more of them than cores; with two cores those that read and
-# those that commit would be ended and started all the time, which takes seconds of a core each.
-_KEEP_IDLE_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
+_ON_ONE_MACHINE = {
+    # Ray ends a worker process that had nothing to do for a second where there are more of them than cores; with two cores those that read
+    # and those that commit would be ended and started all the time, which takes seconds of a core each.
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    # Ray Data's other one, which is its default, leaves a node's cores unused down to the next whole number: of two cores, one of which
+    # engines have a part of, too few were left to commit, and finished parts waited until all was read. There is nothing to scale here.
+    "RAY_DATA_CLUSTER_AUTOSCALER": "V2",
+}
 
 
 @contextmanager
@@ -37,7 +41,7 @@ def ray_session() -> Iterator[None]:
     if ours:
         local = "RAY_ADDRESS" not in os.environ
         if local:
-            for name, value in _KEEP_IDLE_WORKERS.items():
+            for name, value in _ON_ONE_MACHINE.items():
                 os.environ.setdefault(name, value)
         # Workers' own logs stay in Ray's log folder: the run says itself what a person wants to see.
         options: dict[str, Any] = {"include_dashboard": False} if local else {}
