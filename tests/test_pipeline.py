@@ -130,7 +130,7 @@ def test_no_image_is_encoded_twice_for_a_model(record: dict[str, Any]) -> None:
         "parity_identifier": record["verdicts"][Verdict.PARITY] + record["verdicts"][Verdict.SVLM_CORRECT],
     }
     assert record["encoder_runs"] == asked
-    assert record["svlm_asked"] == asked["parity_identifier"] < record["annotations"]
+    assert record["svlm_asked"] == asked["parity_identifier"]
 
 
 def test_the_aligned_model_is_a_checkpoint_that_loads(record: dict[str, Any], root: Path) -> None:
