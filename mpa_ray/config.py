@@ -102,7 +102,8 @@ class LevelSection(Section):
     """Where nodes are lost, training goes on with fewer workers, down to these; the batch stays what it is. Without it, the fewest whose
     cards hold the model's state."""
     node_labels: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]] = {}
-    """Train on nodes with these labels alone (`{ray.io/market-type: on-demand}`: not on those that may be taken away)."""
+    """Train on nodes with these labels alone (`{ray.io/market-type: on-demand}`: not on those that may be taken away). Training then waits
+    for all its workers, and does not go on with fewer."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 1
     """1, or 0 to train on the CPU."""
     cpus_per_worker: PositiveFloat = 1
@@ -123,6 +124,11 @@ class LevelSection(Section):
             )
         if self.min_workers and self.workers and self.min_workers > self.workers:
             raise ValueError(f"min_workers={self.min_workers} is above workers={self.workers}; lower the first or raise the second")
+        if self.node_labels and self.min_workers not in (None, self.workers):
+            raise ValueError(
+                f"min_workers={self.min_workers} and node_labels={self.node_labels} exclude each other: Ray Train counts nodes without the"
+                " labels too when it makes a smaller group, and would wait for ever; remove one of the two"
+            )
         if self.lora_rank and self.zero_stage == 3:
             raise ValueError(
                 f"lora_rank={self.lora_rank} and zero_stage=3 exclude each other: LoRA trains few weights, so nothing is"

@@ -51,6 +51,7 @@ def test_the_defaults_are_valid_and_frozen() -> None:
         ({"parity": "y", "ablations": ["no_pi_all"]}, r"parity='y' and ablations=\['no_pi_all'\] exclude each other"),
         ({"annotate": {"constrained": True}, "lvlm": {"engine": "transformers"}}, "it cannot hold a reply to a form"),
         ({"pl": {"node_labels": {"ray.io/market-type": "!spot"}}}, "String should match pattern"),
+        ({"pl": {"node_labels": {"a": "b"}, "workers": 2, "min_workers": 1}}, "min_workers=1 and node_labels=.* exclude each other"),
         ({"pl": {"replay": 0.5, "train_on": "all"}}, "replay=0.5 and train_on='all' exclude each other"),
         ({"pl": {"replay": 0.5, "train_on": "consistent"}}, "exclude each other"),
         ({"lvlm": {"min_replicas": 3, "max_replicas": 2}}, "max_replicas=2 is below min_replicas=3"),

@@ -162,6 +162,13 @@ def test_workers_and_stage_follow_the_model_and_the_card(
     assert (pl.workers, pl.zero_stage, pl.min_workers) == expected
 
 
+@pytest.mark.parametrize("cards", [0, 1])
+def test_on_labelled_nodes_training_goes_on_with_no_fewer_workers(cards: int) -> None:
+    pl = {"workers": 3, "gpus_per_worker": cards, "node_labels": {"ray.io/market-type": "on-demand"}}
+    assert placed(config_with(pl=pl), cluster(4), svlm=SMALL).config.pl.min_workers == 3
+    assert placed(config_with(pl=pl | {"node_labels": {}}), cluster(4), svlm=SMALL).config.pl.min_workers == 1
+
+
 def test_a_model_no_card_can_train_is_said() -> None:
     result = placed(config_with(), cluster(2, card_gib=22.5), svlm=LARGE)
     assert (result.config.pl.workers, result.config.pl.zero_stage) == (2, 3)

@@ -246,7 +246,8 @@ def _place_training(settings: LevelSection, size: ModelSize | None, cluster: Clu
     useful = math.ceil(settings.batch_size / settings.micro_batch_size)
     if not settings.gpus_per_worker:
         workers = settings.workers or settings.min_workers or 1
-        chosen = {"workers": workers, "zero_stage": settings.zero_stage or 2, "min_workers": settings.min_workers or 1}
+        least = workers if settings.node_labels else settings.min_workers or 1
+        chosen = {"workers": workers, "zero_stage": settings.zero_stage or 2, "min_workers": least}
         return settings.model_copy(update=chosen), f"PL: {_count(workers, 'worker')} on the CPU"
     most = settings.workers or max(1, cluster.cards if cluster.bounded else cluster.largest)
     lora = bool(settings.lora_rank)
@@ -255,7 +256,7 @@ def _place_training(settings: LevelSection, size: ModelSize | None, cluster: Clu
     stage = next((stage for stage, fewest in fits.items() if fewest), stages[-1] if fits else stages[0])
     fewest = fits.get(stage) or (most if fits else 1)
     workers = settings.workers or max(fewest, settings.min_workers or 1, min(most, useful))
-    least = settings.min_workers or min(fewest, workers)
+    least = workers if settings.node_labels else settings.min_workers or min(fewest, workers)
     needed = f", {training_gib(size.parameters, stage=stage, workers=workers, lora=lora):.0f} GiB of state a card" if size else ""
     at_least = f", going on with {least} where nodes are lost" if least < workers else ""
     line = f"PL: {_count(workers, 'worker')}, a card each, ZeRO stage {stage}{needed}{at_least}"

@@ -14,7 +14,6 @@ def main(place: Path, workers: int, learning_rate: float, min_workers: int | Non
     settings = LevelSection(
         workers=workers,
         min_workers=min_workers,
-        node_labels={"ray.io/market-type": "on-demand"} if min_workers else {},
         learning_rate=learning_rate,
         gpus_per_worker=0,
         # Without room for two on a node of one CPU, where nodes are taken away.
