@@ -6,8 +6,9 @@
 For each number of rows, in one Ray each: the data path, images a second and memory; the same rows through a bare Ray Data
 read -> map -> write, which decodes each image once and writes one row for it; and how long a call on an output of which nothing, half or
 all is finished takes until it begins to work. Images are square JPEGs in Parquet files of 20,000 rows. Both models are in one actor
-(`identify.in_one_actor`), as the bare map is one actor; `--two-actors` gives each its own. With 224 pixels a side, the least that vision
-encoders take, decoding is most of a row's cost, as it is with photographs; with 64 the rest is. The report goes to benchmarks/results/.
+(`identify.in_one_actor`), as the bare map is one actor; `--two-actors` gives each its own. With 224 pixels a side, as CLIP's vision
+encoder takes them, decoding is most of a row's cost, as it is with photographs; with 64 the rest is. The report goes to
+benchmarks/results/.
 """
 
 import argparse
