@@ -48,7 +48,7 @@ def _started(command: list[str], cluster: Any, place: Path) -> "subprocess.Popen
 def test_training_goes_on_with_one_worker_when_a_node_is_lost(cluster: Any, parity_folder: Path) -> None:
     place = parity_folder.parent
     command = [sys.executable, str(Path(__file__).with_name("level_once.py")), str(place), "2", "1e-3", "1"]
-    # Where the machine is busy, Ray Train may not see both nodes in time and begin with one worker, and then there is nothing to lose.
+    # Once, beside other work, Ray Train was seen to begin with one worker of two; why is not known. There is nothing to lose then.
     for _ in range(3):
         process = _started(command, cluster, place)
         if json.loads((place / "work/mpa/progress.json").read_text())["workers"] == [[1, 2]]:
