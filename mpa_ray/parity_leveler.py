@@ -207,6 +207,7 @@ def level(
         enough=settings.min_workers,
         labels=settings.node_labels,
     )
+    capacity.look_again()
     trainer = TorchTrainer(
         train,
         train_loop_config={"training": training},

@@ -181,6 +181,15 @@ def wait_for(
     raise RunError(f"{who} {lack}, and nothing starts another node. {mend}, or give the cluster a node type that has it")
 
 
+def look_again() -> None:
+    """Ray's own accountant of the cluster looks at it now. It looks every 20 s, and elastic training begins with as many workers as it last saw
+    room for: a node that came since would not be used until the group is made anew."""
+    from ray import get
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+
+    get(get_or_create_autoscaling_coordinator().get_reserved_resources.remote("mpa_ray", recompute=True))
+
+
 def shortage(bundles: Sequence[Resources], *, what: str, labels: Labels = _NO_LABELS) -> str | None:
     """A line for people where a stage that had `bundles` has lost them with a node; None while they are there."""
     lack = lacking(bundles, _nodes(labels))

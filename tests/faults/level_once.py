@@ -1,6 +1,7 @@
-"""One call of the Parity Leveler in a process that may be killed: folder, workers, learning rate, fewest workers."""
+"""One call of the Parity Leveler in a process that may be killed: folder, workers, learning rate, fewest workers, nodes to wait for."""
 
 import sys
+import time
 from pathlib import Path
 
 from mpa_ray import demo
@@ -10,7 +11,17 @@ from mpa_ray.ray_session import ray_session
 from mpa_ray.storage import Folder
 
 
-def main(place: Path, workers: int, learning_rate: float, min_workers: int | None = None) -> None:
+def _see_nodes_come(place: Path, nodes: int) -> None:
+    """Ray has looked at the cluster, as it does for PA, before the last nodes come."""
+    import ray
+
+    ray.data.range(1).materialize()
+    (place / "waiting").touch()
+    while sum(node["Alive"] for node in ray.nodes()) < nodes:
+        time.sleep(0.1)
+
+
+def main(place: Path, workers: int, learning_rate: float, min_workers: int | None = None, nodes: int = 0) -> None:
     settings = LevelSection(
         workers=workers,
         min_workers=min_workers,
@@ -27,6 +38,8 @@ def main(place: Path, workers: int, learning_rate: float, min_workers: int | Non
     )
     config = Config(svlm=ModelSection(model=str(demo.SVLM), gpus_per_replica=0), pl=settings)
     with ray_session():
+        if nodes:
+            _see_nodes_come(place, nodes)
         level(config, [Folder.at(place / "parity")], name="mpa", target=Folder.at(place / "model"), work=Folder.at(place / "work"))
 
 
