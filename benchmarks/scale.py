@@ -172,7 +172,7 @@ def report(results: dict[int, dict[str, Any]], note: str) -> str:
     for rows, found in results.items():
         whole, plain = found["whole"], found["bare"]
         lines.append(
-            f"| {rows:,} | {rows / whole['seconds']:,.0f} | {rows / plain['seconds']:,.0f} | {plain['seconds'] / whole['seconds']:.0%}"
+            f"| {rows:,} | {rows / whole['seconds']:,.0f} | {rows / plain['seconds']:,.0f} | {plain['seconds'] / whole['seconds']:.1%}"
             f" | {whole['driver']:,.0f} | {whole['machine']:,.0f} | {whole['listing']:.1f} |"
         )
     lines += ["", "| Rows | Until work begins, s: nothing finished | half | all (until it says so) |", "|---|---|---|---|"]
