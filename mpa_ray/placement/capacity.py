@@ -182,8 +182,8 @@ def wait_for(
 
 
 def look_again() -> None:
-    """Ray's own accountant of the cluster looks at it now. It looks every 20 s, and elastic training begins with as many workers as it last saw
-    room for: a node that came since would not be used until the group is made anew."""
+    """Has Ray's own accountant of the cluster look at it now. It looks every 20 s, and elastic training begins with as many workers as it
+    saw room for then: a node that came since would not be used until the group is made anew."""
     from ray import get
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 
