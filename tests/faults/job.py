@@ -11,6 +11,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
+def _hear_ctrl_c() -> None:
+    """A shell's background job ignores SIGINT, and so does all that it starts: the tests would, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A job of `images` rendered images in parts of 16, from PA to the evaluation; PL trains the embedded S-VLM for real.
@@ -50,7 +55,12 @@ class Job:
         environment = {"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                self.command(), cwd=ROOT, env=os.environ | environment | self.environment, stdout=log, stderr=subprocess.STDOUT
+                self.command(),
+                cwd=ROOT,
+                env=os.environ | environment | self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_hear_ctrl_c,
             )
 
     def finish(self, *, calls: int = 5, timeout: float = 300) -> int:
