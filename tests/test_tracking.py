@@ -61,6 +61,13 @@ def test_tensorboard_shows_a_training_that_went_on_as_one_curve(tmp_path: Path, 
     assert len(folder.names()) == 2 and curve["learning_rate"].keys() == set(range(1, 11))
 
 
+def test_all_that_was_logged_is_kept_when_the_worker_is_lost_at_that_moment(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path / "tensorboard/mpa")
+    train(folder, range(1, 500), kept=498)
+    curve = points(folder)
+    assert all(curve[name].keys() == set(range(1, 499)) for name in ("loss_per_sample", "learning_rate"))
+
+
 def test_tensorboards_files_lie_in_s3_where_the_output_does(bucket: str) -> None:
     folder = Folder.at(f"s3://{bucket}/run1/tensorboard/mpa")
     train(folder, range(1, 4), kept=3)

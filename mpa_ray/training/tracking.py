@@ -75,16 +75,22 @@ class TensorBoard:
     """Event files: written on local disk, where they can be appended to, and copied into the output."""
 
     def __init__(self, folder: Folder, *, done: int) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._folder = folder
         self._local = tempfile.TemporaryDirectory(prefix="mpa-tensorboard-")
+        # Not `SummaryWriter`: it writes from a queue, and its `flush` does not wait for what is in there.
+        self._writer = EventsWriter(os.path.join(self._local.name, "events"))
         # Steps after the checkpoint that training goes on from are done again, and their points in older files do not count.
-        self._writer = SummaryWriter(self._local.name, purge_step=done + 1)
+        self._writer.write_event(Event(wall_time=time.time(), step=done + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
 
     def keep(self) -> None:
         self._writer.flush()
