@@ -25,10 +25,12 @@ def config_with(**pl: Any) -> Config:
     return Config(svlm=ModelSection(model=str(demo.SVLM), gpus_per_replica=0), pl=LevelSection(**(settings | pl)))
 
 
-@pytest.mark.parametrize(("workers", "stage"), [(1, 2), (2, 1), (2, 3)])
-def test_workers_and_stages_train_alike(ray_session: None, parity_folder: Path, tmp_path: Path, workers: int, stage: int) -> None:
-    """Whatever the number of workers and the ZeRO stage, the loss curve is that of one worker at stage 2."""
-    config = config_with(workers=workers, zero_stage=stage, learning_rate=1e-3)
+@pytest.mark.parametrize(("workers", "stage", "precision"), [(1, 2, "float32"), (2, 1, "float32"), (2, 3, "float32"), (2, 2, "bfloat16")])
+def test_workers_stages_and_precisions_train_alike(
+    ray_session: None, parity_folder: Path, tmp_path: Path, workers: int, stage: int, precision: str
+) -> None:
+    """Whatever the number of workers, the ZeRO stage and the precision, the loss curve is that of one worker at stage 2 in float32."""
+    config = config_with(workers=workers, zero_stage=stage, precision=precision, learning_rate=1e-3)
     target = Folder.at(tmp_path / "model")
     tracking = Tracking(names=("tensorboard",), folder=Folder.at(tmp_path / "tensorboard"), run="r")
     result = level(config, [Folder.at(parity_folder)], name="run", target=target, work=Folder.at(tmp_path / "work"), tracking=tracking)
@@ -38,7 +40,8 @@ def test_workers_and_stages_train_alike(ray_session: None, parity_folder: Path, 
     assert shown.keys() == {"loss_per_sample", "nats_per_token", "learning_rate", "tokens_per_second"}
     assert shown["loss_per_sample"] == pytest.approx(dict(enumerate(losses, 1)))
     assert len(losses) == 6
-    assert losses == pytest.approx(_same_as_the_first(losses), rel=2e-2)
+    # Weights and activations of 8 bits of mantissa round at every step.
+    assert losses == pytest.approx(_same_as_the_first(losses), rel=2e-2 if precision == "float32" else 0.1)
     assert losses[-1] < losses[0]
 
 

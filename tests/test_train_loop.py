@@ -12,7 +12,7 @@ from PIL import Image
 
 from mpa_ray.config import LevelSection
 from mpa_ray.training.collator import IGNORED
-from mpa_ray.training.train_loop import Share, answer_loss, deepspeed_config, learning_rate, of_like_length, shares
+from mpa_ray.training.train_loop import Share, answer_loss, deepspeed_config, learning_rate, of_like_length, shares, taught_tokens
 from mpa_ray.training.training_data import Sample
 
 SIZES = st.integers(1, 9)
@@ -115,14 +115,18 @@ def tiny_model() -> Any:
             super().__init__()
             self.embedding = torch.nn.Embedding(11, 6)
             self.head = torch.nn.Linear(6, 11)
-            self.kept: list[int] = []
+            self.logits = 0
+
+        def get_output_embeddings(self) -> Any:
+            return self.head
 
         def forward(self, input_ids: Any, attention_mask: Any, logits_to_keep: Any, use_cache: bool) -> Any:
             assert not use_cache
             hidden = self.embedding(input_ids) * attention_mask.unsqueeze(-1)
             hidden = hidden.cumsum(1) / torch.arange(1, input_ids.shape[1] + 1).view(1, -1, 1)
-            self.kept = logits_to_keep.tolist()
-            return type("Output", (), {"logits": self.head(hidden[:, logits_to_keep])})
+            logits = self.head(hidden[:, logits_to_keep])
+            self.logits = logits.numel()
+            return type("Output", (), {"logits": logits})
 
     torch.manual_seed(0)
     return Tiny()
@@ -172,8 +176,7 @@ def test_the_loss_is_equation_3_and_so_is_its_gradient(rows: list[tuple[int, int
     torch.testing.assert_close(loss, expected)
     found = torch.autograd.grad(loss, list(model.parameters()))
     torch.testing.assert_close(found, wanted)
-    predicting = {prompt + place - 1 for prompt, answer in rows for place in range(answer)}
-    assert set(model.kept) == predicting, "the head is computed where an answer token is predicted, and nowhere else"
+    assert model.logits == 11 * tokens, "the head is computed where an answer token is predicted, and nowhere else"
     assert "labels" in batch, "the caller's batch stays whole"
 
 
@@ -184,5 +187,21 @@ def test_a_batch_that_teaches_nothing_goes_through_the_model_and_moves_nothing()
     batch["labels"].fill_(IGNORED)
     loss, tokens = answer_loss(model, batch)
     assert (loss.item(), tokens) == (0.0, 0)
-    assert len(model.kept) == 1
+    assert model.logits == 11
     assert all((gradient == 0).all() for gradient in torch.autograd.grad(loss, list(model.parameters())))
+
+
+def test_the_head_is_whole_again_after_a_step() -> None:
+    import torch
+
+    model, batch = tiny_model(), batch_of([(5, 3), (2, 2)], 9)
+    answer_loss(model, batch)
+    everywhere = torch.arange(9)
+    assert model(batch["input_ids"], batch["attention_mask"], everywhere, use_cache=False).logits.shape == (2, 9, 11)
+
+
+def test_samples_that_only_fill_up_a_share_are_no_tokens_a_second() -> None:
+    batch = batch_of([(5, 3), (2, 2), (4, 1)], 9)
+    assert taught_tokens(batch) == 8 + 4 + 5
+    batch["labels"][1:] = IGNORED
+    assert taught_tokens(batch) == 8

@@ -1,5 +1,10 @@
 """Model FLOPs utilization (MFU): the share of a card's arithmetic that training uses, after Chowdhery et al. (PaLM, 2022), appendix B."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
 # Dense bf16 tensor FLOP/s without sparsity, by a part of the card's name, from NVIDIA's data sheets. The first that fits counts.
 _PEAK = (
     ("H200", 989e12),
@@ -7,6 +12,7 @@ _PEAK = (
     ("H100", 989e12),
     ("A100", 312e12),
     ("L40S", 362e12),
+    ("L40", 181e12),
     ("RTX 6000 Ada", 364e12),
     ("RTX A6000", 155e12),
     ("A10G", 70e12),
@@ -14,18 +20,29 @@ _PEAK = (
 )
 
 
-def mfu(*, tokens_per_second: float, parameters: int, workers: int, card: str) -> float | None:
-    """Between 0 and 1; None for a card that is not known, and for the CPU.
+def flops_per_token(model: "torch.nn.Module") -> int:
+    """What a token takes, forward and backward: 6 FLOPs a weight that is trained, and 4 a frozen one, of which no gradient is made.
 
-    A token takes 6 FLOPs a parameter, forward and backward. What gradient checkpointing computes again is not counted, by definition;
-    attention over the sequence and the vision tower's patches, more than the tokens they become, are not counted either, so the true share
-    is a little higher.
+    Embeddings are looked up and the head is computed for answer tokens alone, so neither counts. What gradient checkpointing computes again
+    is not counted, by definition; attention over the sequence and the vision tower's patches, more than the tokens they become, are not
+    counted either, so the true share is a little higher.
+
+    Args:
+        model: before its weights are split over workers.
+    """
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    left_out = {id(weight) for module in ends if module is not None for weight in module.parameters()}
+    return sum((6 if weight.requires_grad else 4) * weight.numel() for weight in model.parameters() if id(weight) not in left_out)
+
+
+def mfu(*, tokens_per_second: float, flops_per_token: int, workers: int, card: str) -> float | None:
+    """Between 0 and 1; None for a card that is not known, and for the CPU.
 
     Args:
         tokens_per_second: of all workers together, image tokens included.
-        parameters: of the whole model.
+        flops_per_token: see there.
         workers: cards.
         card: its name as `torch.cuda.get_device_name` gives it; "" for the CPU.
     """
     peak = next((flops for part, flops in _PEAK if part in card), None)
-    return None if peak is None else 6 * parameters * tokens_per_second / (workers * peak)
+    return None if peak is None else flops_per_token * tokens_per_second / (workers * peak)

@@ -20,7 +20,7 @@ from mpa_ray.config import LevelSection, ModelSection
 from mpa_ray.engines.chat import end_tokens, image_arguments, load_processor, settle_generation
 from mpa_ray.storage import Folder
 from mpa_ray.training.collator import IGNORED, Collator
-from mpa_ray.training.mfu import mfu
+from mpa_ray.training.mfu import flops_per_token, mfu
 from mpa_ray.training.tracking import Tracking, trackers
 from mpa_ray.training.training_data import Sample, TrainingSet, read_ahead
 from mpa_ray.training.training_state import load_state, save_model, save_state
@@ -118,25 +118,37 @@ def learning_rate(step: int, steps: int, settings: LevelSection) -> float:
     return settings.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def answer_loss(model: Any, batch: dict[str, "torch.Tensor"]) -> tuple["torch.Tensor", int]:
+def answer_loss(model: Any, batch: Batch) -> tuple["torch.Tensor", int]:
     """The summed negative log likelihood of the answer tokens in a batch, and how many they are.
 
-    The head is computed only at positions from which an answer token is predicted in some row: with a vocabulary of 150,000, logits of the
-    whole prompt would be the largest tensor of the step.
+    The head is computed where an answer token is predicted and nowhere else: with a vocabulary of 150,000, logits of the prompts would be
+    the largest tensor of the step. `labels` may be on the CPU while the rest is on a card, which then need not be waited for.
     """
     import torch
 
-    batch = dict(batch)
-    labels = batch.pop("labels")
+    labels = batch["labels"].cpu()
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    device = inputs["input_ids"].device
     targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    positions = (targets != IGNORED).any(0).nonzero()[:, 0]
-    if len(positions) == 0:
+    predicting = targets != IGNORED
+    learned = int(predicting.sum())
+    if not learned:
         # A filled-up micro-batch that teaches nothing: the passes are made all the same, because the other workers wait in theirs.
-        positions = torch.tensor([labels.shape[1] - 1], device=labels.device)
-    logits = model(**batch, logits_to_keep=positions, use_cache=False).logits
-    targets = targets[:, positions]
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    return loss, int((targets != IGNORED).sum())
+        predicting[0, -1] = True
+    positions = predicting.any(0).nonzero()[:, 0]
+    places = predicting[:, positions].flatten().nonzero()[:, 0].to(device)
+
+    # Models keep the same positions of every row; of those, an answer that is shorter or lies elsewhere needs few.
+    def needed(_: Any, given: tuple["torch.Tensor", ...]) -> tuple["torch.Tensor", ...]:
+        return (given[0].flatten(0, 1)[places],)
+
+    hook = getattr(model, "module", model).get_output_embeddings().register_forward_pre_hook(needed)
+    try:
+        logits = model(**inputs, logits_to_keep=positions.to(device), use_cache=False).logits
+    finally:
+        hook.remove()
+    loss = torch.nn.functional.cross_entropy(logits.float(), targets[predicting].to(device), ignore_index=IGNORED, reduction="sum")
+    return loss, learned
 
 
 def load_svlm(svlm: ModelSection, precision: str) -> tuple[Any, Any, "torch.dtype"]:
@@ -183,6 +195,7 @@ def train(loop_config: dict[str, Training]) -> None:
     if settings.lora_rank:
         model = with_lora(model, settings.lora_rank)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    flops = flops_per_token(model)
     collator = Collator(processor, end_tokens=ends, image_arguments=image_arguments(training.svlm))
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
@@ -223,7 +236,7 @@ def train(loop_config: dict[str, Training]) -> None:
             "of": len(order),
             "loss": curve[-1][1],
             "tokens_per_second": tokens / seconds,
-            "mfu": mfu(tokens_per_second=tokens / seconds, parameters=parameters, workers=workers, card=card),
+            "mfu": mfu(tokens_per_second=tokens / seconds, flops_per_token=flops, workers=workers, card=card),
             "seconds_to_go": to_go,
             "workers": groups,
         }
@@ -231,6 +244,8 @@ def train(loop_config: dict[str, Training]) -> None:
             "learning_rate": rate,
             "tokens_per_second": metrics["tokens_per_second"],
         }
+        if metrics["mfu"] is not None:
+            values["mfu"] = metrics["mfu"]
         for tracker in shown:
             tracker.log(len(curve), values)
         if rank == 0 and (len(curve) % show_every == 0 or done >= len(order)):
@@ -250,20 +265,32 @@ def train(loop_config: dict[str, Training]) -> None:
         training.target.write_json("training_log.json", metrics | {"seconds": time.time() - started, "parameters": parameters} | log)
 
 
+def taught_tokens(batch: Batch) -> int:
+    """Tokens of the samples that teach something, prompts included; samples that only fill up a worker's share are left out."""
+    return int(batch["attention_mask"][(batch["labels"] != IGNORED).any(1)].sum())
+
+
 def take_step(engine: Any, micro_batches: list[Batch], *, scale: float, rate: float) -> tuple[float, float, float]:
-    """One optimizer step. Gives back, summed over all workers: the loss, the answer tokens, the tokens that went through the model."""
+    """One optimizer step. Gives back, summed over all workers: the loss, the answer tokens, the tokens of samples that are learned."""
     import torch
 
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
-    total = torch.zeros(3, dtype=torch.float64)
+    losses, learned, tokens = [], 0, 0
     for number, batch in enumerate(micro_batches):
-        moved = {name: value.to(engine.device, engine.module.dtype if value.is_floating_point() else None) for name, value in batch.items()}
-        loss, learned = answer_loss(engine, moved)
+        moved = {
+            name: value if name == "labels" else value.to(engine.device, engine.module.dtype if value.is_floating_point() else None)
+            for name, value in batch.items()
+        }
+        loss, answered = answer_loss(engine, moved)
         engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
         engine.backward(loss * scale)
         engine.step()
-        total += torch.tensor([loss.item(), learned, int(batch["attention_mask"].sum())])
+        losses.append(loss.detach())
+        learned += answered
+        tokens += taught_tokens(batch)
+    # The card is waited for once a step, here.
+    total = torch.tensor([float(torch.stack(losses).double().sum()), learned, tokens], dtype=torch.float64)
     if engine.world_size > 1:
         summed = total.to(engine.device)
         torch.distributed.all_reduce(summed)

@@ -50,8 +50,7 @@ class TrainingSet:
 
     def __init__(self, folders: list[Folder], *, holdout: float, max_pixels: int, max_image_pixels: int, max_image_bytes: int) -> None:
         self._files = [(folder, name) for folder in folders for name in folder.names(".parquet")]
-        self._limits = {"max_image_pixels": max_image_pixels, "max_image_bytes": max_image_bytes}
-        self._max_pixels = max_pixels
+        self._limits = {"max_pixels": max_pixels, "max_image_pixels": max_image_pixels, "max_image_bytes": max_image_bytes}
         self._open: OrderedDict[int, pa.Table] = OrderedDict()
 
         def rows_of(file: tuple[Folder, str]) -> np.ndarray:
@@ -80,7 +79,7 @@ class TrainingSet:
         table = self._table(int(self._file[index]))
         row = table.slice(int(self._row[index]), 1).to_pylist()[0]
         try:
-            image = images.fit(images.decode(row["image"]["bytes"], **self._limits), self._max_pixels)
+            image = images.decode_and_fit(row["image"]["bytes"], **self._limits)
         except images.UnreadableImage as error:
             folder, name = self._files[self._file[index]]
             raise RunError(
