@@ -58,8 +58,8 @@ class IdentifySection(Section):
     max_tokens: PositiveInt = 32
     """The longest answer, in tokens, of the L-VLM's own answer and the S-VLM's."""
     in_one_actor: bool = False
-    """Ask the S-VLM in the L-VLM's actor, on the same card, so that an image is decoded and shrunk once for both. Say then what share of a
-    card each gets: `lvlm.gpus_per_replica` and `svlm.gpus_per_replica`, together at most 1."""
+    """Ask the S-VLM in the L-VLM's actor, on the same card, so that an image is decoded and shrunk once for both, where their `max_pixels`
+    are the same. Say then what share of a card each gets: `lvlm.gpus_per_replica` and `svlm.gpus_per_replica`, together at most 1."""
 
 
 class LabeledSection(Section):

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from queue import Empty, LifoQueue
 from threading import BoundedSemaphore
 from typing import Any
@@ -63,12 +64,13 @@ class Decoder:
         self._slots = BoundedSemaphore(_PROCESSES)
         self._idle: LifoQueue[_Process] = LifoQueue()
 
-    async def image(self, data: bytes) -> Image.Image:
-        """See `image_now`; many at a time."""
+    async def image(self, data: bytes, *, max_pixels: int | None = None) -> Image.Image:
+        """See `image_now`; many at a time. `max_pixels` is a bound for this image, in place of the decoder's own."""
+        limits = self._limits | ({} if max_pixels is None else {"max_pixels": max_pixels})
         if is_tiny(data):
-            return self._in_thread(data)
-        pool, work = (self._threads, self._in_thread) if self._is_bounded(data) else (self._waiting, self._in_process)
-        return await asyncio.get_running_loop().run_in_executor(pool, work, data)
+            return decode_and_fit(data, **limits)
+        pool, work = (self._threads, decode_and_fit) if self._is_bounded(data) else (self._waiting, self._in_process)
+        return await asyncio.get_running_loop().run_in_executor(pool, partial(work, data, **limits))
 
     def image_now(self, data: bytes) -> Image.Image:
         """The image of an encoded file.
@@ -76,30 +78,27 @@ class Decoder:
         Raises:
             UnreadableImage: with the reason the row is quarantined for.
         """
-        return self._in_thread(data) if self._is_bounded(data) else self._in_process(data)
+        return (decode_and_fit if self._is_bounded(data) else self._in_process)(data, **self._limits)
 
     def _is_bounded(self, data: bytes) -> bool:
         # What is over the bound is refused unparsed.
         return len(data) > self._limits["max_image_bytes"] or is_cheap(data)
 
-    def _in_thread(self, data: bytes) -> Image.Image:
-        return decode_and_fit(data, **self._limits)
-
-    def _in_process(self, data: bytes) -> Image.Image:
+    def _in_process(self, data: bytes, **limits: Any) -> Image.Image:
         with self._slots:
             try:
                 process = self._idle.get_nowait()
             except Empty:
                 process = _Process(self._memory)
             try:
-                image = process.decode(data, self._seconds, self._limits)
+                image = process.decode(data, self._seconds, limits)
             except _ProcessDied as first:
                 if first.reason == Reason.TIMEOUT:
                     raise first.blamed() from None
                 # It may have been ended from outside, while it was idle even: the image is to blame when it happens again.
                 process = _Process(self._memory)
                 try:
-                    image = process.decode(data, self._seconds, self._limits)
+                    image = process.decode(data, self._seconds, limits)
                 except _ProcessDied as second:
                     raise second.blamed() from None
             except UnreadableImage:

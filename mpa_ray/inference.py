@@ -45,7 +45,8 @@ class RowWorker:
     it then is the culprit and is quarantined. Any other error ends the actor, and Ray does the part again elsewhere; so it does when the
     actor's process is ended from outside or by a row, which `mpa_ray.attempts` finds.
 
-    An actor has one model or, where two share a card and the decoded image, several; the first one's `images_in_flight` counts for both.
+    An actor has one model or, where two share a card, several; the first one's `images_in_flight` counts for both. They share the decoded
+    image too, where their bounds on its pixels are the same.
     """
 
     stage: Stage
@@ -171,13 +172,13 @@ class RowWorker:
         """Asks about one row. Raises EngineDied where the engine did not outlive it."""
         if self._stopping:
             return None
-        picture: Image.Image | None = None
+        # By the bound on their pixels: what a model sees must not depend on the other models of its actor.
+        pictures: dict[int, Image.Image] = {}
 
         async def ask(model: ServedModel, prompt: str, sampling: Sampling) -> Reply:
-            nonlocal picture
-            if picture is None:
-                picture = await self._decoder.image(row["image"])
-            return await model.ask(picture, prompt, image_id=row["image_id"], sampling=sampling)
+            if model.max_pixels not in pictures:
+                pictures[model.max_pixels] = await self._decoder.image(row["image"], max_pixels=model.max_pixels)
+            return await model.ask(pictures[model.max_pixels], prompt, image_id=row["image_id"], sampling=sampling)
 
         try:
             with self._rows:

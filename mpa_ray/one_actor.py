@@ -1,4 +1,5 @@
-"""The Pseudo Annotator and the Parity Identifier in one actor: both models share a card, and an image is decoded once for both."""
+"""The Pseudo Annotator and the Parity Identifier in one actor: both models share a card and, where they are
+shown as many pixels, the decoded image."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial

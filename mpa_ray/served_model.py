@@ -6,7 +6,7 @@ from functools import partial
 
 from PIL import Image
 
-from mpa_ray import engines, images, logs
+from mpa_ray import engines, logs
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import CountsEncoderRuns, Engine, EngineDied, Reply, Sampling
 from mpa_ray.schema import Stage
@@ -24,7 +24,7 @@ class ServedModel:
 
     def __init__(self, model: ModelSection, *, stage: Stage, output: Folder | None) -> None:
         self.stage = stage
-        self._max_pixels = model.max_pixels
+        self.max_pixels = model.max_pixels
         self._load = partial(engines.load, model, stage=stage, output=output)
         began = time.monotonic()
         self._engine = self._load()
@@ -34,10 +34,10 @@ class ServedModel:
         self._reviving = asyncio.Lock()
 
     async def ask(self, picture: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
-        """As `Engine.ask`; the picture is shrunk to this model's bound. An engine that dies over it is loaded anew for the next request."""
+        """As `Engine.ask`; the picture is within `max_pixels`. An engine that dies over it is loaded anew for the next request."""
         engine = await self._living_engine()
         try:
-            return await engine.ask(images.fit(picture, self._max_pixels), prompt, image_id=image_id, sampling=sampling)
+            return await engine.ask(picture, prompt, image_id=image_id, sampling=sampling)
         except EngineDied:
             self._broken = engine
             raise

@@ -1,4 +1,4 @@
-"""An engine without a model for runs in Ray: every reply follows from the image's id and the question alone."""
+"""An engine without a model for runs in Ray: every reply follows from the image's id, its pixels and the question alone."""
 
 import hashlib
 
@@ -14,7 +14,7 @@ class PairEngine:
 
     async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
         assert image.width * image.height <= self._max_pixels, "an image over the model's bound"
-        drawn = hashlib.sha256(f"{image_id} {self._name} {prompt} {sampling.seed}".encode()).digest()
+        drawn = hashlib.sha256(f"{image_id} {self._name} {prompt} {sampling.seed}".encode() + image.tobytes()).digest()
         if "Question: " in prompt:
             text = "nothing" if drawn[0] < 25 else f"Question: What is {drawn[1] % 4} in {image_id[:4]}? Answer: {drawn[2] % 2}"
         else:

@@ -43,8 +43,8 @@ def settings(images: Path, output: Path, *, in_one_actor: bool, **changes: Any) 
         "images": str(images),
         "output": str(output),
         "images_per_part": 32,
-        "lvlm": {"model": str(demo.LVLM), **model},
-        # The S-VLM is shown less of an image than the L-VLM.
+        # Both are shown fewer pixels than an image has, and the S-VLM fewer than the L-VLM.
+        "lvlm": {"model": str(demo.LVLM), **model, "max_pixels": 5000},
         "svlm": {"model": str(demo.SVLM), **model, "max_pixels": 2000},
         "identify": {"in_one_actor": in_one_actor},
         "max_quarantined": 1.0,
@@ -74,16 +74,17 @@ def test_the_same_rows_come_of_one_actor_and_of_two(ray_session: None, images: P
     assert {("parity_identifier", "engine_rejected"), ("pseudo_annotator", "engine_rejected"), ("images", "not_an_image")} <= stages.keys()
 
 
-def test_an_image_is_decoded_once(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_decoded_once_for_both(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[bytes] = []
     whole = Decoder.image
 
-    async def counting(self: Decoder, data: bytes) -> Any:
+    async def counting(self: Decoder, data: bytes, **bound: int) -> Any:
         decoded.append(data)
-        return await whole(self, data)
+        return await whole(self, data, **bound)
 
     monkeypatch.setattr(Decoder, "image", counting)
     config = settings(images, tmp_path, in_one_actor=True)
+    config = config.model_copy(update={"svlm": config.svlm.model_copy(update={"max_pixels": config.lvlm.max_pixels})})
     work = partial(both_rows, annotate=annotating(config), identify=identifying(config))
     actor = AnnotatorAndIdentifier([config.lvlm, config.svlm], work, JUDGED_ROW, 10**7, 10**7)
     part = source_of(config, Folder.at(tmp_path)).read(0)
