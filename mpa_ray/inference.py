@@ -83,8 +83,8 @@ class RowWorker:
             max_image_bytes=max_image_bytes,
             max_decode_seconds=max_decode_seconds,
         )
-        self._slots = asyncio.Semaphore(models[0].images_in_flight)
-        self._slot_count = models[0].images_in_flight
+        self._slots = asyncio.Semaphore(models[0].in_flight)
+        self._slot_count = models[0].in_flight
 
     async def __call__(self, part: pa.Table) -> AsyncIterator[pa.Table]:
         rows = part.to_pylist()

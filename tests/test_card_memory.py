@@ -3,7 +3,16 @@
 import pytest
 
 from mpa_ray.config import ModelSection
-from mpa_ray.placement.card_memory import card_memory, card_share, fewest_workers, kv_gib, serving_gib, tensor_parallel_size, training_gib
+from mpa_ray.placement.card_memory import (
+    card_memory,
+    card_share,
+    fewest_workers,
+    images_in_flight,
+    kv_gib,
+    serving_gib,
+    tensor_parallel_size,
+    training_gib,
+)
 from mpa_ray.placement.model_size import GIB, ModelSize
 
 # From their configurations: layers, KV heads and widths of Qwen2-VL 2B, 7B and 72B, and SmolVLM-500M.
@@ -38,6 +47,24 @@ def test_the_kv_cache_holds_the_images_in_flight() -> None:
     # 512 visual tokens and 384 of text, 57 KB each.
     assert kv_gib(LARGE, few) == pytest.approx(32 * (512 + 384) * 57_344 / GIB)
     assert serving_gib(LARGE, few) > 16_583_000_000 / GIB + kv_gib(LARGE, few)
+
+
+@pytest.mark.parametrize(
+    ("size", "cards", "card_gib", "images"),
+    [
+        # 0.9 x 48 GiB less 3 of the engine and 15.4 of weights is 24.8 GiB: 518 images of 896 tokens, half of which are over the most.
+        (LARGE, 1, 48, 128),
+        # 0.9 x 22.5 - 3 - 15.4 = 1.8 GiB: 37 images; but what the cards were chosen for is 32.
+        (LARGE, 1, 22.5, 32),
+        # On a card that is shared: 0.9 x 0.45 x 48 - 3 - 15.4 = 1.0 GiB.
+        (LARGE, 0.45, 48, 32),
+        # 4 x (0.9 x 48 - 3) - 136.7 = 24.1 GiB: 88 images of 280 MiB, half of them 44.
+        (HUGE, 4, 48, 44),
+    ],
+)
+def test_as_many_images_are_in_flight_as_half_of_the_kv_cache_holds(size: ModelSize, cards: float, card_gib: float, images: int) -> None:
+    model = ModelSection(model="a/b", gpus_per_replica=cards)
+    assert images_in_flight(size, model, card_gib=card_gib) == images
 
 
 def test_shares_of_a_card_hold_what_they_are_for() -> None:

@@ -44,6 +44,15 @@ def test_on_a_cluster_that_grows_each_model_asks_for_what_it_needs_and_grows_wit
     assert bundles([config.lvlm, config.svlm]) == [{"CPU": 1.0, "GPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}]
 
 
+def test_images_in_flight_follow_the_card_and_what_is_set_stays() -> None:
+    config = placed(config_with(svlm={"images_in_flight": 7}), cluster(2)).config
+    assert (config.lvlm.images_in_flight, config.svlm.images_in_flight) == (128, 7)
+    unknown = placed(config_with(), cluster(2), lvlm=None).config
+    assert (unknown.lvlm.images_in_flight, unknown.lvlm.in_flight) == (None, 32)
+    for elsewhere in ({"gpus_per_replica": 0}, {"engine": "transformers"}):
+        assert placed(config_with(**elsewhere), cluster(2)).config.lvlm.in_flight == 32
+
+
 def test_cards_are_divided_by_the_models_work() -> None:
     config = placed(config_with(), cluster(4, 4)).config
     assert (config.lvlm.max_replicas, config.svlm.max_replicas) == (7, 1), "7B three times an image, 2B once"

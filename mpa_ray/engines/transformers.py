@@ -29,7 +29,7 @@ class TransformersEngine:
         settle_generation(loaded, self._processor)
         self._model = loaded.to(self._device).eval()
         self._max_model_len = model.max_model_len
-        self._batch_size = model.images_in_flight
+        self._batch_size = model.in_flight
         self._waiting: list[_Request] = []
         self._worker: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="transformers")

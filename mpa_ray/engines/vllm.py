@@ -31,7 +31,7 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         options = {
-            "max_num_seqs": model.images_in_flight,
+            "max_num_seqs": model.in_flight,
             "tensor_parallel_size": max(1, int(model.cards)),
             **({} if on_cpu else _card_memory(model)),
             # Compiling pays after many thousands of images; on the CPU it takes longer than a small run.
@@ -146,7 +146,8 @@ def memory_options(model: ModelSection, *, card_bytes: int, size: ModelSize | No
 
 
 def _set_up_cpu(model: ModelSection) -> None:
-    """vLLM's CPU build reads its settings from the environment; what the user has set stays."""
+    """vLLM's CPU build reads its settings from the environment; what the user has set stays, but for the number of threads, which is
+    `cpus_per_replica`."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     # Ray sets OMP_NUM_THREADS to an actor's CPUs, at least 1; binding threads to cores makes actors on one node fight over the first ones.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

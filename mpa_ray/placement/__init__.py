@@ -10,7 +10,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mpa_ray.config import Config, LevelSection, ModelSection
-from mpa_ray.placement.card_memory import USED, card_share, fewest_workers, kv_gib, serving_gib, tensor_parallel_size, training_gib
+from mpa_ray.placement.card_memory import (
+    USED,
+    card_share,
+    fewest_workers,
+    images_in_flight,
+    kv_gib,
+    serving_gib,
+    tensor_parallel_size,
+    training_gib,
+)
 from mpa_ray.placement.model_size import GIB, ModelSize
 from mpa_ray.presets import with_hyperparameters
 
@@ -18,6 +27,7 @@ from mpa_ray.presets import with_hyperparameters
 _TINY = 1_000_000_000
 _MOST_CARDS = 8
 _MOST_CPUS_PER_CARD = 8
+_CHOSEN = ("gpus_per_replica", "cpus_per_replica", "min_replicas", "max_replicas", "images_in_flight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +90,7 @@ def place(config: Config, sizes: Mapping[str, ModelSize | None], cluster: Cluste
         lines.append(why)
         record["models"][name] = {
             "size": asdict(sizes[name]) if sizes.get(name) else None,
-            **{key: getattr(model, key) for key in ("gpus_per_replica", "cpus_per_replica", "min_replicas", "max_replicas")},
+            **{key: getattr(model, key) for key in _CHOSEN},
             "why": why,
         }
     pl, why = _place_training(with_hyperparameters(config.pl, config.svlm.model), sizes.get("svlm"), cluster)
@@ -141,7 +151,10 @@ def _place_engines(
             "cpus_per_replica": model.cpus_per_replica or _cpus(cards.get(name, 0.0), cluster),
             "max_replicas": most,
         }
-        placed[name] = model.model_copy(update=update)
+        chosen = model.model_copy(update=update)
+        if model.engine == "vllm" and name in cards and sizes.get(name) and model.images_in_flight is None:
+            chosen = chosen.model_copy(update={"images_in_flight": images_in_flight(sizes[name], chosen, card_gib=cluster.card_gib)})
+        placed[name] = chosen
     return placed
 
 
@@ -296,7 +309,7 @@ def _engine_line(name: str, asked: ModelSection, model: ModelSection, size: Mode
         )
         if each > USED * cluster.card_gib:
             why += f", too much for cards of {cluster.card_gib:.0f} GiB; fp8 weights (engine_options) or larger cards would help"
-    return f"{name}: {where} ({why}), replicas: {replicas}, {cores}"
+    return f"{name}: {where} ({why}), replicas: {replicas}, {cores}, {model.in_flight} images in flight"
 
 
 def _count(number: int, noun: str) -> str:

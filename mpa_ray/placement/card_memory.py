@@ -13,6 +13,7 @@ ENGINE_GIB = 3.0
 # Of a card, beside what Adam keeps: the CUDA context, and activations of a micro-batch of 4 with gradient checkpointing.
 _ACTIVATIONS_GIB = 6.0
 _TEXT_TOKENS = 384
+_MOST_IN_FLIGHT = 128
 _PIXELS_PER_TOKEN = 28 * 28
 
 # Memory by Ray's accelerator types, as the driver reports it. An A100 of unknown size is taken for the small one.
@@ -45,10 +46,20 @@ def card_memory(accelerator_types: Sequence[str], otherwise: float) -> float:
     return min(known, default=otherwise)
 
 
+def _kv_bytes_of_image(size: ModelSize, model: ModelSection) -> int:
+    return min(model.max_model_len, model.max_pixels // _PIXELS_PER_TOKEN + _TEXT_TOKENS) * size.kv_bytes
+
+
+def images_in_flight(size: ModelSize, model: ModelSection, *, card_gib: float) -> int:
+    """As many as fill half of the KV cache that the cards of a replica (`model.cards`) leave, so that an image's blocks outlast the moment
+    between its two questions; at least what placement counts on, and no more than keeps a card busy."""
+    kv_bytes = (USED * model.cards * card_gib - ENGINE_GIB * max(1, int(model.cards))) * GIB - size.weight_bytes
+    return min(_MOST_IN_FLIGHT, max(model.in_flight, int(kv_bytes / 2 / _kv_bytes_of_image(size, model))))
+
+
 def kv_gib(size: ModelSize, model: ModelSection) -> float:
     """GiB of KV cache that hold the images in flight, prompt and reply included."""
-    tokens = min(model.max_model_len, model.max_pixels // _PIXELS_PER_TOKEN + _TEXT_TOKENS)
-    return model.images_in_flight * tokens * size.kv_bytes / GIB
+    return model.in_flight * _kv_bytes_of_image(size, model) / GIB
 
 
 def serving_gib(size: ModelSize, model: ModelSection, cards: int = 1) -> float:

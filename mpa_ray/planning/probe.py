@@ -53,7 +53,7 @@ def _small(config: Config, count: int) -> Config:
         return model.model_copy(update={"min_replicas": 1, "max_replicas": 1})
 
     # A part below the images in flight would leave the engine idle, as parts of a whole run do not.
-    in_flight = max(model.images_in_flight for model in (config.lvlm, *config.jury, config.svlm))
+    in_flight = max(model.in_flight for model in (config.lvlm, *config.jury, config.svlm))
     images_per_part = min(config.images_per_part, max(in_flight, -(-count // _PARTS)))
     if count < PARTS_NEEDED * images_per_part:
         raise ConfigurationError(
