@@ -80,6 +80,7 @@ def write_commit(run: Folder, number: int, rows: list[dict[str, Any]], quarantin
     for row in quarantined:
         counts[f"{row['stage']}/{row['reason']}"] = counts.get(f"{row['stage']}/{row['reason']}", 0) + 1
     verdicts = [row["verdict"] for row in rows]
+    asked = sum(row["svlm_answer"] is not None for row in rows)
     commit = {
         "part": number,
         "images": len(rows) + len(quarantined),
@@ -87,6 +88,8 @@ def write_commit(run: Folder, number: int, rows: list[dict[str, Any]], quarantin
         "quarantined": counts,
         "verdicts": {name: verdicts.count(name) for name in set(verdicts)},
         "tokens": {name: 0 if "cached" in name else 40 * len(rows) for name in TOKEN_COLUMNS},
+        "encoder_runs": {"pseudo_annotator": len(rows), "parity_identifier": asked},
+        "svlm_asked": asked,
         "call": 1000.0,
         "committed": 1060.0 + number,
     }

@@ -79,6 +79,35 @@ def test_a_finished_run(run: Folder) -> None:
     assert all(sample["image"] >= 0 for sample in found["samples"] if sample["verdict"] != QUARANTINED)
 
 
+def words_of(run: Folder, name: str = "index.html") -> str:
+    return " ".join(" ".join(outline(run, name).words).split())
+
+
+def test_what_was_encoded_and_what_the_cascade_spared(run: Folder) -> None:
+    """60 images were shown to the L-VLM, and 5 were quarantined before."""
+    write_report(run)
+    words = words_of(run)
+    assert "Vision encoder runs: 1.000 for an image shown to the L-VLM, 1.000 for a question that the S-VLM answered." in words
+    assert "The L-VLM is asked at least twice about an image that it annotates; 1.000 says that none was encoded again." in words
+    assert "The S-VLM was asked about 48 of 60 annotations." in words
+    record = run.read_json("run.json")
+    run.write_json("run.json", record | {"encoder_runs": {"pseudo_annotator": 63, "jury": 1234}})
+    write_report(run)
+    words = words_of(run)
+    assert "Vision encoder runs: 1.050 for an image shown to the L-VLM, 1,234 in all for the jury." in words
+    run.write_json("run.json", record | {"encoder_runs": {}, "svlm_asked": 0})
+    write_report(run)
+    assert "encoder" not in words_of(run) and "was asked about" not in words_of(run)
+
+
+def test_encoder_runs_where_annotations_were_given(run: Folder) -> None:
+    record = run.read_json("run.json")
+    run.write_json("run.json", record | {"config": record["config"] | {"images": None, "annotations": "runs/a/annotations"}})
+    write_report(run)
+    assert "Vision encoder runs: 60 in all for the L-VLM, 1.000 for a question that the S-VLM answered." in words_of(run)
+    assert "asked at least twice" not in words_of(run)
+
+
 def test_a_run_under_way(tmp_path: Path) -> None:
     rows = some_rows(tmp_path / "images", 20)
     run = write_started(tmp_path / "run", [rows], [rejected(f"{tmp_path}/images/bad.png")])

@@ -11,7 +11,7 @@ from mpa_ray.report.gains import AFTER, ANSWER_TYPES, BEFORE, CEILING, Evaluatio
 from mpa_ray.report.selection import Selection
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
-from mpa_ray.summary import interval
+from mpa_ray.summary import encodings, interval
 
 LABELS = {
     BEFORE: "S-VLM before",
@@ -44,7 +44,7 @@ def overview(run: Folder, found: Facts, selection: Selection) -> dict[str, Any]:
         "top": top_of(score["score"] for score in found.evaluation),
         "labels": LABELS,
         "calls": calls(found.data["tokens"]),
-        "encoder_runs": found.data["encoder_runs"],
+        "encodings": encodings(found.data | {"config": found.config}),
         "progress": progress(found),
         "rerun": rerun(found),
     }
