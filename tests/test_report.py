@@ -108,6 +108,21 @@ def test_encoder_runs_where_annotations_were_given(run: Folder) -> None:
     assert "asked at least twice" not in words_of(run)
 
 
+def test_how_fast_each_model_was_trained(run: Folder) -> None:
+    record = run.read_json("run.json")
+    arm = record["training"]["mpa"]
+    earlier = {name: value for name, value in arm.items() if name != "tokens_per_second"}
+    arms = {"mpa": arm | {"mfu": None}, "no_pi_all": arm | {"tokens_per_second": 12345.6, "mfu": 0.3141}, "consistent": earlier}
+    run.write_json("run.json", record | {"training": arms})
+    write_report(run)
+    words = words_of(run)
+    trained = "20 samples, final loss 0.500, batch 4, learning rate 1e-05"
+    assert f"S-VLM after MPA : {trained}, 80 tokens a second" in words
+    assert f"without PI, all pseudo-labels : {trained}, 12,346 tokens a second (31.4% MFU)" in words
+    assert f"all self-consistent rows : {trained}" in words
+    assert words.count("tokens a second") == 2 and words.count("MFU") == 1
+
+
 def test_a_run_under_way(tmp_path: Path) -> None:
     rows = some_rows(tmp_path / "images", 20)
     run = write_started(tmp_path / "run", [rows], [rejected(f"{tmp_path}/images/bad.png")])
