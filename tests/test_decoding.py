@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpa_ray import decoding
+from mpa_ray import decoding, images
 from mpa_ray.decoding import Decoder, is_cheap, is_tiny, pixels_of
 from mpa_ray.images import UnreadableImage, decode_and_fit
 from mpa_ray.schema import Reason
@@ -210,7 +210,7 @@ def test_a_process_ends_with_its_parent() -> None:
     assert process._process.wait(20) == 0
 
 
-def test_a_jpeg_is_decoded_small_where_it_is_shrunk_anyway() -> None:
+def test_a_jpeg_that_is_decoded_small_looks_as_it_did() -> None:
     smooth = Image.linear_gradient("L").resize((1600, 1200)).convert("RGB")
     data = encoded(smooth, "JPEG", quality=95)
     small = decoder(max_pixels=100_000).image_now(data)
@@ -218,3 +218,18 @@ def test_a_jpeg_is_decoded_small_where_it_is_shrunk_anyway() -> None:
     assert np.abs(np.asarray(small).astype(int) - np.asarray(smooth.resize(small.size)).astype(int)).mean() < 2
     # Half of it is still half of it.
     assert refused(decoder(max_pixels=100_000), data[: len(data) // 2]).reason == Reason.TRUNCATED
+
+
+@pytest.mark.parametrize(
+    ("max_pixels", "size"),
+    [(None, (1600, 1200)), (10**7, (1600, 1200)), (480_001, (1600, 1200)), (480_000, (800, 600)), (100_000, (400, 300))],
+)
+def test_a_jpeg_is_decoded_at_the_least_size_that_has_the_pixels(max_pixels: int | None, size: tuple[int, int]) -> None:
+    """Noise, so that what the JPEG's decoder averages differs from what is scaled afterwards."""
+    data = encoded(Image.effect_noise((1600, 1200), 60).convert("RGB"), "JPEG")
+    decoded = images.decode(data, max_pixels=max_pixels, **LIMITS)
+    assert decoded.size == size
+    shrunk = decoder(max_pixels=max_pixels).image_now(data).tobytes()
+    assert shrunk == (images.fit(decoded, max_pixels) if max_pixels else decoded).tobytes()
+    whole = images.decode(data, **LIMITS)
+    assert (shrunk == images.fit(whole, max_pixels or 10**9).tobytes()) == (size == whole.size)
