@@ -107,13 +107,41 @@ def test_there_are_messages() -> None:
     assert len(_messages()) > 30
 
 
+# A whole number: no part of a word, a date, or a longer number.
+_NUMBER = re.compile(r"(?<![\w.,])(?<!\w-)\d+(?:,\d{3})*(?:\.\d+)?(?![\w.,-]*\w)")
+# What a result was measured on, and with what.
+_HEAD = re.compile(r"^(?:# |- (?:processor|memory|cards|versions|command):).*", re.MULTILINE)
+
+
+def not_measured(figures: str, result: str) -> list[str]:
+    """The numbers in `figures` that are none of the text `result`, as they stand there or with last decimals cut off."""
+    measured = [number.replace(",", "") for number in _NUMBER.findall(_HEAD.sub("", result))]
+    cut = {number[:end] for number in measured for end in range(number.find("."), len(number)) if "." in number and number[end - 1] != "."}
+    return [number for number in _NUMBER.findall(figures) if number.replace(",", "") not in cut.union(measured)]
+
+
+def test_a_figure_is_a_whole_number_and_not_rounded_up() -> None:
+    result = "# scale-64px, 2026-11-21\n\n- command: run --rows 77\n\n| 0.908 | 1,594.6 | 10.95, 284 MiB | 3x | 79.7% |\n\n+5.8 and 0.99.\n"
+    for figures in ("0.908; 0.90; 0.9", "1,594.6 or 1,594", "10.95 to 10", "284 MiB", "79.7%, 79%", "+5.8", "0.99", "no figure"):
+        assert not_measured(figures, result) == [], figures
+    for figure in ("0.91", "0.95", "0.08", "594", "1", "28", "84", "9.7", "80", "5.80", "64", "21", "77", "3", "1,595", "15,946"):
+        assert not_measured(f"{figure}% of it", result) == [figure]
+
+
 def test_figures_are_those_of_the_files() -> None:
-    """Of the page of limits: every number of a row stands in the file that the row names."""
-    rows = re.findall(r"^\|[^|]+\|([^|]+)\|[^|]*\]\(\.\./(benchmarks/results/[^)]+)\)", (ROOT / "docs/limits.md").read_text(), re.MULTILINE)
+    """Of the page of limits: every number of a row stands in each of the files that the row names."""
+    rows = re.findall(r"^\|[^|]+\|([^|]+)\|([^|]*benchmarks/results/[^|]*)\|$", (ROOT / "docs/limits.md").read_text(), re.MULTILINE)
     assert len(rows) > 4
-    for figures, name in rows:
-        text = (ROOT / name).read_text()
-        assert [number for number in re.findall(r"\d[\d,.]*\d|\d", figures) if number not in text] == [], name
+    for figures, files in rows:
+        for name in re.findall(r"\]\(\.\./(benchmarks/results/[^)]+)\)", files):
+            assert not_measured(figures, (ROOT / name).read_text()) == [], name
+
+
+def test_figures_of_readme_are_those_of_the_claim() -> None:
+    [told] = re.findall(r"^Over three seeds (.+?) With models this small", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    results = re.findall(r"\]\((benchmarks/results/[^)]+)\)", told)
+    assert len(_NUMBER.findall(told)) > 5 and len(results) == 2
+    assert not_measured(re.sub(r"\]\([^)]+\)", "]", told), "\n".join((ROOT / name).read_text() for name in results)) == []
 
 
 def test_links_of_pages_that_lie_elsewhere_lead_somewhere() -> None:
