@@ -5,9 +5,10 @@
     python benchmarks/inference.py --model overhead --images 5000 --rounds 1 --ways ours --name inference-5000
     python benchmarks/inference.py --model overhead --images 1024 --rounds 3 --ways ours constrained --name inference-constrained
 
-The requests: for each image the Pseudo Annotator's prompt (24 tokens of reply), then a question of its own (4 tokens). Ways:
+The requests, the same for every way: for each image the Pseudo Annotator's prompt (24 tokens of reply), then a question of its own (4
+tokens), both with the text that our prompts share after the image (`--preamble`). Greedy, so that the work is the same. Ways:
 
-- bare: vLLM's async engine, a coroutine an image, nothing else: the limit.
+- bare: vLLM's async engine, a coroutine an image, nothing else.
 - ours: the same two questions as a row's work in the engine actors of Ray Data (`mpa_ray.inference`), from reading to committed rows.
 - ray_data_llm: `ray.data.llm`, one processor for the annotations and then one for the answers, as two passes.
 - transformers: `generate` in batches, all annotations first and then all answers, as the released code of the paper does.
@@ -46,6 +47,7 @@ from mpa_ray.engines import Sampling
 from mpa_ray.engines.chat import user_prompt
 from mpa_ray.inference import Ask, Row, RowWorker, ask_model
 from mpa_ray.inputs.sources import source_of
+from mpa_ray.placement.card_memory import USED
 from mpa_ray.ray_session import ray_session
 from mpa_ray.schema import SOURCE_ROW, Stage, encoder_runs
 from mpa_ray.storage import Folder
@@ -160,21 +162,21 @@ def constrained(model: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def ours(model: str, options: argparse.Namespace, form: str | None = None) -> dict[str, Any]:
     """Ray Data with our engine actors, from files to files."""
-    folder = Path(options.scratch) / "images"
-    folder.mkdir(exist_ok=True)
+    images = Path(options.scratch) / "images"
+    images.mkdir(exist_ok=True)
     for image_id, data in inputs(options):
-        (folder / f"{image_id}.jpg").write_bytes(data)
+        (images / f"{image_id}.jpg").write_bytes(data)
     with tempfile.TemporaryDirectory() as output:
         config = Config(
-            images=str(folder), output=output, lvlm=section(model, options), svlm=section(model, options), images_per_part=options.part
+            images=str(images), output=output, lvlm=section(model, options), svlm=section(model, options), images_per_part=options.part
         )
-        source = source_of(config, Folder.at(output))
+        folder = Folder.at(output)
+        source = source_of(config, folder)
         with ray_session():
             work = partial(ask_twice, preamble=options.preamble, form=form, second=options.second)
-            rows = ask_model(
-                parts.dataset_of(list(range(source.parts)), source.read), Asker, work, models=[config.lvlm], schema=ROW, config=config
-            )
-            write = partial(write_part, output=Folder.at(output).child("written"))
+            read = parts.dataset_of(list(range(source.parts)), source.read)
+            rows = ask_model(read, Asker, work, models=[config.lvlm], schema=ROW, config=config, output=folder)
+            write = partial(write_part, output=folder.child("written"))
             found = rows.map_batches(write, batch_size=None, batch_format="pyarrow").to_pandas()
     return {
         # Until the last part is written; then Ray ends the actors, as bare ends its engine.
@@ -221,21 +223,22 @@ def ray_data_llm(model: str, options: argparse.Namespace) -> dict[str, Any]:
 
     written = chat_of(model)
     with ray_session():
-        seconds = one_pass(lambda image_id: written(annotation_prompt("")), ANNOTATING)
+        seconds = one_pass(lambda image_id: written(annotation_prompt(options.preamble)), ANNOTATING)
         if options.second:
-            seconds += one_pass(lambda image_id: written(answering_prompt("", image_id)), ANSWERING)
+            seconds += one_pass(lambda image_id: written(answering_prompt(options.preamble, image_id)), ANSWERING)
     return {"seconds": seconds}
 
 
 def engine_arguments(model: str, options: argparse.Namespace) -> dict[str, Any]:
     on_cpu = {"enforce_eager": True, "distributed_executor_backend": "uni", "block_size": 32}
+    on_cards = {"tensor_parallel_size": options.cards, "gpu_memory_utilization": USED}
     return {
         "max_model_len": 1024,
         "max_num_seqs": options.in_flight,
         "dtype": "bfloat16",
         "limit_mm_per_prompt": {"image": 1, "video": 0},
         "enable_prefix_caching": True,
-        **({} if options.cards else on_cpu),
+        **(on_cards if options.cards else on_cpu),
         **json.loads(options.engine_options),
     }
 
@@ -270,9 +273,9 @@ def transformers(model: str, options: argparse.Namespace) -> dict[str, Any]:
             processor.batch_decode(made)
 
     began = time.perf_counter()
-    one_pass(lambda image_id: annotation_prompt(""), ANNOTATING)
+    one_pass(lambda image_id: annotation_prompt(options.preamble), ANNOTATING)
     if options.second:
-        one_pass(lambda image_id: answering_prompt("", image_id), ANSWERING)
+        one_pass(lambda image_id: answering_prompt(options.preamble, image_id), ANSWERING)
     return {"seconds": time.perf_counter() - began}
 
 
@@ -302,7 +305,9 @@ def in_a_process(way: str, given: argparse.Namespace, scratch: str, *, second: b
     return json.loads(done.stdout.strip().rpartition("\n")[2])
 
 
-def report(results: dict[str, list[dict[str, Any]]], first: list[dict[str, Any]], given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+def report(
+    results: dict[str, list[dict[str, Any]]], first: dict[str, list[dict[str, Any]]], given: argparse.Namespace
+) -> tuple[str, dict[str, Any]]:
     rates = {way: [given.images / found["seconds"] for found in rounds] for way, rounds in results.items()}
     middle = {way: median(values) for way, values in rates.items()}
     lines = ["| Way | Images/s, median | of each round | Ours is |", "| --- | --- | --- | --- |"]
@@ -319,10 +324,12 @@ def report(results: dict[str, list[dict[str, Any]]], first: list[dict[str, Any]]
         f"- Of the second call's prompt, from the cache: {100 * summary['cached_share_of_the_second_call']:.1f}%"
         f" ({counted[-1]['second_cached_tokens'] / given.images:.1f} of {counted[-1]['second_prompt_tokens'] / given.images:.1f} tokens)",
     ]
-    if first:
-        alone, both = median(found["seconds"] for found in first), median(found["seconds"] for found in results["bare"])
-        summary["second_call_over_first"] = both / alone - 1
-        lines.append(f"- The second call costs {summary['second_call_over_first']:.3f} of the first (bare)")
+    for way, alone in first.items():
+        # Each round's own: a machine's speed drifts.
+        costs = [both["seconds"] / one["seconds"] - 1 for both, one in zip(results[way], alone, strict=True)]
+        summary[f"second_call_over_first_{way}"] = median(costs)
+        each = ", ".join(f"{cost:.3f}" for cost in costs)
+        lines.append(f"- The second call costs, of the first ({way}): {median(costs):.3f} ({each})")
     if given.note:
         lines += ["", given.note]
     return "\n".join(lines), summary
@@ -336,7 +343,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=sorted(WAYS), default=list(WAYS)[:-1], help="ours is always measured")
     parser.add_argument("--in-flight", type=int, default=16, help="images a vLLM engine works on at a time")
     parser.add_argument("--part", type=int, default=32, help="images of a part")
-    parser.add_argument("--cards", type=int, default=0, help="GPUs; 0 is the CPU")
+    parser.add_argument("--cards", type=int, default=result_file.cards(), help="GPUs; 0 is the CPU. Without it, one where there is one")
     parser.add_argument("--preamble", default=prompts.PREAMBLE, help="what both prompts share after the image")
     parser.add_argument("--engine-options", default="{}", help="further arguments of vLLM's AsyncEngineArgs, as JSON")
     parser.add_argument("--name", help="of the result; without it, inference-MODEL")
@@ -349,7 +356,7 @@ def main() -> None:
         return
     ways = list(dict.fromkeys([*given.ways, "ours"]))
     results: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-    first: list[dict[str, Any]] = []
+    first: dict[str, list[dict[str, Any]]] = {way: [] for way in ("bare", "ours") if "bare" in ways}
     with tempfile.TemporaryDirectory() as scratch:
         random_model.build(random_model.SIZES[given.model], Path(scratch) / "model")
         for number in range(given.rounds):
@@ -357,9 +364,9 @@ def main() -> None:
             for way in ways if number % 2 == 0 else reversed(ways):
                 results[way].append(in_a_process(way, given, scratch))
                 print(number + 1, way, json.dumps(results[way][-1]), flush=True)
-            if "bare" in ways:
-                first.append(in_a_process("bare", given, scratch, second=False))
-                print(number + 1, "bare, first call alone", json.dumps(first[-1]), flush=True)
+            for way, alone in first.items():
+                alone.append(in_a_process(way, given, scratch, second=False))
+                print(number + 1, f"{way}, first call alone", json.dumps(alone[-1]), flush=True)
     text, summary = report(results, first, given)
     found = {"summary": summary, "rounds": results, "first_call_alone": first}
     print(result_file.write(given.name or f"inference-{given.model}", text, found))

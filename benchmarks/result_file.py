@@ -1,4 +1,4 @@
-"""Where a benchmark's result is kept."""
+"""Where a benchmark's result is kept, and what it runs on."""
 
 from pathlib import Path
 from typing import Any
@@ -11,3 +11,8 @@ RESULTS = Path(__file__).parent / "results"
 def write(name: str, text: str, data: dict[str, Any]) -> Path:
     """Writes results/<date>-<name>.md for people and .json for programs; gives back the first."""
     return result_file.write(RESULTS, name, text, data)
+
+
+def cards() -> int:
+    """What a benchmark runs on where it is not told: a card where there is one (1), else the CPU (0)."""
+    return min(1, len(result_file.cards()))

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import result_file
@@ -73,18 +74,23 @@ def in_a_process(images: Path, output: Path, actors: int) -> dict[str, Any]:
     return json.loads(done.stdout.strip().rpartition("\n")[2])
 
 
-def report(results: dict[int, dict[str, Any]], note: str) -> str:
-    lines = ["| Actors | Images/s | They could do | Efficiency | Steady for, s |", "| --- | --- | --- | --- | --- |"]
-    for actors, found in results.items():
+def report(results: dict[int, list[dict[str, Any]]], note: str) -> str:
+    lines = [
+        "| Actors | Images/s | They could do | Efficiency, median | of each round | Steady for, s |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for actors, rounds in results.items():
         ideal = actors * _IDEAL
-        share = found["rate"] / ideal
-        lines.append(f"| {actors} | {found['rate']:.1f} | {ideal:.0f} | {share:.3f} | {found['steady_seconds']:.0f} |")
+        rate, steady = (median(found[name] for found in rounds) for name in ("rate", "steady_seconds"))
+        each = ", ".join(f"{found['rate'] / ideal:.3f}" for found in rounds)
+        lines.append(f"| {actors} | {rate:.1f} | {ideal:.0f} | {rate / ideal:.3f} | {each} | {steady:.0f} |")
     return "\n".join([*lines, "", note])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--note", default="", help="a line for the report, such as what else the machine was doing")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -92,13 +98,14 @@ def main() -> None:
         images, output, actors = given.measure
         print(json.dumps(measure(Path(images), Path(output), int(actors))))
         return
-    results: dict[int, dict[str, Any]] = {}
+    results: dict[int, list[dict[str, Any]]] = {actors: [] for actors in given.actors}
     with tempfile.TemporaryDirectory() as scratch:
         for actors in given.actors:
-            images = Path(scratch) / f"images-{actors}"
-            generate(images, actors * _PARTS * _IMAGES_PER_PART)
-            results[actors] = in_a_process(images, Path(scratch) / f"run-{actors}", actors)
-            print(actors, json.dumps(results[actors]), flush=True)
+            generate(Path(scratch) / f"images-{actors}", actors * _PARTS * _IMAGES_PER_PART)
+        for number in range(given.rounds):
+            for actors, rounds in results.items():
+                rounds.append(in_a_process(Path(scratch) / f"images-{actors}", Path(scratch) / f"run-{actors}-{number}", actors))
+                print(number + 1, actors, json.dumps(rounds[-1]), flush=True)
     print(
         result_file.write("scale-out", report(results, given.note), {"rounds": {str(actors): found for actors, found in results.items()}})
     )

@@ -198,7 +198,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16, help="samples of an optimizer step")
     parser.add_argument("--micro", type=int, default=4, help="samples that go through the model at once")
-    parser.add_argument("--cards", type=int, choices=[0, 1], default=0, help="1 trains on a GPU")
+    parser.add_argument(
+        "--cards", type=int, choices=[0, 1], default=result_file.cards(), help="1 trains on a GPU; so it is where there is one"
+    )
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--port", type=int, default=29571, help="of torch's rendezvous on this machine")
     parser.add_argument("--note", default="", help="a line for the report, such as what else the machine was doing")

@@ -28,7 +28,7 @@ def machine() -> dict[str, str]:
     return {
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
-        "cards": _cards() or "none",
+        "cards": "; ".join(cards()) or "none",
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
 
@@ -40,10 +40,11 @@ def _processor() -> str:
     return platform.machine()
 
 
-def _cards() -> str:
+def cards() -> list[str]:
+    """Name and memory of each card of this machine."""
     try:
         query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
         listed = subprocess.run(query, capture_output=True, text=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError):
-        return ""
-    return "; ".join(listed.stdout.strip().splitlines())
+        return []
+    return listed.stdout.strip().splitlines()
