@@ -166,7 +166,7 @@ def test_from_s3_to_s3(bucket: str) -> None:
     put(bucket, {f"in/{name}": data for name, data in FILES.items()})
     images, output = f"s3://{bucket}/in", Folder.at(f"s3://{bucket}/out")
     assert_packed(images, output, packed(images, output), FILES)
-    references = list(find(output.uri))
+    references = [reference for reference, _ in find(output.uri)]
     assert references[0].startswith(f"s3://{bucket}/out/shards/shard-00000000.parquet#row_group=0&row=0&image_id=")
     assert sorted(fetch(references, max_image_bytes=10**6)) == sorted(PICTURES)
 
@@ -195,7 +195,7 @@ def test_ids_in_a_shard_that_are_none_are_refused(tmp_path: Path, ids: list) -> 
 
 def test_ids_of_other_parquet_files_are_not_taken(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image_id": ["0" * 32], "image": [b"x"]}), tmp_path / "a.parquet")
-    assert list(find(str(tmp_path))) == [f"{tmp_path}/a.parquet#row_group=0&row=0"]
+    assert [reference for reference, _ in find(str(tmp_path))] == [f"{tmp_path}/a.parquet#row_group=0&row=0"]
 
 
 def test_two_copies_of_a_shard_are_one_image_twice(tmp_path: Path) -> None:

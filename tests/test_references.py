@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +24,7 @@ LIMIT = 10_000
 
 def read(images: Path | str) -> list[bytes | Reason]:
     """What every image under `images` comes to: its bytes, or the reason it is quarantined for."""
-    references = list(find(str(images)))
+    references = [reference for reference, _ in find(str(images))]
     assert len(set(references)) == len(references), "each image is known by a reference of its own"
     for reference in references:
         reference.encode()
@@ -58,7 +59,7 @@ def tar(path: Path, members: dict[str, bytes]) -> Path:
 def test_a_folder_is_walked_in_order_and_only_images_are_taken(tmp_path: Path) -> None:
     for name in ("b/2.PNG", "a.jpeg", "b/1.webp", "notes.txt", ".hidden.png", ".git/x.png", "noextension", "c.jpg.part"):
         write(tmp_path / name, name.encode())
-    assert list(find(str(tmp_path))) == [str(tmp_path / name) for name in ("a.jpeg", "b/1.webp", "b/2.PNG")]
+    assert [reference for reference, _ in find(str(tmp_path))] == [str(tmp_path / name) for name in ("a.jpeg", "b/1.webp", "b/2.PNG")]
     assert read(tmp_path) == [b"a.jpeg", b"b/1.webp", b"b/2.PNG"]
 
 
@@ -95,7 +96,7 @@ def test_hostile_names_are_read(tmp_path: Path, name: str) -> None:
 def test_names_that_are_no_text_are_read(tmp_path: Path) -> None:
     write(os.fsencode(tmp_path) + b"/\xff\xfe%.png", b"no utf-8")
     write(os.fsencode(tmp_path) + b"/dir\xe9/x.png", b"in a folder")
-    references = list(find(str(tmp_path)))
+    references = [reference for reference, _ in find(str(tmp_path))]
     assert references == [f"{tmp_path}/dir%E9/x.png", f"{tmp_path}/%FF%FE%25.png"]
     assert pa.array(references).to_pylist() == references
     assert read(tmp_path) == [b"in a folder", b"no utf-8"]
@@ -121,10 +122,33 @@ def test_a_quoted_path_is_text_without_fragment_and_comes_back(name: str) -> Non
 
 def test_a_file_that_goes_away_is_missing(tmp_path: Path) -> None:
     write(tmp_path / "a.png", b"x")
-    references = list(find(str(tmp_path)))
+    references = [reference for reference, _ in find(str(tmp_path))]
     (tmp_path / "a.png").unlink()
     [content] = fetch(references, max_image_bytes=LIMIT)
     assert isinstance(content, UnreadableImage) and content.reason == Reason.MISSING
+
+
+def test_sizes_are_told_where_the_listing_knows_them(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", bytes(700))
+    tar(tmp_path / "b.tar", {"x.png": bytes(800), "../out.png": bytes(900)})
+    parquet(tmp_path / "c.parquet", "url", ["a.png"])
+    (tmp_path / "d.png").symlink_to("nowhere.png")
+    assert [size for _, size in find(str(tmp_path))] == [700, 800, 0, 0, 0]
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_row_of_parquet_has_the_mean_size_of_its_row_group(tmp_path: Path, compression: str) -> None:
+    """Of the image column alone, all its fields, and as it is in memory."""
+    rows = [bytes([n]) * 10_000 for n in range(3)] + [b"x" * 50]
+    structs = [{"bytes": row, "path": "p" * 1000} for row in rows]
+    columns = {"caption": ["long" * 10_000] * 4, "image": structs, "image_embedding": [list(range(5000))] * 4}
+    options = {"row_group_size": 2, "use_dictionary": False, "write_statistics": False, "compression": compression}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", **options)
+    pq.write_table(pa.table({"image": rows}), tmp_path / "b.parquet", **options)
+    struct, binary = (np.array([size for _, size in find(str(tmp_path / name))]) for name in ("a.parquet", "b.parquet"))
+    # Some bytes of a page's header are shared out, too.
+    assert np.allclose(struct, [11_000, 11_000, 6_025, 6_025], atol=100)
+    assert np.allclose(binary, [10_000, 10_000, 5_025, 5_025], atol=100)
 
 
 def test_a_large_file_is_not_read(tmp_path: Path) -> None:
@@ -138,7 +162,7 @@ def test_parquet_with_images(tmp_path: Path) -> None:
     parquet(tmp_path / "b.parquet", "image", [{"bytes": b"6", "path": "/etc/passwd"}, {"bytes": None, "path": "/etc/passwd"}])
     assert read(tmp_path) == [b"1", b"2", Reason.MISSING, b"4", b"5", b"6", Reason.MISSING]
     # In any order and number: rows are fetched by where they are.
-    references = list(find(str(tmp_path)))
+    references = [reference for reference, _ in find(str(tmp_path))]
     assert fetch([references[4], references[0]], max_image_bytes=LIMIT) == [b"5", b"1"]
 
 
@@ -204,14 +228,14 @@ def test_a_uri_column(tmp_path: Path) -> None:
     }
     for column in ("path", "image_uri"):
         path = parquet(tmp_path / "in/data/list.parquet", column, list(values))
-        references = list(find(str(path)))
+        references = [reference for reference, _ in find(str(path))]
         contents = fetch(references, max_image_bytes=LIMIT)
         found = [content.reason if isinstance(content, UnreadableImage) else content for content in contents]
         # Only the Parquet file is given, so what lies beside its folder is outside.
         expected = values | {"../other/y.png": Reason.OUTSIDE_ROOT}
         assert dict(zip(values, found, strict=True)) == expected
         # The folder above is given: what lies below it is inside. link.png is found by itself, too: who gives a folder gives its links.
-        link, *contents = fetch(list(find(str(tmp_path / "in"))), max_image_bytes=LIMIT)
+        link, *contents = fetch([reference for reference, _ in find(str(tmp_path / "in"))], max_image_bytes=LIMIT)
         assert link == b"outside"
         found = [content.reason if isinstance(content, UnreadableImage) else content for content in contents[: len(values)]]
         assert dict(zip(values, found, strict=True)) == values
@@ -221,7 +245,7 @@ def test_a_uri_outside_is_never_opened(tmp_path: Path, monkeypatch: pytest.Monke
     # A named pipe without a writer: who opens it waits for ever, and who asks for its size would look at it.
     os.mkfifo(tmp_path / "pipe.png")
     path = parquet(tmp_path / "in/list.parquet", "path", ["../pipe.png"])
-    [reference] = find(str(path))
+    [(reference, _)] = find(str(path))
     monkeypatch.setattr("mpa_ray.inputs.references._read_file", None)
     [content] = fetch([reference], max_image_bytes=LIMIT)
     assert isinstance(content, UnreadableImage) and content.reason == Reason.OUTSIDE_ROOT

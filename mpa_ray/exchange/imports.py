@@ -45,7 +45,7 @@ class ImageIndex:
         self._by_path: dict[str, str] = {}
         self._by_stem: dict[str, str | None] = {}
         root = Folder.at(images).uri
-        for uri in find(images):
+        for uri, _ in find(images):
             path, _, fragment = uri.partition("#")
             fields = parse_qs(fragment)
             # What a fragment without these stands for has no name, or must not be opened.

@@ -1,4 +1,4 @@
-"""Finding images: the references under `--images`, as a stream, in a fixed order. What a reference looks like stands in
+"""Finding images: the references under `--images` and their sizes, as a stream, in a fixed order. What a reference looks like stands in
 `mpa_ray.inputs.references`.
 
 Nothing is opened here but Parquet files (footers, and columns of URIs or ids) and tars (headers).
@@ -11,6 +11,7 @@ import tarfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -40,8 +41,20 @@ _DAMAGE = (tarfile.TarError, pa.ArrowException, OSError, ValueError, LookupError
 _PROBLEMS_SHOWN = 20
 
 
-def find(images: str) -> Iterator[str]:
-    """The references under `images`. Of a folder that jobs/pack.py wrote, those of its shards.
+class Found(NamedTuple):
+    """An image that was found.
+
+    Attributes:
+        reference: where its bytes are.
+        size: in bytes; of a row of a Parquet file the mean of its row group; 0 where the listing does not tell.
+    """
+
+    reference: str
+    size: int
+
+
+def find(images: str) -> Iterator[Found]:
+    """The images under `images`. Of a folder that jobs/pack.py wrote, those of its shards.
 
     Raises:
         ConfigurationError: `images` does not exist or holds no image; or, after all else was listed, a line for each Parquet file or tar in
@@ -51,11 +64,11 @@ def find(images: str) -> Iterator[str]:
     """
     images = _shards_of(images)
     empty, problems = True, []
-    for references in _in_order(files(images), Folder.at(images).path):
+    for of_file in _in_order(files(images), Folder.at(images).path):
         try:
-            for reference in references if isinstance(references, Iterator) else references.result():
+            for found in of_file if isinstance(of_file, Iterator) else of_file.result():
                 empty = False
-                yield reference
+                yield found
         except _Unfit as error:
             problems.append(str(error))
     if problems:
@@ -81,9 +94,9 @@ def _shards_of(images: str) -> str:
     return folder.child(SHARDS).uri
 
 
-def _in_order(found: Iterable[File], root: str) -> Iterator[Iterator[str] | Future[list[str]]]:
-    """The references of each file; tars are read some files ahead of their turn."""
-    waiting: deque[Iterator[str] | Future[list[str]]] = deque()
+def _in_order(found: Iterable[File], root: str) -> Iterator[Iterator[Found] | Future[list[Found]]]:
+    """The images of each file; tars are read some files ahead of their turn."""
+    waiting: deque[Iterator[Found] | Future[list[Found]]] = deque()
     with ThreadPoolExecutor(_TARS_AHEAD) as pool:
         for file in found:
             extension = posixpath.splitext(file.path)[1].lower()
@@ -92,13 +105,13 @@ def _in_order(found: Iterable[File], root: str) -> Iterator[Iterator[str] | Futu
             elif extension == ".parquet":
                 waiting.append(_of_parquet(file.path, root))
             elif extension in EXTENSIONS:
-                waiting.append(iter((quote_path(file.path),)))
+                waiting.append(iter((Found(quote_path(file.path), file.size),)))
             if len(waiting) > _TARS_AHEAD:
                 yield waiting.popleft()
         yield from waiting
 
 
-def _listed_tar(path: str) -> list[str]:
+def _listed_tar(path: str) -> list[Found]:
     uri = quote_path(path)
     block = _TAR_BLOCK if is_remote(path) else _TAR_BLOCK_LOCAL
     try:
@@ -108,7 +121,7 @@ def _listed_tar(path: str) -> list[str]:
         raise _Unfit(f"{uri}: cannot be read as tar: {error}; mend or remove the file") from error
 
 
-def _of_tar(stream: Ranges, uri: str) -> Iterator[str]:
+def _of_tar(stream: Ranges, uri: str) -> Iterator[Found]:
     with tarfile.open(fileobj=stream, mode="r:") as archive:
         while (member := archive.next()) is not None:
             # tarfile would keep every member.
@@ -117,11 +130,11 @@ def _of_tar(stream: Ranges, uri: str) -> Iterator[str]:
                 continue
             name = quote(member.name, errors="surrogateescape")
             if _leaves(member.name):
-                yield f"{uri}#header={member.offset}&member={name}&{OUTSIDE_ROOT}"
+                yield Found(f"{uri}#header={member.offset}&member={name}&{OUTSIDE_ROOT}", 0)
             elif member.isfile() and not member.issparse():
-                yield f"{uri}#offset={member.offset_data}&size={member.size}&member={name}"
+                yield Found(f"{uri}#offset={member.offset_data}&size={member.size}&member={name}", member.size)
             elif not member.isdir():
-                yield f"{uri}#header={member.offset}&member={name}&{LINK}"
+                yield Found(f"{uri}#header={member.offset}&member={name}&{LINK}", 0)
         # tarfile takes a damaged header for the end, and the members behind it would be lost without a word.
         stream.seek(archive.offset)
         if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
@@ -133,7 +146,7 @@ def _leaves(name: str) -> bool:
     return name.startswith("/") or posixpath.normpath(name).split("/")[0] == ".."
 
 
-def _of_parquet(path: str, root: str) -> Iterator[str]:
+def _of_parquet(path: str, root: str) -> Iterator[Found]:
     uri = quote_path(path)
     try:
         with opened(uri if is_remote(path) else path) as stream:
@@ -145,14 +158,13 @@ def _of_parquet(path: str, root: str) -> Iterator[str]:
         raise _Unfit(f"{uri}: cannot be read as parquet: {error}; mend or remove the file") from error
 
 
-def _of_rows(file: pyarrow.parquet.ParquetFile, path: str, uri: str, root: str) -> Iterator[str]:
+def _of_rows(file: pyarrow.parquet.ParquetFile, path: str, uri: str, root: str) -> Iterator[Found]:
     names = file.schema_arrow.names
     if IMAGE_COLUMN in names:
-        groups = (range(file.metadata.row_group(group).num_rows) for group in range(file.num_row_groups))
         ids = _packed_ids(file, uri)
-        for group, rows in enumerate(groups):
-            for row in rows:
-                yield f"{uri}#row_group={group}&row={row}" + (f"&image_id={next(ids)}" if ids else "")
+        for group, (rows, size) in enumerate(_row_groups(file.metadata)):
+            for row in range(rows):
+                yield Found(f"{uri}#row_group={group}&row={row}" + (f"&image_id={next(ids)}" if ids else ""), size)
         return
     column = next((name for name in URI_COLUMNS if name in names), None)
     if column is None:
@@ -178,8 +190,18 @@ def _of_rows(file: pyarrow.parquet.ParquetFile, path: str, uri: str, root: str) 
                 refuse_secrets(text)
             except ConfigurationError as error:
                 raise _Unfit(f"{uri}, column {column!r}, row {number}: {error}") from None
-            yield _absolute(text, folder, scheme, roots) or f"{uri}#uri_row={number}"
+            yield Found(_absolute(text, folder, scheme, roots) or f"{uri}#uri_row={number}", 0)
             number += 1
+
+
+def _row_groups(footer: pyarrow.parquet.FileMetaData) -> Iterator[tuple[int, int]]:
+    """Of each row group how many rows it has, and the bytes of an image of them: those of the image column, shared out evenly."""
+    paths = [footer.schema.column(leaf).path for leaf in range(footer.num_columns)]
+    # An image column that is a struct has a leaf for each of its fields: image.bytes, image.path.
+    leaves = [leaf for leaf, path in enumerate(paths) if path.split(".")[0] == IMAGE_COLUMN]
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        held = sum(group.column(leaf).total_uncompressed_size for leaf in leaves)
+        yield group.num_rows, held // max(1, group.num_rows)
 
 
 def _packed_ids(file: pyarrow.parquet.ParquetFile, uri: str) -> Iterator[str] | None:

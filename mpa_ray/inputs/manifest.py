@@ -76,7 +76,7 @@ def build(images: str, folder: Folder, *, images_per_part: int) -> Manifest:
         ConfigurationError: there is no image, or a Parquet file or tar cannot be read.
         StorageError: the list could not be had.
     """
-    parts = (pa.table({"image_uri": chunk}) for chunk in _chunks(find(images), images_per_part))
+    parts = (pa.table({"image_uri": chunk}) for chunk in _chunks((reference for reference, _ in find(images)), images_per_part))
     return write(parts, folder, source=images, schema=MANIFEST)
 
 

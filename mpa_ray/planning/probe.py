@@ -79,7 +79,7 @@ def _draw(config: Config, output: Folder, *, count: int, images_per_part: int) -
     folder = output.child("manifest")
     if manifest.load(folder, source=config.images) and folder.exists(_SAMPLED):
         return folder.read_json(_SAMPLED)["listed"]
-    drawn, listed = sample(find(config.images), count, seed=config.seed, what=config.images)
+    drawn, listed = sample((reference for reference, _ in find(config.images)), count, seed=config.seed, what=config.images)
     tables = (pa.table({"image_uri": drawn[start : start + images_per_part]}) for start in range(0, len(drawn), images_per_part))
     manifest.write(tables, folder, source=config.images, schema=MANIFEST)
     folder.write_json(_SAMPLED, {"listed": listed, "drawn": len(drawn)})
