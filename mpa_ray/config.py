@@ -136,7 +136,11 @@ class Config(Section):
     seed: int = 0
     """Of sampling, of what is drawn, and of the order of training."""
     images_per_part: PositiveInt = 256
-    """The unit of work: a part is committed whole, and a killed run does at most the parts in flight again."""
+    """At most so many images in a part, the unit of work: a part is committed whole, and a killed run does at most the parts in flight
+    again."""
+    bytes_per_part: PositiveInt = 256 * 2**20
+    """At most so many bytes of encoded images in a part, where the listing tells their sizes (a list of URIs does not). A single larger
+    image is a part of its own."""
     max_quarantined: Share = 0.05
     """The run stops when a larger share of its images than this is quarantined, and says which reason leads. 1 never stops it."""
     max_quarantined_after: PositiveInt = 1000

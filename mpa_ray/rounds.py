@@ -15,6 +15,7 @@ from mpa_ray.config import Config, DemoSection
 from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
 from mpa_ray.inputs import manifest
 from mpa_ray.inputs.manifest import Manifest
+from mpa_ray.inputs.sources import listed_images
 from mpa_ray.presets import with_hyperparameters
 from mpa_ray.progress import say
 from mpa_ray.schema import MANIFEST, Verdict
@@ -30,12 +31,11 @@ def split(config: Config, output: Folder) -> list[Manifest]:
     Raises:
         ConfigurationError: there are fewer parts than rounds.
     """
-    folder = output.child("manifest")
-    whole = manifest.load(folder, source=config.images) or manifest.build(config.images, folder, images_per_part=config.images_per_part)
+    whole = listed_images(config, output)
     if whole.parts < config.rounds:
         raise ConfigurationError(
-            f"rounds={config.rounds} and the {whole.images:,} images are {whole.parts} parts of up to {config.images_per_part}: a round"
-            " needs one at least; lower rounds or images_per_part"
+            f"rounds={config.rounds} and the {whole.images:,} images are {whole.parts} parts of up to {config.images_per_part} and"
+            f" {config.bytes_per_part:,} bytes: a round needs one at least; lower rounds or images_per_part"
         )
     return [_share(whole, config, number, _round(output, number).child("manifest")) for number in range(1, config.rounds + 1)]
 

@@ -111,7 +111,7 @@ def test_ids_and_bytes_are_those_of_the_loose_files(tmp_path: Path) -> None:
     images, output = write(tmp_path / "in"), Folder.at(tmp_path / "out")
     packed(images, output)
     # Whoever takes the packed folder gets its shards and not its records.
-    built = manifest.build(output.uri, Folder.at(tmp_path / "manifest"), images_per_part=5)
+    built = manifest.build(output.uri, Folder.at(tmp_path / "manifest"), images_per_part=5, bytes_per_part=2**28, max_image_bytes=2**26)
     found = {
         row["image_id"]: row for part in range(built.parts) for row in read_images(part, manifest=built, max_image_bytes=10**6).to_pylist()
     }
@@ -202,7 +202,7 @@ def test_two_copies_of_a_shard_are_one_image_twice(tmp_path: Path) -> None:
     shard = pa.table({"image_id": ["0" * 32], "image_uri": ["/a.png"], "image": [b"x"]}).replace_schema_metadata(PACKED)
     for name in ("a", "b"):
         pq.write_table(shard, tmp_path / f"{name}.parquet")
-    built = manifest.build(str(tmp_path), Folder.at(tmp_path / "manifest"), images_per_part=5)
+    built = manifest.build(str(tmp_path), Folder.at(tmp_path / "manifest"), images_per_part=5, bytes_per_part=2**28, max_image_bytes=2**26)
     first, second = read_images(0, manifest=built, max_image_bytes=100).to_pylist()
     assert first["image"] == b"x" and first["image_id"] == "0" * 32
     assert second["reason"] == Reason.DUPLICATE_REFERENCE and second["image_id"] != "0" * 32

@@ -182,7 +182,9 @@ def test_reading_a_part_quarantines_what_cannot_be_had(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
         (tmp_path / "images").mkdir(exist_ok=True)
         (tmp_path / "images" / name).write_bytes(name.encode() * (50 if name == "c.png" else 1))
-    listed = manifest.build(str(tmp_path / "images"), Folder.at(tmp_path / "manifest"), images_per_part=8)
+    listed = manifest.build(
+        str(tmp_path / "images"), Folder.at(tmp_path / "manifest"), images_per_part=8, bytes_per_part=2**28, max_image_bytes=2**26
+    )
     (tmp_path / "images/b.png").unlink()
     table = read_images(0, manifest=listed, max_image_bytes=100)
     assert table.schema == SOURCE_ROW

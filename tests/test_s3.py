@@ -49,7 +49,9 @@ def parquet(**columns: list) -> bytes:
 def test_a_manifest_and_its_images_with_odd_key_names(bucket: str, tmp_path: Path) -> None:
     put(bucket, {f"images/{key}": key.encode() for key in ODD_KEYS})
     put(bucket, {"images/notes.txt": b"-", "images/.hidden/x.png": b"-", "images/empty/": b"", "images-of-others/x.png": b"-"})
-    built = manifest.build(f"s3://{bucket}/images", Folder.at(tmp_path / "manifest"), images_per_part=5)
+    built = manifest.build(
+        f"s3://{bucket}/images", Folder.at(tmp_path / "manifest"), images_per_part=5, bytes_per_part=2**28, max_image_bytes=2**26
+    )
     tables = [read_images(part, manifest=built, max_image_bytes=LIMIT) for part in range(built.parts)]
     rows = [row for table in tables for row in table.to_pylist()]
     # The order of the keys' bytes.
@@ -63,7 +65,7 @@ def test_the_manifest_itself_lies_in_s3(bucket: str) -> None:
     folder = Folder.at(f"s3://{bucket}/run/manifest")
     # What an interrupted attempt left is not taken, nor kept.
     put(bucket, {"run/manifest/00009.parquet": b"stale"})
-    built = manifest.build(f"s3://{bucket}/images", folder, images_per_part=3)
+    built = manifest.build(f"s3://{bucket}/images", folder, images_per_part=3, bytes_per_part=2**28, max_image_bytes=2**26)
     assert manifest.load(folder) == built
     assert folder.names(".parquet") == ["00000.parquet"]
     assert [built.part(number).num_rows for number in range(built.parts)] == [3, 3, 1]
@@ -236,6 +238,6 @@ def test_a_body_that_is_cut_every_time_is_no_truncated_image() -> None:
 
 def test_nothing_of_the_environment_is_in_what_is_written(bucket: str, tmp_path: Path) -> None:
     put(bucket, {"in/a.png": b"a"})
-    manifest.build(f"s3://{bucket}/in", Folder.at(tmp_path / "manifest"), images_per_part=3)
+    manifest.build(f"s3://{bucket}/in", Folder.at(tmp_path / "manifest"), images_per_part=3, bytes_per_part=2**28, max_image_bytes=2**26)
     written = b"".join(path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file())
     assert KEY.encode() not in written and os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in written

@@ -11,7 +11,7 @@ paid for twice.
 import bisect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from mpa_ray.images import image_id_of
 from mpa_ray.inputs import references
-from mpa_ray.inputs.finding import find
+from mpa_ray.inputs.finding import Found, find
 from mpa_ray.inputs.repeats import Repeats
 from mpa_ray.progress import Tally, say
 from mpa_ray.schema import MANIFEST
@@ -69,15 +69,31 @@ def load(folder: Folder, *, source: str | None = None) -> Manifest | None:
     return Manifest(folder, tuple((file["name"], file["parts"]) for file in index["files"]), index["images"])
 
 
-def build(images: str, folder: Folder, *, images_per_part: int) -> Manifest:
-    """Lists `images` and writes the manifest.
+def build(images: str, folder: Folder, *, images_per_part: int, bytes_per_part: int, max_image_bytes: int) -> Manifest:
+    """Lists `images` and writes the manifest; `cut` says what a part is.
 
     Raises:
         ConfigurationError: there is no image, or a Parquet file or tar cannot be read.
         StorageError: the list could not be had.
     """
-    parts = (pa.table({"image_uri": chunk}) for chunk in _chunks((reference for reference, _ in find(images)), images_per_part))
+    parts = cut(find(images), images_per_part=images_per_part, bytes_per_part=bytes_per_part, max_image_bytes=max_image_bytes)
     return write(parts, folder, source=images, schema=MANIFEST)
+
+
+def cut(found: Iterable[Found], *, images_per_part: int, bytes_per_part: int, max_image_bytes: int) -> Iterator[pa.Table]:
+    """Parts of so many images and of so many bytes at most, as far as sizes are known; an image that is larger is a part of its own."""
+    uris: list[str] = []
+    held = 0
+    for uri, size in found:
+        # A larger one is quarantined unread. It counts all the same: of a row of Parquet only the mean of its row group is known.
+        size = min(size, max_image_bytes)
+        if uris and (len(uris) == images_per_part or held + size > bytes_per_part):
+            yield pa.table({"image_uri": uris})
+            uris, held = [], 0
+        uris.append(uri)
+        held += size
+    if uris:
+        yield pa.table({"image_uri": uris})
 
 
 def write(parts: Iterable[pa.Table], folder: Folder, *, source: str, schema: pa.Schema) -> Manifest:
@@ -114,12 +130,6 @@ def write(parts: Iterable[pa.Table], folder: Folder, *, source: str, schema: pa.
     manifest = load(folder)
     assert manifest is not None
     return manifest
-
-
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
 
 
 def _files_of(parts: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:

@@ -11,6 +11,7 @@ from mpa_ray import parts
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.inputs import manifest
+from mpa_ray.inputs.manifest import Manifest
 from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, PARITY, SOURCE_ROW
 from mpa_ray.storage import Folder
 
@@ -49,9 +50,20 @@ def source_of(config: Config, output: Folder) -> Source:
     return _annotations(config) if config.annotations else _images(config, output)
 
 
-def _images(config: Config, output: Folder) -> Source:
+def listed_images(config: Config, output: Folder) -> Manifest:
+    """The list of `config.images` in `output`; made where there is none yet. Raises what `manifest.build` does."""
     folder = output.child("manifest")
-    listed = manifest.load(folder, source=config.images) or manifest.build(config.images, folder, images_per_part=config.images_per_part)
+    return manifest.load(folder, source=config.images) or manifest.build(
+        config.images,
+        folder,
+        images_per_part=config.images_per_part,
+        bytes_per_part=config.bytes_per_part,
+        max_image_bytes=config.max_image_bytes,
+    )
+
+
+def _images(config: Config, output: Folder) -> Source:
+    listed = listed_images(config, output)
     read = partial(parts.read_images, manifest=listed, max_image_bytes=config.max_image_bytes)
     return Source(parts=listed.parts, rows=listed.images, unit="images", read=read, schema=SOURCE_ROW)
 

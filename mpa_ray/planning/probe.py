@@ -6,8 +6,7 @@ on what it found, and asks no benchmark.
 
 import random
 from collections.abc import Iterable
-
-import pyarrow as pa
+from typing import TypeVar
 
 from mpa_ray import pipeline
 from mpa_ray.config import Config, EvaluateSection, ModelSection
@@ -24,6 +23,8 @@ from mpa_ray.storage import Folder
 _PARTS = 16
 _SAMPLED = "probe.json"
 
+T = TypeVar("T")
+
 
 def probe(config: Config, *, count: int) -> tuple[Config, int]:
     """Runs the probe of a run, in `config.output`. Gives back the configuration it ran with, what the cluster decided filled in, and how
@@ -39,7 +40,7 @@ def probe(config: Config, *, count: int) -> tuple[Config, int]:
             raise ConfigurationError(f"{name}={value!r}: a probe is of one round that starts from images; plan by --rates of a former run")
     small, output = _small(config, count), Folder.at(config.output)
     pipeline.check(small, output)
-    listed = config.demo.images or _draw(config, output, count=count, images_per_part=small.images_per_part)
+    listed = config.demo.images or _draw(small, output, count=count)
     try:
         pipeline.run(small)
     except NothingToTeach as error:
@@ -74,30 +75,32 @@ def _small(config: Config, count: int) -> Config:
     return config.model_copy(update=changes)
 
 
-def _draw(config: Config, output: Folder, *, count: int, images_per_part: int) -> int:
+def _draw(config: Config, output: Folder, *, count: int) -> int:
     """Lists `config.images` and writes the probe's manifest: `count` of them, in a random order. Gives back how many there are."""
     folder = output.child("manifest")
     if manifest.load(folder, source=config.images) and folder.exists(_SAMPLED):
         return folder.read_json(_SAMPLED)["listed"]
-    drawn, listed = sample((reference for reference, _ in find(config.images)), count, seed=config.seed, what=config.images)
-    tables = (pa.table({"image_uri": drawn[start : start + images_per_part]}) for start in range(0, len(drawn), images_per_part))
+    drawn, listed = sample(find(config.images), count, seed=config.seed, what=config.images)
+    tables = manifest.cut(
+        drawn, images_per_part=config.images_per_part, bytes_per_part=config.bytes_per_part, max_image_bytes=config.max_image_bytes
+    )
     manifest.write(tables, folder, source=config.images, schema=MANIFEST)
     folder.write_json(_SAMPLED, {"listed": listed, "drawn": len(drawn)})
     say(f"probe: {len(drawn):,} of {listed:,} images, drawn at random")
     return listed
 
 
-def sample(references: Iterable[str], count: int, *, seed: int, what: str) -> tuple[list[str], int]:
+def sample(stream: Iterable[T], count: int, *, seed: int, what: str) -> tuple[list[T], int]:
     """`count` of a stream, each as likely as any other, in a random order; and how many there were (Vitter's algorithm R)."""
     generator = random.Random(seed)
-    drawn: list[str] = []
+    drawn: list[T] = []
     tally = Tally(f"listing {what}", unit="images")
-    for reference in references:
+    for item in stream:
         tally.add(1)
         place = generator.randrange(tally.count)
         if len(drawn) < count:
-            drawn.append(reference)
+            drawn.append(item)
         elif place < count:
-            drawn[place] = reference
+            drawn[place] = item
     generator.shuffle(drawn)
     return drawn, tally.count

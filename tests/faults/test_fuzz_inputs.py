@@ -58,7 +58,7 @@ def read_all(folder: Path) -> list[dict[str, Any]] | None:
     before = sorted(folder.parent.rglob("*"))
     with tempfile.TemporaryDirectory() as other:
         try:
-            built = manifest.build(str(folder), Folder.at(other), images_per_part=3)
+            built = manifest.build(str(folder), Folder.at(other), images_per_part=3, bytes_per_part=2**28, max_image_bytes=2**26)
         except ConfigurationError as error:
             assert str(error).encode()
             return None
@@ -134,14 +134,14 @@ def test_a_header_that_announces_gigabytes_is_refused_without_reading_them(tmp_p
         # As large as it says, without taking the disk.
         stream.truncate(2**33)
     with pytest.raises(ConfigurationError, match="more than there can be in one piece"):
-        manifest.build(str(tmp_path), Folder.at(tmp_path / "manifest"), images_per_part=3)
+        manifest.build(str(tmp_path), Folder.at(tmp_path / "manifest"), images_per_part=3, bytes_per_part=2**28, max_image_bytes=2**26)
 
 
 def test_headers_that_follow_headers_are_refused(tmp_path: Path) -> None:
     record = b"20 comment=recursion"[:19] + b"\n"
     (tmp_path / "t.tar").write_bytes((header("pax", b"x", len(record)) + record.ljust(512, b"\0")) * 20_000 + bytes(1024))
     with pytest.raises(ConfigurationError, match=r"t.tar: cannot be read as tar"):
-        manifest.build(str(tmp_path), Folder.at(tmp_path / "manifest"), images_per_part=3)
+        manifest.build(str(tmp_path), Folder.at(tmp_path / "manifest"), images_per_part=3, bytes_per_part=2**28, max_image_bytes=2**26)
 
 
 def picture() -> bytes:
