@@ -120,6 +120,23 @@ def test_a_shorter_last_part_does_not_count_as_the_others() -> None:
     assert rates_of([*STEADY, last], stages={}, paid={}).tokens["annotation_prompt_tokens"] == [100.0] * 10
 
 
+def test_parts_of_large_images_count_by_their_images() -> None:
+    # 50 images in parts of 10 at 1 s each, then as many in parts of 2, which ended by their bytes, at 3 s and with three times the tokens.
+    commits = [commit(part, committed=40.0 + 10 * (part + 1)) for part in range(5)]
+    commits += [commit(5 + part, committed=90.0 + 6 * (part + 1), images=2, prompt=600) for part in range(25)]
+    rates = rates_of(commits, stages={}, paid={})
+    assert rates.tokens["annotation_prompt_tokens"] == [100.0] * 5 + [300.0] * 8
+    found = of(rates, images=10_000)["annotate_and_identify"].seconds
+    assert rates.seconds_per_image == pytest.approx(2.0, rel=0.1)
+    assert found.low < found.expected < found.high and 10_000 * 2 in found
+
+
+def test_parts_that_are_too_unlike_tell_no_rate() -> None:
+    commits = [commit(part, committed=100.0 * (part + 1), images=1 if part else 100) for part in range(8)]
+    with pytest.raises(ConfigurationError, match="the 8 parts that are committed differ too much in their numbers of images"):
+        rates_of(commits, stages={}, paid={})
+
+
 @pytest.mark.parametrize("parts", [8, 12, 16])
 def test_the_demos_whole_run_lies_in_the_range_told_from_its_first_parts(parts: int) -> None:
     """tests/demo_commits.json are the commits of a real run of the demo with 4,000 images."""

@@ -15,12 +15,14 @@ import numpy as np
 from mpa_ray import ledger, parts
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.parts import TOKEN_COLUMNS
+from mpa_ray.parts import TOKEN_COLUMNS, add_up
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
 
 PARTS_NEEDED = 5
 _STRETCHES = 10
+# Fewer say next to nothing of their scatter.
+_FEWEST = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Rates:
         annotations, parity, quarantined: of them.
         startup_s: seconds of PA and PI before images flow: the models are loaded.
         stretches: (seconds, images) of up to ten stretches of PA and PI, after the start.
-        tokens: name of a token count -> its mean for an annotation of each part.
+        tokens: name of a token count -> its mean for an annotation of each part; small parts are put together.
         stages: what each finished step said, by name.
         paid: the accounts of paid models, by step; those of jurors are `jury_<n>`.
     """
@@ -56,7 +58,7 @@ def rates_of(commits: Sequence[dict[str, Any]], *, stages: dict[str, dict[str, A
     """The rates that a run's commits and finished steps tell.
 
     Raises:
-        ConfigurationError: fewer than five parts were committed after one another.
+        ConfigurationError: fewer than five parts were committed after one another, or all but a few of them are small.
     """
     startups, gaps = [], []
     for call in sorted({commit["call"] for commit in commits}):
@@ -70,10 +72,15 @@ def rates_of(commits: Sequence[dict[str, Any]], *, stages: dict[str, dict[str, A
             f"{len(commits)} parts are committed, and at least {PARTS_NEEDED} of one call tell a rate; take a longer run, or more images"
             " for the probe"
         )
-    cuts = np.array_split(np.array(gaps), min(_STRETCHES, len(gaps)))
-    # The last part is shorter than the others, and would count as much as they do.
-    longest = max(commit["images"] for commit in commits)
-    whole = [commit for commit in commits if 2 * commit["images"] > longest and commit["annotations"]]
+    timed = [np.sum(gaps[which], axis=0) for which in _of_like_size([images for _, images in gaps])]
+    told = [add_up(commits[which]) for which in _of_like_size([commit["images"] for commit in commits])]
+    annotated = [counts for counts in told if counts["annotations"]]
+    if min(len(timed), len(annotated)) < _FEWEST:
+        raise ConfigurationError(
+            f"the {len(commits)} parts that are committed differ too much in their numbers of images to tell a rate; take a longer run, or"
+            " more images for the probe"
+        )
+    cuts = np.array_split(np.array(timed), min(_STRETCHES, len(timed)))
     return Rates(
         images=sum(commit["images"] for commit in commits),
         annotations=sum(commit["annotations"] for commit in commits),
@@ -81,10 +88,27 @@ def rates_of(commits: Sequence[dict[str, Any]], *, stages: dict[str, dict[str, A
         quarantined=sum(sum(commit["quarantined"].values()) for commit in commits),
         startup_s=max(0.0, sum(startups) / len(startups)),
         stretches=[(float(cut[:, 0].sum()), int(cut[:, 1].sum())) for cut in cuts],
-        tokens={name: [commit["tokens"][name] / commit["annotations"] for commit in whole] for name in TOKEN_COLUMNS},
+        tokens={name: [counts["tokens"][name] / counts["annotations"] for counts in annotated] for name in TOKEN_COLUMNS},
         stages=stages,
         paid=paid,
     )
+
+
+def _of_like_size(images: Sequence[int]) -> list[slice]:
+    """Neighbouring parts, put together until they have more than half the images of the largest part.
+
+    Parts of large images, which end by their bytes, have fewer, and each would count as much as the others. What is left at the end, where
+    the last part is shorter, is left out.
+    """
+    found: list[slice] = []
+    start = held = 0
+    largest = max(images, default=0)
+    for end, count in enumerate(images, 1):
+        held += count
+        if 2 * held > largest:
+            found.append(slice(start, end))
+            start, held = end, 0
+    return found
 
 
 def read_rates(run: Folder, config: Config) -> Rates:
