@@ -201,7 +201,8 @@ def _check_output(config: Config, output: Folder) -> None:
         if output.names():
             raise ConfigurationError(f"output={config.output!r} holds other files and no run; give an empty or new folder")
         return
-    before, now = output.read_json(_CONFIG), identity(config)
+    # An output may be older than a setting, which then did what it does by default.
+    before, now = identity(Config()) | output.read_json(_CONFIG), identity(config)
     differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if differing:
         changes = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing)

@@ -1,5 +1,6 @@
 """The command line as people type it: what is read from it, and that bad input costs one line, exit code 2 and no model."""
 
+import json
 import os
 import subprocess
 import sys
@@ -274,6 +275,16 @@ def test_an_output_that_holds_another_run_is_refused(job: Command, place: Path) 
         assert text in ended.stderr
     assert (place / "taken/config.json").read_bytes() == before
     assert job("--output", "taken", "--lvlm.images_in_flight", "2").returncode == 99, "the same run, at another speed, goes on"
+
+
+def test_an_output_of_before_a_setting_was_there_goes_on(job: Command, place: Path) -> None:
+    assert job("--output", "old").returncode == 99
+    settings = json.loads((place / "old/config.json").read_text())
+    del settings["bytes_per_part"]
+    (place / "old/config.json").write_text(json.dumps(settings))
+    assert job("--output", "old").returncode == 99
+    ended = job("--output", "old", "--bytes_per_part", "1000")
+    assert ended.returncode == 2 and "bytes_per_part was 268435456 and is 1000" in ended.stderr
 
 
 MODULES = sorted(
