@@ -122,8 +122,8 @@ def main() -> None:
                 print(number + 1, way, json.dumps({"rate": rate, "bytes": sizes[way]}), flush=True)
     lines = ["| Decoded | Images/s, median | of each round | KiB an image between the stages |", "| --- | --- | --- | --- |"]
     for way, values in rates.items():
-        each = ", ".join(f"{value:.0f}" for value in values)
-        lines.append(f"| {way} | {median(values):.0f} | {each} | {sizes[way] / 1024:.0f} |")
+        each = ", ".join(result_file.cut(value, 0) for value in values)
+        lines.append(f"| {way} | {result_file.cut(median(values), 0)} | {each} | {sizes[way] / 1024:.0f} |")
     print(result_file.write("decode-where", "\n".join([*lines, "", given.note]), {"images_per_second": rates, "bytes": sizes}))
 
 

@@ -312,8 +312,8 @@ def report(
     middle = {way: median(values) for way, values in rates.items()}
     lines = ["| Way | Images/s, median | of each round | Ours is |", "| --- | --- | --- | --- |"]
     for way, values in rates.items():
-        each = ", ".join(f"{value:.2f}" for value in values)
-        lines.append(f"| {way} | {middle[way]:.2f} | {each} | {middle['ours'] / middle[way]:.3f} times |")
+        each = ", ".join(result_file.cut(value, 2) for value in values)
+        lines.append(f"| {way} | {result_file.cut(middle[way], 2)} | {each} | {result_file.cut(middle['ours'] / middle[way], 3)} times |")
     counted = results["ours"]
     shares = [found["second_cached_tokens"] / found["second_prompt_tokens"] for found in counted]
     runs = [found["encoder_runs"] / given.images for found in counted]

@@ -1,5 +1,6 @@
 """Where a benchmark's result is kept, and what it runs on."""
 
+from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,3 +17,8 @@ def write(name: str, text: str, data: dict[str, Any]) -> Path:
 def cards() -> int:
     """What a benchmark runs on where it is not told: a card where there is one (1), else the CPU (0)."""
     return min(1, len(result_file.cards()))
+
+
+def cut(value: float, decimals: int) -> str:
+    """A figure with so many decimals; the others are cut off, because no figure is rounded up."""
+    return str(Decimal(repr(value)).quantize(Decimal(1).scaleb(-decimals), ROUND_FLOOR))

@@ -82,8 +82,10 @@ def report(results: dict[int, list[dict[str, Any]]], note: str) -> str:
     for actors, rounds in results.items():
         ideal = actors * _IDEAL
         rate, steady = (median(found[name] for found in rounds) for name in ("rate", "steady_seconds"))
-        each = ", ".join(f"{found['rate'] / ideal:.3f}" for found in rounds)
-        lines.append(f"| {actors} | {rate:.1f} | {ideal:.0f} | {rate / ideal:.3f} | {each} | {steady:.0f} |")
+        each = ", ".join(result_file.cut(found["rate"] / ideal, 3) for found in rounds)
+        lines.append(
+            f"| {actors} | {result_file.cut(rate, 1)} | {ideal:.0f} | {result_file.cut(rate / ideal, 3)} | {each} | {steady:.0f} |"
+        )
     return "\n".join([*lines, "", note])
 
 

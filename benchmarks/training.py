@@ -188,7 +188,7 @@ def report(results: dict[str, list[float]], note: str) -> str:
     lines = ["| Way | Tokens/s, median | of each round | Ours is |", "| --- | --- | --- | --- |"]
     for way, values in results.items():
         each = ", ".join(f"{value:,.0f}" for value in values)
-        lines.append(f"| {way} | {middle[way]:,.0f} | {each} | {middle['ours'] / middle[way]:.3f} times |")
+        lines.append(f"| {way} | {middle[way]:,.0f} | {each} | {result_file.cut(middle['ours'] / middle[way], 3)} times |")
     return "\n".join([*lines, "", note])
 
 
