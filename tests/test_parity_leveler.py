@@ -6,6 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from conftest import parity_rows
 from mpa_ray import demo
@@ -43,6 +45,19 @@ def test_workers_stages_and_precisions_train_alike(
     # Weights and activations of 8 bits of mantissa round at every step.
     assert losses == pytest.approx(_same_as_the_first(losses), rel=2e-2 if precision == "float32" else 0.1)
     assert losses[-1] < losses[0]
+
+
+def test_adapters_are_merged_into_the_weights(ray_session: None, parity_folder: Path, tmp_path: Path) -> None:
+    """With LoRA, the target is a model like any other: the published names, and none of the adapters'."""
+    config = config_with(workers=1, learning_rate=1e-2, lora_rank=4)
+    target = Folder.at(tmp_path / "model")
+    result = level(config, [Folder.at(parity_folder)], name="run", target=target, work=Folder.at(tmp_path / "work"))
+    assert result["samples"] == 24
+    losses = [row[1] for row in target.read_json("training_log.json")["rows"]]
+    assert losses[-1] < losses[0]
+    before, after = load_file(demo.SVLM / "model.safetensors"), load_file(tmp_path / "model/model.safetensors")
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name].float(), after[name].float()) for name in before), "nothing was learned"
 
 
 _FIRST: list[list[float]] = []

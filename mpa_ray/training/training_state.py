@@ -91,23 +91,22 @@ def save_model(engine: Any, processor: Any, target: Folder, *, dtype: "torch.dty
         # LoRA: its weights are whole in every worker (ZeRO stage 3 is refused), and merged they are an ordinary checkpoint.
         if rank == 0:
             merged = engine.module.merge_and_unload()
-            _upload(
-                merged, {name: tensor.detach().to("cpu", dtype) for name, tensor in merged.state_dict().items()}, processor, target, dtype
-            )
+            # Not `state_dict`, which has tied weights twice.
+            state = {name: parameter.detach().to("cpu", dtype) for name, parameter in merged.named_parameters()}
+            _upload(merged, state, processor, target, dtype)
         return
     state = {}
     for name, parameter in engine.module.named_parameters():
         whole = safe_get_full_fp32_param(parameter)
         if rank == 0:
             state[name] = whole.detach().to("cpu", dtype)
-    if rank:
-        return
-    saved = set(engine.module.state_dict())
-    state |= {name: buffer.cpu() for name, buffer in engine.module.named_buffers() if name in saved}
-    _upload(engine.module, state, processor, target, dtype)
+    if rank == 0:
+        _upload(engine.module, state, processor, target, dtype)
 
 
-def _upload(model: Any, state: dict[str, "torch.Tensor"], processor: Any, target: Folder, dtype: "torch.dtype") -> None:
+def _upload(model: Any, parameters: dict[str, "torch.Tensor"], processor: Any, target: Folder, dtype: "torch.dtype") -> None:
+    saved = set(model.state_dict())
+    state = parameters | {name: buffer.cpu() for name, buffer in model.named_buffers() if name in saved}
     with tempfile.TemporaryDirectory(prefix="mpa-model-") as local:
         model.save_pretrained(local, state_dict=state)
         # `save_pretrained` writes the precision the model was trained in, and who loads the folder would take it for that of the weights.
