@@ -42,9 +42,9 @@ TORCHVISION_PATCH = f"""\
 {TORCHVISION_MARK}\
 # The package index has torchvision for CUDA only. Its compiled part does not load beside torch for CPU, and then the import fails on
 # two operators which that part would have defined. Image transforms need neither. setup_venv.py wrote these lines.
-import torch as _torch
-if _torch.version.cuda is None:
-    _cpu_ops = _torch.library.Library("torchvision", "DEF")
+from torch import library as _library, version as _version
+if _version.cuda is None:
+    _cpu_ops = _library.Library("torchvision", "DEF")
     _cpu_ops.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _cpu_ops.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 """

@@ -78,7 +78,8 @@ class RowWorker:
         self._work = work
         self._schema = schema
         self._decoder = Decoder(
-            max_pixels=max(model.max_pixels for model in models),
+            # Each model has its own, which comes with the image.
+            max_pixels=None,
             max_image_pixels=max_image_pixels,
             max_image_bytes=max_image_bytes,
             max_decode_seconds=max_decode_seconds,
