@@ -8,7 +8,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from mpa_ray.images import UnreadableImage
 from mpa_ray.inputs import references
 from mpa_ray.inputs.manifest import Manifest
 from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, JUDGEMENTS, PARITY, QUARANTINE, SOURCE_ROW, Stage, Verdict, encoder_runs
-from mpa_ray.storage import Folder
+from mpa_ray.storage import Folder, in_parallel
 from mpa_ray.telemetry import run_id
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ READING = {"num_cpus": 0.5, "memory": 256 * 2**20}
 COMMITTING = {"num_cpus": 0.25}
 
 TOKEN_COLUMNS = [name for name in JUDGEMENTS.names if name.endswith("_tokens")]
-_READERS = 32
 
 
 def part_name(number: int, suffix: str = ".parquet") -> str:
@@ -193,8 +191,7 @@ def totals(output: Folder) -> dict[str, Any]:
 def commits(output: Folder) -> Iterator[dict[str, Any]]:
     """What each commit says, in the order of the parts."""
     folder = output.child("commits")
-    with ThreadPoolExecutor(_READERS) as pool:
-        yield from pool.map(folder.read_json, folder.names(".json"))
+    return in_parallel(folder.read_json, folder.names(".json"))
 
 
 def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -113,6 +113,25 @@ def read(bucket: str, key: str, *, start: int = 0, length: int | None = None, li
     raise AssertionError("unreachable")
 
 
+def create(bucket: str, key: str, data: bytes) -> bool:
+    """Writes an object where there is none of the name, and says whether it did: of several writers at a time one succeeds.
+
+    Raises:
+        StorageError: the service refused, or failed again and again.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        return True
+    except (BotoCoreError, ClientError) as error:
+        # 409: another request on the same key was under way.
+        if not isinstance(error, ClientError) or error.response["ResponseMetadata"].get("HTTPStatusCode") not in (409, 412):
+            _raise(error, f"{SCHEME}{bucket}/{key}")
+    # A request whose answer was lost is repeated, and the second one finds what the first has written.
+    return read(bucket, key)[1] == data
+
+
 def _asked(operation: str, bucket: str, key: str, **options: Any) -> dict[str, Any]:
     from botocore.exceptions import BotoCoreError, ClientError
 

@@ -8,26 +8,40 @@ import json
 import os
 import posixpath
 import random
+import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
 
+from mpa_ray import s3
 from mpa_ray.errors import ConfigurationError, StorageError
 
 REMOTE_SCHEMES = ("s3://", "gs://")
 _PIECE = 16 * 2**20
 _ATTEMPTS = 5
+# pyarrow asks a busy S3 for some 6 s each time: with the waits between, a minute of 503 is sat out.
+_REMOTE_ATTEMPTS = 7
+# Requests that wait for the storage at a time.
+_READERS = 32
 
+# What `_temporary` names; a writer that is still at it has touched its file within this time.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
+_UNFINISHED_AFTER_S = 24 * 3600.0
+
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -75,6 +89,24 @@ def refuse_secrets(uri: str) -> None:
         )
 
 
+class Entry(NamedTuple):
+    """A file of a folder.
+
+    Attributes:
+        name: in the folder.
+        size: in bytes.
+        etag: S3's, which changes with the content; empty where the storage tells none.
+    """
+
+    name: str
+    size: int
+    etag: str
+
+
+def _is_taken(name: str, suffix: str) -> bool:
+    return name.endswith(suffix) and not name.startswith(".")
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder or prefix, and the few things we do in it. Picklable, so that workers get it as it is."""
@@ -95,7 +127,7 @@ class Folder:
 
     def _patiently(self, work: Callable[[], T], name: str = "") -> T:
         # A local disk that fails once is full, broken or read-only; a service may only be busy.
-        return patiently(work, posixpath.join(self.uri, name).rstrip("/"), attempts=1 if self.is_local else _ATTEMPTS)
+        return patiently(work, posixpath.join(self.uri, name).rstrip("/"), attempts=1 if self.is_local else _REMOTE_ATTEMPTS)
 
     def child(self, name: str) -> "Folder":
         return Folder(self.filesystem, posixpath.join(self.path, name), posixpath.join(self.uri, name))
@@ -110,13 +142,25 @@ class Folder:
         Raises:
             ConfigurationError: there is a file in the folder's place.
         """
+        return sorted(info.base_name for info in self._files(suffix))
+
+    def entries(self, suffix: str = "") -> list[Entry]:
+        """What the storage tells of the files that `names` names, in the same order. Raises what `names` does."""
+        if not self.uri.startswith(s3.SCHEME):
+            return sorted(Entry(info.base_name, info.size, "") for info in self._files(suffix))
+        bucket, _, prefix = f"{self.path}/".partition("/")
+        try:
+            found = [Entry(key[len(prefix) :], size, etag) for key, size, etag in s3.objects(bucket, prefix)]
+        except FileNotFoundError:
+            return []
+        return sorted(entry for entry in found if "/" not in entry.name and _is_taken(entry.name, suffix))
+
+    def _files(self, suffix: str) -> list[pyarrow.fs.FileInfo]:
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
         if self.is_local and os.path.isfile(self.path):
             raise ConfigurationError(f"{self.uri} is a file; give a folder")
         infos = self._patiently(lambda: self.filesystem.get_file_info(selector))
-        return sorted(
-            info.base_name for info in infos if info.is_file and info.base_name.endswith(suffix) and not info.base_name.startswith(".")
-        )
+        return [info for info in infos if info.is_file and _is_taken(info.base_name, suffix)]
 
     def folders(self) -> list[str]:
         """The names of the folders directly in this one, sorted; none where it is not there."""
@@ -149,17 +193,12 @@ class Folder:
                 yield waiting
                 self._patiently(lambda: self._upload(waiting, target), name)
             return
-        parent, base = posixpath.split(target)
-        os.makedirs(parent, exist_ok=True)
-        temporary = posixpath.join(parent, f".{base}.{uuid.uuid4().hex}")
-        try:
-            with open(temporary, "wb") as stream:
+        with _temporary(target) as temporary:
+            with temporary.open("wb") as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
 
     def _upload(self, waiting: IO[bytes], target: str) -> None:
         waiting.seek(0)
@@ -181,7 +220,38 @@ class Folder:
             return stream.read()
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode())
+        self.write_bytes(name, _as_json(value))
+
+    def create_json(self, name: str, value: Any) -> bool:
+        """Writes a file where there is none, and says whether it did.
+
+        Locally and in S3 one of several writers succeeds. pyarrow has no such request for Google's store: there two writers within a
+        moment may both succeed.
+
+        Raises:
+            StorageError: the disk or the service failed, and again when asked again.
+        """
+        data = _as_json(value)
+        if self.uri.startswith(s3.SCHEME):
+            bucket, _, key = posixpath.join(self.path, name).partition("/")
+            return s3.create(bucket, key, data)
+        return self._patiently(lambda: self._create(name, data), name)
+
+    def _create(self, name: str, data: bytes) -> bool:
+        if not self.is_local:
+            if self.exists(name):
+                return False
+            self._write(name, data)
+            return True
+        target = posixpath.join(self.path, name)
+        with _temporary(target) as temporary:
+            temporary.write_bytes(data)
+            try:
+                # Unlike a rename, a link does not replace what is there.
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+        return True
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
@@ -194,17 +264,23 @@ class Folder:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A Parquet file, or some of its columns. Raises as `read_bytes` does."""
-        return self._patiently(lambda: self._read_table(name, columns), name)
+        return self.read_parquet(name, lambda file: file.read(columns=columns))
 
-    def _read_table(self, name: str, columns: list[str] | None) -> pa.Table:
+    def read_parquet(self, name: str, read: Callable[[pyarrow.parquet.ParquetFile], T]) -> T:
+        """What `read` takes from an opened Parquet file: its footer, a row group. `read` may be called several times.
+
+        Raises as `read_bytes` does.
+        """
+        return self._patiently(lambda: self._read_parquet(name, read), name)
+
+    def _read_parquet(self, name: str, read: Callable[[pyarrow.parquet.ParquetFile], T]) -> T:
         # ParquetFile and not read_table: the latter would take `key=value` in a folder's name for a partition column.
         with self.filesystem.open_input_file(posixpath.join(self.path, name)) as stream:
-            return pyarrow.parquet.ParquetFile(stream).read(columns=columns)
+            return read(pyarrow.parquet.ParquetFile(stream))
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The Parquet files of the folder, one table each, in the order of their names."""
-        for name in self.names(".parquet"):
-            yield self.read_table(name, columns)
+        """The Parquet files of the folder, one table each, in the order of their names; many are read at a time."""
+        return in_parallel(partial(self.read_table, columns=columns), self.names(".parquet"))
 
     def delete(self, name: str) -> None:
         """Deletes a file; one that is not there is as good as deleted."""
@@ -214,6 +290,17 @@ class Folder:
     def delete_folder(self) -> None:
         if self.exists():
             self._patiently(lambda: self.filesystem.delete_dir(self.path))
+
+    def delete_unfinished(self) -> None:
+        """Deletes what writers that were killed have left in this folder and those below it. Files in object stores leave nothing."""
+        if not self.is_local:
+            return
+        too_old = time.time() - _UNFINISHED_AFTER_S
+        for parent, _, names in os.walk(self.path):
+            for path in (Path(parent, name) for name in names if _TEMPORARY.fullmatch(name)):
+                with suppress(FileNotFoundError):
+                    if path.stat().st_mtime < too_old:
+                        path.unlink()
 
     def copy_from(self, other: "Folder") -> None:
         """Copies the content of a folder, wherever it is, into this one."""
@@ -234,6 +321,34 @@ def _copy(source: Folder, target: Folder) -> None:
         pyarrow.fs.copy_files(source.path, target.path, source_filesystem=source.filesystem, destination_filesystem=target.filesystem)
 
     patiently(copying, f"{source.uri} to {target.uri}")
+
+
+@contextmanager
+def _temporary(target: str) -> Iterator[Path]:
+    """A name beside `target`, hidden and used by nobody else; what is under it afterwards is deleted."""
+    parent, base = posixpath.split(target)
+    os.makedirs(parent, exist_ok=True)
+    temporary = Path(parent, f".{base}.{uuid.uuid4().hex}")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _as_json(value: Any) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False).encode()
+
+
+def in_parallel(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """`work` on each of `items`, in their order. Some 32 run at a time, and results wait for nothing but their turn."""
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(_READERS) as pool:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > _READERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def patiently(work: Callable[[], T], what: str, *, not_there: tuple[int, ...] = (errno.ENOENT,), attempts: int = _ATTEMPTS) -> T:

@@ -241,3 +241,14 @@ def test_nothing_of_the_environment_is_in_what_is_written(bucket: str, tmp_path:
     manifest.build(f"s3://{bucket}/in", Folder.at(tmp_path / "manifest"), images_per_part=3, bytes_per_part=2**28, max_image_bytes=2**26)
     written = b"".join(path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file())
     assert KEY.encode() not in written and os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in written
+
+
+def test_an_object_is_created_once_and_entries_tell_its_etag(bucket: str) -> None:
+    folder = Folder.at(f"s3://{bucket}/run/commits")
+    assert folder.create_json("a.json", {"by": "first"})
+    assert not folder.create_json("a.json", {"by": "second"})
+    assert folder.read_json("a.json") == {"by": "first"}
+    put(bucket, {"run/commits/b.json": b"{}", "run/commits/deeper/c.json": b"{}", "run/commits-of-others/d.json": b"{}"})
+    first, second = folder.entries(".json")
+    assert (first.name, second.name, second.size) == ("a.json", "b.json", 2) and first.etag and first.etag != second.etag
+    assert Folder.at(f"s3://{bucket}/nowhere").entries() == []

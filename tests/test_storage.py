@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mpa_ray.errors import ConfigurationError, StorageError
-from mpa_ray.storage import Folder, is_remote, resolve
+from mpa_ray.storage import Folder, in_parallel, is_remote, resolve
 
 TABLE = pa.table({"n": list(range(10)), "text": [str(n) for n in range(10)]})
 
@@ -152,3 +153,47 @@ def test_names_in_an_object_store(uri: str, path: str) -> None:
 def test_what_is_no_uri_is_refused(uri: str) -> None:
     with pytest.raises(ConfigurationError, match="s3://bucket"):
         resolve(uri)
+
+
+def test_a_file_is_created_once(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path)
+    assert folder.create_json("commits/a.json", {"by": "first"})
+    assert not folder.create_json("commits/a.json", {"by": "second"})
+    assert folder.read_json("commits/a.json") == {"by": "first"}
+    assert [path.name for path in (tmp_path / "commits").iterdir()] == ["a.json"]
+
+
+def test_what_killed_writers_left_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path)
+    left = tmp_path / "annotations" / f".part-00000001.parquet.{'0a' * 16}"
+    young = tmp_path / "annotations" / f".part-00000002.parquet.{'0b' * 16}"
+    kept = [tmp_path / "annotations/part-00000001.parquet", tmp_path / ".lock", tmp_path / "annotations/.hidden.parquet"]
+    for path in (left, young, *kept):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"-")
+    for path in (left, *kept):
+        os.utime(path, (0, 0))
+    folder.delete_unfinished()
+    assert not left.exists() and young.exists() and all(path.exists() for path in kept)
+
+
+def test_entries_are_names_with_sizes(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path)
+    for name in ("b.json", "a.json", ".a.json.0123", "sub/d.json"):
+        folder.write_bytes(name, b"{}" * len(name))
+    assert folder.entries(".json") == [("a.json", 12, ""), ("b.json", 12, "")]
+    assert folder.child("nowhere").entries() == []
+
+
+def test_work_in_parallel_keeps_its_order_and_runs_no_more_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.002 * (number % 3))
+        return number * number
+
+    results = in_parallel(work, iter(range(1000)))
+    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+    assert len(begun) < 100, "it runs far ahead of who reads"
+    assert list(results) == [number * number for number in range(5, 1000)]

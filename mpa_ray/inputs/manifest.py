@@ -55,8 +55,7 @@ class Manifest:
         ends = list(accumulate(parts for _, parts in self.files))
         position = bisect.bisect_right(ends, number)
         name, parts = self.files[position]
-        with self.folder.filesystem.open_input_file(f"{self.folder.path}/{name}") as stream:
-            return pyarrow.parquet.ParquetFile(stream).read_row_group(number - (ends[position] - parts))
+        return self.folder.read_parquet(name, lambda file: file.read_row_group(number - (ends[position] - parts)))
 
 
 def load(folder: Folder, *, source: str | None = None) -> Manifest | None:
@@ -165,9 +164,7 @@ def _rename(repeats: np.ndarray, files: list[dict[str, Any]], folder: Folder) ->
 
 
 def _rename_in(folder: Folder, name: str, numbers: dict[int, int]) -> None:
-    with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:
-        file = pyarrow.parquet.ParquetFile(stream)
-        parts = [file.read_row_group(group) for group in range(file.num_row_groups)]
+    parts = folder.read_parquet(name, lambda file: [file.read_row_group(group) for group in range(file.num_row_groups)])
     row, renamed = 0, []
     for part in parts:
         uris, ids = part.column("image_uri").to_pylist(), part.column("image_id").to_pylist()

@@ -37,7 +37,7 @@ from mpa_ray.parts import dataset_of, part_name, part_number
 from mpa_ray.progress import Progress, say
 from mpa_ray.ray_session import ray_session
 from mpa_ray.schema import IMAGE_ID, IMAGE_URI, MANIFEST
-from mpa_ray.storage import Folder
+from mpa_ray.storage import Entry, Folder, in_parallel
 
 _PLANNED = pa.schema([*MANIFEST, BYTES])
 _DUPLICATES = pa.schema([IMAGE_ID, IMAGE_URI, pa.field("same_as", pa.string()), SHA256, BYTES])
@@ -169,12 +169,11 @@ def _write_duplicates(numbers: list[int], output: Folder) -> None:
 def _contents(folder: Folder) -> list[dict[str, Any]]:
     """Name, images and bytes of each Parquet file."""
 
-    def about(name: str) -> dict[str, Any]:
-        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:
-            return {"name": name, "images": pyarrow.parquet.ParquetFile(stream).metadata.num_rows, "bytes": stream.size()}
+    def about(entry: Entry) -> dict[str, Any]:
+        images = folder.read_parquet(entry.name, lambda file: file.metadata.num_rows)
+        return {"name": entry.name, "images": images, "bytes": entry.size}
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(about, folder.names(".parquet")))
+    return list(in_parallel(about, folder.entries(".parquet")))
 
 
 def table(record: dict[str, Any], output: Folder) -> str:

@@ -124,15 +124,18 @@ def drop_duplicates(number: int, *, output: Folder) -> pa.Table:
     dropped = output.child(".pack/duplicates").read_table(part_name(number), ["image_id"]).column(0).combine_chunks()
     left = 0
     if output.exists(name):
-        with output.filesystem.open_input_file(f"{output.path}/{name}") as before:
-            file = pyarrow.parquet.ParquetFile(before)
-            with output.writing(name) as stream, _shard_writer(stream) as writer:
-                for group in range(file.num_row_groups):
-                    rows = file.read_row_group(group)
-                    rows = rows.filter(pc.invert(pc.is_in(rows.column("image_id"), value_set=dropped)))
-                    if rows.num_rows:
-                        writer.write_table(rows)
-                        left += rows.num_rows
+        groups = output.read_parquet(name, lambda file: file.num_row_groups)
+        with output.writing(name) as stream, _shard_writer(stream) as writer:
+            for group in range(groups):
+                rows = output.read_parquet(name, partial(_row_group, number=group))
+                rows = rows.filter(pc.invert(pc.is_in(rows.column("image_id"), value_set=dropped)))
+                if rows.num_rows:
+                    writer.write_table(rows)
+                    left += rows.num_rows
         if not left:
             output.delete(name)
     return pa.table({"images": [left]})
+
+
+def _row_group(file: pyarrow.parquet.ParquetFile, *, number: int) -> pa.Table:
+    return file.read_row_group(number)

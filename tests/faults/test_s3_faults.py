@@ -15,7 +15,9 @@ from mpa_ray import lease as leases
 from mpa_ray import s3, storage
 from mpa_ray.demo.render import write_images
 from mpa_ray.errors import ConfigurationError, StorageError
+from mpa_ray.inputs import manifest
 from mpa_ray.lease import lease
+from mpa_ray.schema import MANIFEST
 from mpa_ray.storage import Folder
 from s3 import environment, put, settings
 from s3_proxy import Fault, Proxy
@@ -64,9 +66,22 @@ def test_a_read_only_bucket_is_said_and_holds_nothing(through: Through, monkeypa
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
     with through(lambda method, path: "read_only") as (bucket, _):
         folder = Folder.at(f"s3://{bucket}/run")
-        with pytest.raises(StorageError, match=rf"s3://{bucket}/run/x.json: .*ACCESS_DENIED.*tried 5 times. Mend the storage"):
+        with pytest.raises(StorageError, match=rf"s3://{bucket}/run/x.json: .*ACCESS_DENIED.*tried 7 times. Mend the storage"):
             folder.write_json("x.json", {"a": 1})
         assert not folder.exists("x.json")
+
+
+def test_a_part_of_the_list_is_read_however_busy_the_service_is(through: Through, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow by itself asks some 30 times within 6 s, and then gives up."""
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    busy = iter(())
+    with through(lambda method, path: next(busy, None) if "00000.parquet" in path else None) as (bucket, proxy):
+        folder = Folder.at(f"s3://{bucket}/run/manifest")
+        parts = [pa.table({"image_uri": [f"/photos/{part}-{n}.png" for n in range(3)]}) for part in range(2)]
+        listed = manifest.write(parts, folder, source="/photos", schema=MANIFEST)
+        busy = iter(["slow_down"] * 45)
+        assert listed.part(1).column("image_uri").to_pylist() == parts[1].column("image_uri").to_pylist()
+        assert proxy.faults["slow_down"] == 45
 
 
 @pytest.fixture
