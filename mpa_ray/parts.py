@@ -18,6 +18,7 @@ from mpa_ray import logs
 from mpa_ray.errors import RunError
 from mpa_ray.images import UnreadableImage
 from mpa_ray.inputs import references
+from mpa_ray.inputs.frozen import Frozen
 from mpa_ray.inputs.manifest import Manifest
 from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, JUDGEMENTS, PARITY, QUARANTINE, SOURCE_ROW, Stage, Verdict, encoder_runs
 from mpa_ray.storage import Folder, in_parallel
@@ -71,9 +72,9 @@ def read_images(number: int, *, manifest: Manifest, max_image_bytes: int) -> pa.
     return pa.table(columns | _image_columns(listed, max_image_bytes), schema=SOURCE_ROW)
 
 
-def read_annotations(number: int, *, annotations: Folder, names: list[str], max_image_bytes: int) -> pa.Table:
-    """One file of an annotations folder from elsewhere as ANNOTATED_ROW, its images fetched again."""
-    listed = annotations.read_table(names[number], ANNOTATIONS.names)
+def read_annotations(number: int, *, annotations: Frozen, max_image_bytes: int) -> pa.Table:
+    """One file of an annotations folder from elsewhere as ANNOTATED_ROW, its images fetched again. Raises what `Frozen.read` does."""
+    listed = annotations.read(number, ANNOTATIONS.names)
     columns = {"part": [number] * listed.num_rows} | {name: listed.column(name) for name in ANNOTATIONS.names}
     return pa.table(columns | _image_columns(listed, max_image_bytes), schema=ANNOTATED_ROW)
 

@@ -99,7 +99,7 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     asked_for = identity(config)
     config = _without_holdout(config) if config.parity else _with_demo_inputs(config, output)
     if config.parity:
-        source, rows = None, parity_rows(config)
+        source, rows = None, parity_rows(config, output)
         say(f"input: a parity set of {rows:,} rows")
     else:
         source = source_of(config, output)

@@ -24,7 +24,7 @@ from mpa_ray.errors import ConfigurationError, RunError
 from mpa_ray.matchers import MATCHERS, Matcher, is_consistent, judge
 from mpa_ray.parity_identifier import matcher_of
 from mpa_ray.progress import Progress
-from mpa_ray.run_folder import config_of, max_image_bytes, require, require_new, with_stored_images
+from mpa_ray.run_folder import config_of, max_image_bytes, new_folder, require, with_stored_images
 from mpa_ray.schema import JUDGEMENTS, Verdict
 from mpa_ray.storage import Folder
 
@@ -69,25 +69,25 @@ def rejudge(run: Folder, *, matcher: str, output: Folder, parity: bool = True, p
     if processes is not None and processes < 1:
         raise ConfigurationError(f"--processes {processes}: give at least 1")
     require(run, "judgements")
-    require_new(output)
-    started = time.monotonic()
-    names = sorted({*run.child("judgements").names(".parquet"), *run.child(UNASKED).names(".parquet")})
-    work = partial(_rejudge_parts, run=run, output=output, matcher=matcher, parity=parity, max_image_bytes=max_image_bytes(run))
-    progress = Progress("rejudge", len(names), unit="parts")
-    transitions: Counter[tuple[str, str]] = Counter()
-    images: Counter[str] = Counter()
-    for parts, moved, images_of in _in_processes(work, names, processes or len(os.sched_getaffinity(0))):
-        progress.add(parts)
-        transitions.update(moved)
-        images.update(images_of)
-    record = _record(transitions) | {
-        "run": run.uri,
-        "matcher": matcher,
-        "matcher_before": _matcher_before(run),
-        "parity_images": {name: images[name] for name in ("copied", "fetched")} if parity else None,
-        "seconds": time.monotonic() - started,
-    }
-    output.write_json(RECORD, record)
+    with new_folder(output, by="jobs/rejudge.py"):
+        started = time.monotonic()
+        names = sorted({*run.child("judgements").names(".parquet"), *run.child(UNASKED).names(".parquet")})
+        work = partial(_rejudge_parts, run=run, output=output, matcher=matcher, parity=parity, max_image_bytes=max_image_bytes(run))
+        progress = Progress("rejudge", len(names), unit="parts")
+        transitions: Counter[tuple[str, str]] = Counter()
+        images: Counter[str] = Counter()
+        for parts, moved, images_of in _in_processes(work, names, processes or len(os.sched_getaffinity(0))):
+            progress.add(parts)
+            transitions.update(moved)
+            images.update(images_of)
+        record = _record(transitions) | {
+            "run": run.uri,
+            "matcher": matcher,
+            "matcher_before": _matcher_before(run),
+            "parity_images": {name: images[name] for name in ("copied", "fetched")} if parity else None,
+            "seconds": time.monotonic() - started,
+        }
+        output.write_json(RECORD, record)
     return record
 
 

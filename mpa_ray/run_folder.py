@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError
+from mpa_ray.inputs.frozen import UNFINISHED
 from mpa_ray.parts import with_image_struct, with_images
 from mpa_ray.schema import PARITY
 from mpa_ray.storage import Folder
@@ -40,6 +42,26 @@ def require_new(output: Folder, flag: str = "--output") -> None:
     """
     if output.exists() and output.filesystem.get_file_info(pyarrow.fs.FileSelector(output.path)):
         raise ConfigurationError(f"{flag} {output.uri}: holds files already and nothing is overwritten; give a new folder")
+
+
+@contextmanager
+def new_folder(output: Folder, *, by: str) -> Iterator[None]:
+    """A new folder that a job fills with several files. Until the context ends well the folder holds UNFINISHED, and no run takes it for a
+    source; the same job starts an unfinished folder of its own again.
+
+    Args:
+        output: the folder.
+        by: the job, for people.
+
+    Raises:
+        ConfigurationError: the folder holds anything else.
+    """
+    if output.exists(UNFINISHED) and output.read_json(UNFINISHED).get("by") == by:
+        output.delete_folder()
+    require_new(output)
+    output.write_json(UNFINISHED, {"by": by})
+    yield
+    output.delete(UNFINISHED)
 
 
 def config_of(run: Folder) -> Config | None:

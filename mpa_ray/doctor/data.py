@@ -1,5 +1,6 @@
 """What a run reads and writes: the first images, or what takes their place, and the rights at --output."""
 
+import tempfile
 import uuid
 from collections.abc import Iterator
 from itertools import islice
@@ -20,11 +21,8 @@ _IMAGES_LOOKED_AT = 3
 def inputs(config: Config) -> Iterator[Finding]:
     """That there are images, or what takes their place, and that the first of them can be read."""
     try:
-        if config.parity:
-            yield Finding(state="ok", what="parity", said=f"{parity_rows(config):,} rows in {config.parity}")
-        elif config.annotations:
-            found = source_of(config, Folder.at("."))
-            yield Finding(state="ok", what="annotations", said=f"{found.rows:,} in {config.annotations}")
+        if config.parity or config.annotations:
+            yield _files_given(config)
         elif config.images:
             yield from _first_images(config)
         else:
@@ -33,6 +31,15 @@ def inputs(config: Config) -> Iterator[Finding]:
         yield Finding(
             state="failed", what="images", said=str(error), mend="look at the path, and at what may be read with these credentials"
         )
+
+
+def _files_given(config: Config) -> Finding:
+    # The list of a run is kept in its output; this one is thrown away.
+    with tempfile.TemporaryDirectory() as listed:
+        if config.parity:
+            return Finding(state="ok", what="parity", said=f"{parity_rows(config, Folder.at(listed)):,} rows in {config.parity}")
+        found = source_of(config, Folder.at(listed))
+        return Finding(state="ok", what="annotations", said=f"{found.rows:,} in {config.annotations}")
 
 
 def _first_images(config: Config) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ from mpa_ray.exchange import dataset_card
 from mpa_ray.exchange.image_files import named
 from mpa_ray.images import UnreadableImage
 from mpa_ray.progress import Progress
-from mpa_ray.run_folder import require, require_new
+from mpa_ray.run_folder import new_folder, require
 from mpa_ray.schema import IMAGE_STRUCT, PARITY
 from mpa_ray.storage import Folder
 
@@ -74,11 +74,11 @@ def export(run: Folder, output: Folder, *, layout: str, instruction: bool = Fals
     if instruction and layout == "datasets":
         raise ConfigurationError("--instruction and --format datasets exclude each other: that layout has questions and no prompts")
     parity = require(run, "parity")
-    require_new(output)
-    record = {"run": run.uri, "format": layout} | LAYOUTS[layout](parity, output, instruction)
-    if layout != "llava":
-        output.write_bytes("README.md", dataset_card.text(run, record).encode())
-    output.write_json(RECORD, record)
+    with new_folder(output, by="jobs/export.py"):
+        record = {"run": run.uri, "format": layout} | LAYOUTS[layout](parity, output, instruction)
+        if layout != "llava":
+            output.write_bytes("README.md", dataset_card.text(run, record).encode())
+        output.write_json(RECORD, record)
     return record
 
 

@@ -2,7 +2,7 @@
 
 OUTPUT/annotations/    our schema, `lvlm_answer` still empty (mpa_ray.own_answer fills it)
 OUTPUT/quarantine/     records that cannot be used, with the reason
-OUTPUT/import.json     counts; written last
+OUTPUT/import.json     counts; written last (until then OUTPUT/unfinished.json is there)
 """
 
 import posixpath
@@ -20,7 +20,7 @@ from mpa_ray.images import image_id_of
 from mpa_ray.inputs.finding import find
 from mpa_ray.parts import part_name
 from mpa_ray.progress import say
-from mpa_ray.run_folder import require_new
+from mpa_ray.run_folder import new_folder
 from mpa_ray.schema import ANNOTATIONS, QUARANTINE, Reason, Stage
 from mpa_ray.storage import Folder
 
@@ -80,15 +80,19 @@ def import_annotations(annotations: str, images: str, output: Folder) -> dict[st
         ConfigurationError: a file is not there or is no JSON, the layout of the first record is not known, no record could be used, or the
             output holds files.
     """
-    require_new(output)
     found = records(annotations)
     first = next(found, None)
     if annotations_of(first) is None:
         raise ConfigurationError(f"--annotations {annotations}: {_unknown(first)}")
+    with new_folder(output, by="jobs/import_annotations.py"):
+        return _import(annotations, images, output, _chained(first, found))
+
+
+def _import(annotations: str, images: str, output: Folder, found: Iterator[Any]) -> dict[str, Any]:
     index = ImageIndex(images)
     counts: Counter[str] = Counter()
     quarantined: Counter[str] = Counter()
-    for part, chunk in enumerate(_chunks(_chained(first, found))):
+    for part, chunk in enumerate(_chunks(found)):
         good, bad = part_rows(chunk, part * _RECORDS_PER_PART, index)
         for name, rows, schema in (("annotations", good, ANNOTATIONS), ("quarantine", bad, QUARANTINE)):
             if rows:

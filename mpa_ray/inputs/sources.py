@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
-import pyarrow.parquet
 
 from mpa_ray import parts
 from mpa_ray.config import Config
-from mpa_ray.errors import ConfigurationError
-from mpa_ray.inputs import manifest
+from mpa_ray.inputs import frozen, manifest
 from mpa_ray.inputs.manifest import Manifest
 from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, PARITY, SOURCE_ROW
 from mpa_ray.storage import Folder
@@ -45,9 +43,9 @@ def source_of(config: Config, output: Folder) -> Source:
     """The run's input, listed and checked.
 
     Raises:
-        ConfigurationError: it is not there, empty, or no annotations folder.
+        ConfigurationError: it is not there, empty, no annotations folder, or not as it was at the run's first call.
     """
-    return _annotations(config) if config.annotations else _images(config, output)
+    return _annotations(config, output) if config.annotations else _images(config, output)
 
 
 def listed_images(config: Config, output: Folder) -> Manifest:
@@ -68,40 +66,36 @@ def _images(config: Config, output: Folder) -> Source:
     return Source(parts=listed.parts, rows=listed.images, unit="images", read=read, schema=SOURCE_ROW)
 
 
-def _annotations(config: Config) -> Source:
+def _annotations(config: Config, output: Folder) -> Source:
     assert config.annotations is not None
-    folder = Folder.at(config.annotations)
-    given = f"annotations={config.annotations!r}"
-    rows = _rows_of(
-        folder, ANNOTATIONS, given, "the annotations/ folder of a run or an import", "jobs/import_annotations.py makes such files"
+    listed = frozen.frozen(
+        Folder.at(config.annotations),
+        output.child("manifest"),
+        name="annotations",
+        schema=ANNOTATIONS,
+        what="the annotations/ folder of a run or an import",
+        fix="jobs/import_annotations.py makes such files",
     )
-    names = folder.names(".parquet")
-    read = partial(parts.read_annotations, annotations=folder, names=names, max_image_bytes=config.max_image_bytes)
-    needs_lvlm = any(folder.read_table(name, ["lvlm_answer"]).column(0).null_count for name in names)
-    return Source(parts=len(names), rows=rows, unit="annotations", read=read, schema=ANNOTATED_ROW, needs_lvlm=needs_lvlm)
+    read = partial(parts.read_annotations, annotations=listed, max_image_bytes=config.max_image_bytes)
+    return Source(
+        parts=listed.files, rows=listed.rows, unit="annotations", read=read, schema=ANNOTATED_ROW, needs_lvlm=listed.unanswered > 0
+    )
 
 
-def parity_rows(config: Config) -> int:
+def parity_rows(config: Config, output: Folder) -> int:
     """How many rows the parity set has that the run is given.
 
     Raises:
-        ConfigurationError: it is not there, empty, or no parity set.
+        ConfigurationError: it is not there, empty, no parity set, or not as it was at the run's first call.
     """
     assert config.parity is not None
-    given, mend = f"parity={config.parity!r}", "the parity/ folder of a run, or of what jobs/review.py wrote"
-    return _rows_of(Folder.at(config.parity), PARITY, given, mend, f"give {mend}")
-
-
-def _rows_of(folder: Folder, schema: pa.Schema, given: str, what: str, mend: str) -> int:
-    names = folder.names(".parquet")
-    if not names:
-        raise ConfigurationError(f"{given} holds no Parquet file; give {what}")
-    rows = 0
-    for name in names:
-        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:
-            file = pyarrow.parquet.ParquetFile(stream)
-            lacking = [column for column in schema.names if column not in file.schema_arrow.names]
-            if lacking:
-                raise ConfigurationError(f"{given}: {name} lacks {', '.join(lacking)}; {mend}")
-            rows += file.metadata.num_rows
-    return rows
+    what = "the parity/ folder of a run, or of what jobs/review.py wrote"
+    return frozen.frozen(
+        Folder.at(config.parity),
+        output.child("manifest"),
+        name="parity",
+        schema=PARITY,
+        what=what,
+        fix=f"give {what}",
+        refuses_new=True,
+    ).rows

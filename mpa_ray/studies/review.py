@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.run_folder import require, require_new
+from mpa_ray.run_folder import new_folder, require
 from mpa_ray.schema import PARITY
 from mpa_ray.storage import Folder
 from mpa_ray.studies.rating_sheet import QUESTIONS
@@ -74,7 +74,11 @@ def apply(run: Folder, ratings: list[Rating], output: Folder, *, thresholds: Map
     if unknown:
         raise ConfigurationError(f"--drop_below {unknown[0]}: there is no such question; give one of {', '.join(QUESTIONS)}")
     parity = require(run, "parity")
-    require_new(output)
+    with new_folder(output, by="jobs/review.py"):
+        return _apply(run, parity, ratings, output, thresholds)
+
+
+def _apply(run: Folder, parity: Folder, ratings: list[Rating], output: Folder, thresholds: Mapping[str, float]) -> dict[str, Any]:
     by_id: dict[str, list[Rating]] = defaultdict(list)
     for rating in ratings:
         by_id[rating.id].append(rating)
