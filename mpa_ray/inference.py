@@ -114,7 +114,7 @@ class RowWorker:
     def _kept(self, rows: list[Row]) -> dict[int, list[Row]]:
         if not (self._kept_parts and self._output and rows):
             return {}
-        return stopping.kept(self._output, rows[0]["part"], self._kept_parts)
+        return stopping.kept(self._output, rows[0]["part"], rows, self._kept_parts)
 
     def _keep(self, rows: list[Row], done: dict[int, list[Row]]) -> None:
         # A row that was at fault before it came here is looked at again.

@@ -71,13 +71,20 @@ def kept_parts(output: Folder) -> set[str]:
     return set(output.child(_FOLDER).names(".parquet"))
 
 
-def kept(output: Folder, number: int, names: set[str]) -> dict[int, list[Row]]:
-    """What `keep` was given for part `number`, without images."""
+def kept(output: Folder, number: int, rows: list[Row], names: set[str]) -> dict[int, list[Row]]:
+    """What `keep` was given for those of `rows` that are still at their place in part `number`, without images."""
     found: dict[int, list[Row]] = defaultdict(list)
     if _name(number) in names:
         for row in output.child(_FOLDER).read_table(_name(number)).to_pylist():
-            found[row.pop(_PLACE)].append(row)
+            place = row.pop(_PLACE)
+            if place < len(rows) and _came_of(row, rows[place]):
+                found[place].append(row)
     return found
+
+
+def _came_of(kept: Row, source: Row) -> bool:
+    """Whether `source` is the row that was asked about: the annotation, or the image where there was none yet."""
+    return all(kept[name] == source[name] for name in ("image_id", "sample_id") if source.get(name) is not None)
 
 
 def forget(output: Folder) -> None:

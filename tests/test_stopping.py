@@ -105,6 +105,18 @@ def test_whole_parts_come_out_and_what_is_done_of_others_is_not_asked_again(monk
     assert not output.exists("stop")
 
 
+def test_what_is_kept_belongs_to_the_rows_it_came_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Another image at the place of one that is done is asked about, whatever put it there."""
+    output = Folder.at(tmp_path)
+    serve(monkeypatch, Keeping, Limited(2), output, part(0, 4))
+    stopping.go_on(output)
+    second = Limited(100)
+    swapped = part(0, 4).take([2, 1, 0, 3])
+    (rows,) = serve(monkeypatch, Keeping, second, output, swapped)
+    assert second.asked == ["2", "0", "3"]
+    assert [row["detail"] for row in rows] == [*("seen 2", "seen 2 again", "too long", "seen 0", "seen 0 again", "seen 3", "seen 3 again")]
+
+
 def test_after_the_end_nobody_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     engine = Limited(0)
     assert serve(monkeypatch, Keeping, engine, Folder.at(tmp_path), part(0, 30), part(1, 30)) == [[], []]
@@ -126,4 +138,4 @@ def test_a_folder_without_an_end_has_none(tmp_path: Path) -> None:
     output = Folder.at(tmp_path)
     stopping.go_on(output)
     stopping.raise_if_stopped(output, "")
-    assert stopping.reason(output) is None and stopping.kept(output, 3, set()) == {}
+    assert stopping.reason(output) is None and stopping.kept(output, 3, [], set()) == {}
