@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+import posixpath
 import re
 import struct
 import zlib
@@ -24,7 +25,7 @@ _DAMAGE += (struct.error, zlib.error)
 
 # The end of a reference into a shard of jobs/pack.py (`mpa_ray.inputs.references`); no file's name can look like
 # it, because `#` is encoded in names.
-_PACKED_ID = re.compile(r"#row_group=\d+&row=\d+&image_id=([0-9a-f]{32})\Z", re.ASCII)
+_PACKED_ID = re.compile(r"#row_group=\d+&row=\d+&image_id=([0-9a-f]{32})(?:&key=([0-9a-f]{32}))?\Z", re.ASCII)
 
 # Pixels that are scaled at a time.
 _STRIP = 1_000_000
@@ -51,7 +52,31 @@ def image_id_of(image_uri: str) -> str:
     """The id of an image reference: 32 hexadecimal digits, the same in every run for the same URI. A packed image keeps the one it had
     before."""
     packed = _PACKED_ID.search(image_uri)
-    return packed[1] if packed else hashlib.sha256(image_uri.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return packed[1] if packed else _hash(image_uri)
+
+
+def draw_key_of(image_uri: str, root: str | None) -> str:
+    """What everything that is drawn for an image goes by: 32 hexadecimal digits of the reference relative to `root`, so that a folder and
+    its copy elsewhere give the same run.
+
+    Args:
+        image_uri: the reference.
+        root: of the source, as a reference; None for a list that was made before draws went by this: then the image's id.
+    """
+    if root is None:
+        return image_id_of(image_uri)
+    below, beside = image_uri.startswith(f"{root}/"), image_uri.partition("#")[0] == root
+    relative = image_uri[len(root) + 1 :] if below else image_uri[root.rfind("/") + 1 :] if beside else image_uri
+    packed = _PACKED_ID.search(relative)
+    if packed is None or packed[2] is None:
+        return image_id_of(relative)
+    # Of several packed folders below one root, two may hold images of one name.
+    folder = posixpath.dirname(relative[: packed.start()])
+    return _hash(f"{folder}/{packed[2]}") if folder else packed[2]
+
+
+def _hash(reference: str) -> str:
+    return hashlib.sha256(reference.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def decode(data: bytes, *, max_image_pixels: int, max_image_bytes: int, max_pixels: int | None = None) -> Image.Image:

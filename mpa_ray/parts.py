@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from mpa_ray import logs
 from mpa_ray.errors import RunError
-from mpa_ray.images import UnreadableImage
+from mpa_ray.images import UnreadableImage, draw_key_of
 from mpa_ray.inputs import references
 from mpa_ray.inputs.frozen import Frozen
 from mpa_ray.inputs.manifest import Manifest
@@ -69,13 +69,15 @@ def read_images(number: int, *, manifest: Manifest, max_image_bytes: int) -> pa.
     """One part's images as SOURCE_ROW; a row whose bytes cannot be had is quarantined from here on."""
     listed = manifest.part(number)
     columns = {"part": [number] * listed.num_rows, "image_id": listed.column("image_id"), "image_uri": listed.column("image_uri")}
+    columns["draw_key"] = [draw_key_of(uri, manifest.root) for uri in listed.column("image_uri").to_pylist()]
     return pa.table(columns | _image_columns(listed, max_image_bytes), schema=SOURCE_ROW)
 
 
 def read_annotations(number: int, *, annotations: Frozen, max_image_bytes: int) -> pa.Table:
     """One file of an annotations folder from elsewhere as ANNOTATED_ROW, its images fetched again. Raises what `Frozen.read` does."""
     listed = annotations.read(number, ANNOTATIONS.names)
-    columns = {"part": [number] * listed.num_rows} | {name: listed.column(name) for name in ANNOTATIONS.names}
+    columns = {"part": [number] * listed.num_rows, "draw_key": pa.nulls(listed.num_rows, pa.string())}
+    columns |= {name: listed.column(name) for name in ANNOTATIONS.names}
     return pa.table(columns | _image_columns(listed, max_image_bytes), schema=ANNOTATED_ROW)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mpa_ray import prompts
 from mpa_ray.annotation_parser import Annotation, UnparsableAnnotation, parse_annotations
 from mpa_ray.config import Config
-from mpa_ray.engines import Sampling
+from mpa_ray.engines import RequestRejected, Sampling
 from mpa_ray.inference import Ask, Row, RowWork, RowWorker, ask_model, quarantined, seed_for
 from mpa_ray.matchers import matches_exactly
 from mpa_ray.schema import ANNOTATED_ROW, Reason, Stage
@@ -41,7 +41,9 @@ async def annotate_row(
     answers: tuple[str, ...] = (),
     preamble: str = "",
 ) -> list[Row]:
-    """One row per annotation of the image, each with the L-VLM's own answer; one quarantined row where no annotation can be parsed.
+    """One row per question that was asked for: an annotation with the L-VLM's own answer, or the question's quarantined row.
+
+    A question that cannot be parsed, that the engine rejects, or that the image already has costs itself alone.
 
     Args:
         row: a row of SOURCE_ROW.
@@ -49,30 +51,31 @@ async def annotate_row(
         prompt: the Pseudo Annotator's prompt.
         annotating: how annotations are drawn; its seed is replaced by one of the row's own.
         answering: how the own answer is drawn.
-        questions: annotations asked for; a question the image already has is dropped.
+        questions: annotations asked for.
         seed: of the run.
         answers: the only answers the task has; none: any.
         preamble: what both prompts begin with.
     """
+    key = row.get("draw_key") or row["image_id"]
     rows: list[Row] = []
-    asked: set[str] = set()
-    failure = ""
+    had: set[str] = set()
     for number in range(questions):
-        drawn = replace(annotating, seed=seed_for(seed, row["image_id"], number))
-        annotation = await ask(preamble + prompt, drawn)
+        sample = row | {"sample_id": f"{key}-{number}"}
+        drawn = replace(annotating, seed=seed_for(seed, key, number))
         try:
-            parsed = _parse(annotation.text, answers)
-        except UnparsableAnnotation as error:
-            failure = failure or f"{error}: {annotation.text}"
+            annotation = await ask(preamble + prompt, drawn)
+            parsed = _parse(annotation.text, answers, had)
+            own = await ask(preamble + prompts.ANSWERING.format(question=parsed.question), answering)
+        except RequestRejected as error:
+            rows.append(quarantined(sample, Stage.PSEUDO_ANNOTATOR, Reason.ENGINE_REJECTED, str(error)))
             continue
-        if parsed.question.casefold() in asked:
+        except _NoAnnotation as error:
+            rows.append(quarantined(sample, Stage.PSEUDO_ANNOTATOR, error.reason, f"{error}: {annotation.text}"))
             continue
-        asked.add(parsed.question.casefold())
-        own = await ask(preamble + prompts.ANSWERING.format(question=parsed.question), answering)
+        had.add(parsed.question.casefold())
         rows.append(
-            row
+            sample
             | {
-                "sample_id": f"{row['image_id']}-{number}",
                 "question": parsed.question,
                 "answer": parsed.answer,
                 "annotation_text": annotation.text,
@@ -85,13 +88,26 @@ async def annotate_row(
                 "lvlm_answer_output_tokens": own.output_tokens,
             }
         )
-    return rows or [quarantined(row, Stage.PSEUDO_ANNOTATOR, Reason.UNPARSABLE_ANNOTATION, failure)]
+    return rows
 
 
-def _parse(text: str, answers: tuple[str, ...]) -> Annotation:
-    parsed = parse_annotations(text)[0]
+class _NoAnnotation(ValueError):
+    """The L-VLM's text is no annotation that can be used."""
+
+    def __init__(self, reason: Reason, why: str) -> None:
+        super().__init__(why)
+        self.reason = reason
+
+
+def _parse(text: str, answers: tuple[str, ...], had: set[str]) -> Annotation:
+    try:
+        parsed = parse_annotations(text)[0]
+    except UnparsableAnnotation as error:
+        raise _NoAnnotation(Reason.UNPARSABLE_ANNOTATION, str(error)) from error
     if answers and not any(matches_exactly(parsed.answer, answer) for answer in answers):
-        raise UnparsableAnnotation(f"the answer is none of {', '.join(answers)}")
+        raise _NoAnnotation(Reason.UNPARSABLE_ANNOTATION, f"the answer is none of {', '.join(answers)}")
+    if parsed.question.casefold() in had:
+        raise _NoAnnotation(Reason.REPEATED_QUESTION, "the image has this question already")
     return parsed
 
 

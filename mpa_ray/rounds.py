@@ -45,7 +45,7 @@ def _share(whole: Manifest, config: Config, number: int, folder: Folder) -> Mani
     if listed := manifest.load(folder, source=config.images):
         return listed
     parts = (whole.part(part).select(["image_uri"]) for part in range(number - 1, whole.parts, config.rounds))
-    return manifest.write(parts, folder, source=config.images, schema=MANIFEST)
+    return manifest.write(parts, folder, source=config.images, root=whole.root, schema=MANIFEST)
 
 
 def run_rounds(config: Config, output: Folder, *, shares: list[Manifest], run: Callable[[Config], Record]) -> Record:

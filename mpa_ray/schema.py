@@ -62,6 +62,8 @@ class Reason(StrEnum):
     """The process that decoded it died over it."""
     UNPARSABLE_ANNOTATION = "unparsable_annotation"
     """The L-VLM's text holds no question and answer; the detail is the raw text."""
+    REPEATED_QUESTION = "repeated_question"
+    """Of several questions about an image, one that it has already; the detail is the raw text."""
     ENGINE_REJECTED = "engine_rejected"
     """The engine refused this one request, for its length for example; the engine itself is well."""
     ENGINE_CRASH = "engine_crash"
@@ -75,7 +77,17 @@ MANIFEST = pa.schema([IMAGE_ID, IMAGE_URI])
 
 # While a row travels. `part` is the unit of work and of commitment; `reason` is null as long as the row is well.
 _STATUS = [pa.field("stage", pa.string()), pa.field("reason", pa.string()), pa.field("detail", pa.string())]
-SOURCE_ROW = pa.schema([pa.field("part", pa.int64(), nullable=False), IMAGE_ID, IMAGE_URI, pa.field("image", pa.large_binary()), *_STATUS])
+SOURCE_ROW = pa.schema(
+    [
+        pa.field("part", pa.int64(), nullable=False),
+        IMAGE_ID,
+        IMAGE_URI,
+        # What is drawn for the image goes by it (`mpa_ray.images.draw_key_of`); null where nothing is drawn any more.
+        pa.field("draw_key", pa.string()),
+        pa.field("image", pa.large_binary()),
+        *_STATUS,
+    ]
+)
 
 _ANNOTATION_COLUMNS = [
     pa.field("sample_id", pa.string()),
@@ -130,7 +142,9 @@ def with_encoder_runs(part: pa.Table, counted: Mapping[str, int | None]) -> pa.T
 # What is written.
 ANNOTATIONS = pa.schema([IMAGE_ID, IMAGE_URI, *_ANNOTATION_COLUMNS])
 JUDGEMENTS = pa.schema([*ANNOTATIONS, *_JUDGEMENT_COLUMNS])
-QUARANTINE = pa.schema([IMAGE_ID, IMAGE_URI, *_STATUS])
+# Null in quarantine/ where the image itself is at fault, and no question was asked about it.
+SAMPLE_ID = pa.field("sample_id", pa.string())
+QUARANTINE = pa.schema([IMAGE_ID, IMAGE_URI, SAMPLE_ID, *_STATUS])
 IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _TEXT_FEATURE = {"dtype": "string", "_type": "Value"}
 PARITY = pa.schema(

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.images import image_id_of
+from mpa_ray.images import draw_key_of, image_id_of
 from mpa_ray.inputs import manifest
 from mpa_ray.inputs.finding import Found
 from mpa_ray.inputs.sources import listed_images
 from mpa_ray.parts import read_images
 from mpa_ray.storage import Folder
+from s3 import put
 
 # So large that only the number of images bounds a part.
 LARGE = {"bytes_per_part": 2**28, "max_image_bytes": 2**26}
@@ -43,6 +44,57 @@ def test_parts_hold_every_image_once_and_in_order(tmp_path: Path, monkeypatch: p
     assert [uri for part in parts for uri in part.column("image_uri").to_pylist()] == uris
     assert [image_id for part in parts for image_id in part.column("image_id").to_pylist()] == [image_id_of(uri) for uri in uris]
     assert manifest.load(Folder.at(tmp_path / "manifest")) == built
+
+
+def draw_keys(images: Path, folder: Folder) -> dict[str, str]:
+    """Of each image below `images`, by its name: the key that draws go by."""
+    built = manifest.build(str(images), folder, images_per_part=3, **LARGE)
+    uris = [uri for part in range(built.parts) for uri in built.part(part).column("image_uri").to_pylist()]
+    keys = {uri.rpartition("/")[2]: draw_key_of(uri, built.root) for uri in uris}
+    assert len(set(keys.values())) == len(uris)
+    return keys
+
+
+def tree(root: Path) -> Path:
+    """An image file, a tar, a Parquet file of images and a list of URIs, each with what lies below it."""
+    (root / "a #1/b").mkdir(parents=True)
+    for name in ("x.png", "a #1/b/y%.png"):
+        (root / name).write_bytes(b"")
+    with tarfile.open(root / "t.tar", "w") as archive:
+        archive.add(root / "x.png", "z.png")
+    pq.write_table(pa.table({"image": [b"1", b"2"]}), root / "rows.parquet")
+    pq.write_table(pa.table({"uri": ["u.png", f"{root}/v.png", "s3://bucket/w.png"]}), root / "uris.parquet")
+    return root
+
+
+def test_draws_go_by_where_an_image_is_in_its_source(tmp_path: Path) -> None:
+    here, there = tree(tmp_path / "here"), tree(tmp_path / "over/there ü")
+    first = draw_keys(here, Folder.at(tmp_path / "1"))
+    assert len(first) == 8 and first == draw_keys(there, Folder.at(tmp_path / "2"))
+    assert first["x.png"] == "3910c6508d0ae9c1470b97d366bc1355"
+    alone = draw_keys(here / "x.png", Folder.at(tmp_path / "3"))
+    assert alone == {"x.png": first["x.png"]}, "one file as the source is as in its folder"
+    assert draw_keys(here / "a #1", Folder.at(tmp_path / "4"))["y%25.png"] != first["y%25.png"]
+
+
+def test_draws_in_s3_go_by_the_key_below_the_prefix(tmp_path: Path, bucket: str) -> None:
+    first = draw_keys(tree(tmp_path / "here"), Folder.at(tmp_path / "1"))
+    put(bucket, {"my photos/x.png": b"", "my photos/a #1/b/y%.png": b""})
+    built = manifest.build(f"s3://{bucket}/my%20photos/", Folder.at(tmp_path / "2"), images_per_part=3, **LARGE)
+    assert built.part(0).column("image_uri").to_pylist()[1] == f"s3://{bucket}/my%20photos/x.png"
+    rows = read_images(0, manifest=built, max_image_bytes=100).to_pylist()
+    assert rows[1]["draw_key"] == first["x.png"]
+
+
+def test_a_list_made_before_keeps_its_draws(tmp_path: Path) -> None:
+    make_images(tmp_path / "images", 2)
+    folder = Folder.at(tmp_path / "manifest")
+    manifest.build(str(tmp_path / "images"), folder, images_per_part=2, **LARGE)
+    folder.write_json("index.json", {name: value for name, value in folder.read_json("index.json").items() if name != "root"})
+    listed = manifest.load(folder, source=f"{tmp_path}/images/")
+    assert listed is not None, "it is the same folder, however it is written"
+    for row in read_images(0, manifest=listed, max_image_bytes=100).to_pylist():
+        assert row["draw_key"] == row["image_id"] == image_id_of(row["image_uri"])
 
 
 def test_names_that_are_no_text_are_listed(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Packing: every file is in a shard, a duplicate, or quarantined; ids stay; an interrupted call goes on."""
 
 import io
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -118,6 +119,27 @@ def test_ids_and_bytes_are_those_of_the_loose_files(tmp_path: Path) -> None:
     assert len(found) == built.images == 24
     for name, data in list(FILES.items())[:24]:
         assert found[image_id_of(f"{images}/{name}")]["image"] == data
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_packed_folder_draws_as_the_loose_one_wherever_it_lies(tmp_path: Path) -> None:
+    def keys(source: Path, name: str) -> dict[str, str]:
+        folder = Folder.at(tmp_path / name)
+        built = manifest.build(str(source), folder, images_per_part=50, bytes_per_part=2**28, max_image_bytes=2**26)
+        return {row["image_id"]: row["draw_key"] for row in read_images(0, manifest=built, max_image_bytes=10**6).to_pylist()}
+
+    images = write(tmp_path / "in")
+    packed(images, Folder.at(tmp_path / "out"))
+    loose, shards = keys(images, "1"), keys(tmp_path / "out", "2")
+    assert len(shards) == 24 and shards.items() <= loose.items()
+    shutil.copytree(tmp_path / "out", tmp_path / "moved")
+    assert keys(tmp_path / "moved", "3") == shards
+    # Two packed folders below one root may hold images of one name.
+    shutil.copytree(tmp_path / "out/shards", tmp_path / "both/one")
+    packed(write(tmp_path / "others"), Folder.at(tmp_path / "others_packed"))
+    shutil.copytree(tmp_path / "others_packed/shards", tmp_path / "both/two")
+    both = keys(tmp_path / "both", "4")
+    assert len(both) == len(set(both.values())) == 48
 
 
 @pytest.mark.usefixtures("in_this_process")

@@ -84,7 +84,7 @@ def test_a_part_is_split_over_the_folders(tmp_path: Path) -> None:
     assert ids[0] | ids[1] == set("abcde") and not ids[0] & ids[1]
     assert found["parity"].column("image").to_pylist() == [{"bytes": b"a", "path": "/a.png"}, {"bytes": b"b", "path": "/b.png"}]
     assert found["parity"].column("sample_id").to_pylist() == ["a-0", "b-1"]
-    assert list(found["quarantine"].to_pylist()[0].values()) == ["d", "/d.png", "images", "empty", "why"]
+    assert list(found["quarantine"].to_pylist()[0].values()) == ["d", "/d.png", None, "images", "empty", "why"]
 
 
 def test_parity_says_that_it_holds_images(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from mpa_ray import prompts
 from mpa_ray.annotation_parser import parse_annotations
 from mpa_ray.config import Config
-from mpa_ray.engines import Reply, Sampling
+from mpa_ray.engines import Reply, RequestRejected, Sampling
+from mpa_ray.inference import seed_for
 from mpa_ray.pseudo_annotator import annotate_row, annotating
 from mpa_ray.schema import ANNOTATED_ROW, QUARANTINE, Reason, Stage
 
@@ -108,13 +109,47 @@ def test_several_questions_of_an_image() -> None:
     )
     rows = annotate(teacher, questions=4)
     # The third asks what the first asked.
-    assert [(row["sample_id"], row["answer"]) for row in rows] == [("i1-0", "Red"), ("i1-3", "2")]
+    assert [(row["sample_id"], row.get("answer"), row["reason"]) for row in rows] == [
+        ("i1-0", "Red", None),
+        ("i1-1", None, Reason.UNPARSABLE_ANNOTATION),
+        ("i1-2", None, Reason.REPEATED_QUESTION),
+        ("i1-3", "2", None),
+    ]
     assert len(teacher.asked) == 4 + 2
 
 
 def test_no_question_of_several_parses() -> None:
-    [row] = annotate(Teacher("first", "second"), questions=2)
-    assert row["reason"] == Reason.UNPARSABLE_ANNOTATION and "first" in row["detail"]
+    first, second = annotate(Teacher("first", "second"), questions=2)
+    assert first["reason"] == second["reason"] == Reason.UNPARSABLE_ANNOTATION
+    assert first["detail"].endswith(": first") and second["detail"].endswith(": second")
+    assert (first["sample_id"], second["sample_id"]) == ("i1-0", "i1-1")
+
+
+@pytest.mark.parametrize("rejected", [0, 1, 2, 3])
+def test_a_rejected_request_costs_its_own_question(rejected: int) -> None:
+    """Requests 0 and 2 annotate, 1 and 3 answer."""
+
+    class Picky(Teacher):
+        async def __call__(self, prompt: str, sampling: Sampling) -> Reply:
+            reply = await super().__call__(prompt, sampling)
+            if len(self.asked) - 1 == rejected:
+                raise RequestRejected("too long")
+            return reply
+
+    rows = annotate(Picky("Question: What is it?, Answer: A sign", "Question: How many?, Answer: 2"), questions=2)
+    bad = 1 if rejected > 1 else 0
+    assert [row["sample_id"] for row in rows] == ["i1-0", "i1-1"]
+    assert (rows[bad]["stage"], rows[bad]["reason"], rows[bad]["detail"]) == (Stage.PSEUDO_ANNOTATOR, Reason.ENGINE_REJECTED, "too long")
+    assert rows[1 - bad]["reason"] is None and rows[1 - bad]["lvlm_answer"]
+
+
+def test_draws_go_by_the_key_of_the_image_in_its_source() -> None:
+    teacher = Teacher("Question: What is it?, Answer: A sign")
+    [row] = annotate(teacher, row=ROW | {"draw_key": "k1"})
+    assert row["sample_id"] == "k1-0" and row["image_id"] == "i1"
+    other = Teacher("Question: What is it?, Answer: A sign")
+    annotate(other, row=ROW | {"draw_key": "k1", "image_id": "i2"})
+    assert other.asked[0][1].seed == teacher.asked[0][1].seed != seed_for(0, "i1", 0)
 
 
 def test_braces_in_a_question_are_only_text() -> None:

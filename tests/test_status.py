@@ -31,7 +31,7 @@ def run_of(tmp_path: Path, *commits: dict, parts: int = 5) -> Folder:
     output = Folder.at(tmp_path / "run")
     output.write_json("config.json", {})
     tables = [pa.table({"image_uri": [f"/{part}-{n}.png" for n in range(10)]}) for part in range(parts)]
-    manifest.write(iter(tables), output.child("manifest"), source="x", schema=MANIFEST)
+    manifest.write(iter(tables), output.child("manifest"), source="x", root="x", schema=MANIFEST)
     for one in commits:
         output.write_json(f"commits/part-{one['part']:08d}.json", one)
     return output

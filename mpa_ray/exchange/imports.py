@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.exchange.annotation_json import CONVERSATIONS, IMAGE_KEYS, TEXT_KEYS, Imported, annotations_of, records
-from mpa_ray.images import image_id_of
-from mpa_ray.inputs.finding import find
+from mpa_ray.images import draw_key_of, image_id_of
+from mpa_ray.inputs.finding import find, root_of
 from mpa_ray.parts import part_name
 from mpa_ray.progress import say
 from mpa_ray.run_folder import new_folder
@@ -44,6 +44,7 @@ class ImageIndex:
         """
         self._by_path: dict[str, str] = {}
         self._by_stem: dict[str, str | None] = {}
+        self.root = root_of(images)
         root = Folder.at(images).uri
         for uri, _ in find(images):
             path, _, fragment = uri.partition("#")
@@ -121,14 +122,15 @@ def part_rows(chunk: Iterable[Any], first: int, index: ImageIndex) -> tuple[list
         for turn, item in enumerate(found):
             uri = index.find(item.image)
             image_uri = uri or item.image
-            known = {"image_id": image_id_of(image_uri), "image_uri": image_uri}
+            # The record's number makes the id unique where an image has several records, without remembering which had.
+            sample_id = f"{draw_key_of(image_uri, index.root)}-{number}-{turn}"
+            known = {"image_id": image_id_of(image_uri), "image_uri": image_uri, "sample_id": sample_id}
             if item.problem is not None:
                 detail = {"reason": Reason.UNPARSABLE_ANNOTATION, "detail": item.problem}
             elif uri is None:
                 detail = {"reason": Reason.MISSING, "detail": f"record {number}: no image of this name"}
             else:
-                # The record's number makes the id unique where an image has several records, without remembering which had.
-                good.append(known | {"sample_id": f"{known['image_id']}-{number}-{turn}", "question": item.question, "answer": item.answer})
+                good.append(known | {"question": item.question, "answer": item.answer})
                 continue
             stage = Stage.IMAGES if detail["reason"] == Reason.MISSING else Stage.PSEUDO_ANNOTATOR
             bad.append(known | {"stage": str(stage), "reason": str(detail["reason"]), "detail": detail["detail"]})

@@ -79,6 +79,12 @@ def find(images: str) -> Iterator[Found]:
         raise ConfigurationError(f"images={images!r} holds no image; files that end in {kinds}, .parquet or .tar are taken")
 
 
+def root_of(images: str) -> str:
+    """What the references begin with that `find` gives for what lies below `images`; the reference itself where that is one file."""
+    images = _shards_of(images)
+    return quote_path(_split_scheme(images)[0] + Folder.at(images).path)
+
+
 class _Unfit(ValueError):
     """A Parquet file or tar whose images cannot be listed; the message is a line for people."""
 
@@ -164,7 +170,7 @@ def _of_rows(file: pyarrow.parquet.ParquetFile, path: str, uri: str, root: str) 
         ids = _packed_ids(file, uri)
         for group, (rows, size) in enumerate(_row_groups(file.metadata)):
             for row in range(rows):
-                yield Found(f"{uri}#row_group={group}&row={row}" + (f"&image_id={next(ids)}" if ids else ""), size)
+                yield Found(f"{uri}#row_group={group}&row={row}" + (next(ids) if ids else ""), size)
         return
     column = next((name for name in URI_COLUMNS if name in names), None)
     if column is None:
@@ -205,17 +211,21 @@ def _row_groups(footer: pyarrow.parquet.FileMetaData) -> Iterator[tuple[int, int
 
 
 def _packed_ids(file: pyarrow.parquet.ParquetFile, uri: str) -> Iterator[str] | None:
-    """The ids that the images of a packed shard had before; None for any other file, whatever it calls an `image_id`."""
+    """What the references of a packed shard's images end in: the id and the draw key that each had as a loose file (older shards have no
+    keys). None for any other file, whatever it calls an `image_id`."""
     metadata = file.schema_arrow.metadata or {}
     if not metadata.items() >= PACKED.items():
         return None
 
+    columns = [name for name in ("image_id", "draw_key") if name in file.schema_arrow.names]
+
     def ids() -> Iterator[str]:
-        for batch in file.iter_batches(columns=["image_id"]):
-            for image_id in batch.column(0).to_pylist():
-                if not isinstance(image_id, str) or not re.fullmatch(r"[0-9a-f]{32}", image_id):
-                    raise _Unfit(f"{uri}: {image_id!r} is no image_id; the shard was changed since it was packed: pack it again")
-                yield image_id
+        for batch in file.iter_batches(columns=columns):
+            for packed in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
+                for name, value in zip(columns, packed, strict=True):
+                    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{32}", value):
+                        raise _Unfit(f"{uri}: {value!r} is no {name}; the shard was changed since it was packed: pack it again")
+                yield "".join(map("&{}={}".format, ("image_id", "key"), packed))
 
     return ids()
 

@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from mpa_ray.images import image_id_of
 from mpa_ray.inputs import references
-from mpa_ray.inputs.finding import Found, find
+from mpa_ray.inputs.finding import Found, find, root_of
 from mpa_ray.inputs.repeats import Repeats
 from mpa_ray.progress import Tally, say
 from mpa_ray.schema import MANIFEST
@@ -40,11 +40,13 @@ class Manifest:
         folder: where the manifest files are.
         files: (name, parts in it) of each.
         images: how many there are in all.
+        root: what the references below the source begin with; None for a list that is older than this.
     """
 
     folder: Folder
     files: tuple[tuple[str, int], ...]
     images: int
+    root: str | None
 
     @property
     def parts(self) -> int:
@@ -63,9 +65,11 @@ def load(folder: Folder, *, source: str | None = None) -> Manifest | None:
     if not folder.exists(_INDEX):
         return None
     index = folder.read_json(_INDEX)
-    if source is not None and index["source"] != source:
+    # Compared as places: the text may have been a relative path, or had a slash at its end.
+    if source is not None and Folder.at(index["source"]).uri != Folder.at(source).uri:
         return None
-    return Manifest(folder, tuple((file["name"], file["parts"]) for file in index["files"]), index["images"])
+    files = tuple((file["name"], file["parts"]) for file in index["files"])
+    return Manifest(folder, files, index["images"], index.get("root"))
 
 
 def build(images: str, folder: Folder, *, images_per_part: int, bytes_per_part: int, max_image_bytes: int) -> Manifest:
@@ -76,7 +80,7 @@ def build(images: str, folder: Folder, *, images_per_part: int, bytes_per_part: 
         StorageError: the list could not be had.
     """
     parts = cut(find(images), images_per_part=images_per_part, bytes_per_part=bytes_per_part, max_image_bytes=max_image_bytes)
-    return write(parts, folder, source=images, schema=MANIFEST)
+    return write(parts, folder, source=images, root=root_of(images), schema=MANIFEST)
 
 
 def cut(found: Iterable[Found], *, images_per_part: int, bytes_per_part: int, max_image_bytes: int) -> Iterator[pa.Table]:
@@ -95,13 +99,14 @@ def cut(found: Iterable[Found], *, images_per_part: int, bytes_per_part: int, ma
         yield pa.table({"image_uri": uris})
 
 
-def write(parts: Iterable[pa.Table], folder: Folder, *, source: str, schema: pa.Schema) -> Manifest:
+def write(parts: Iterable[pa.Table], folder: Folder, *, source: str, root: str | None, schema: pa.Schema) -> Manifest:
     """Writes a manifest whose parts are `parts`, in their order; what an interrupted attempt left is removed.
 
     Args:
         parts: tables with `image_uri` and, where the schema has more than a manifest needs, its further columns.
         folder: where it goes.
         source: what was listed.
+        root: what the references below the source begin with (`finding.root_of`).
         schema: MANIFEST, and columns beside it.
     """
     folder.delete_folder()
@@ -124,7 +129,7 @@ def write(parts: Iterable[pa.Table], folder: Folder, *, source: str, schema: pa.
     if len(found):
         say(f"listing {source}: {len(found):,} references name what was named before; they are quarantined as duplicate_reference")
         _rename(found, files, folder)
-    index = {"source": source, "images": tally.count, "duplicates": len(found), "files": files}
+    index = {"source": source, "root": root, "images": tally.count, "duplicates": len(found), "files": files}
     folder.write_json(_INDEX, index)
     manifest = load(folder)
     assert manifest is not None

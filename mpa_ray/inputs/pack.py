@@ -1,8 +1,8 @@
 """Packing: loose image files become shards of a few hundred megabytes, which cost one request where loose files cost thousands.
 
     pack.json           what was asked for; written first
-    shards/             Parquet: image_id, image_uri, image {bytes, path}. Ids are those of the loose files, so a run on the shards has the
-    same ids
+    shards/             Parquet: image_id, image_uri, draw_key, image {bytes, path}. Ids and keys are those of the loose files, so a run on
+    the shards draws the same
     quarantine/         Parquet: the files that no run could read, each with its reason
     duplicates.parquet  files whose bytes are those of another, `same_as`; they are recorded here and not in the shards
     index.json          the counts; written last
@@ -26,7 +26,7 @@ import pyarrow.parquet
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.images import EXTENSIONS
 from mpa_ray.inputs import manifest
-from mpa_ray.inputs.finding import PACK_FINISHED, PACK_STARTED, SHARDS
+from mpa_ray.inputs.finding import PACK_FINISHED, PACK_STARTED, SHARDS, root_of
 from mpa_ray.inputs.listing import files
 from mpa_ray.inputs.manifest import Manifest
 from mpa_ray.inputs.references import quote_path
@@ -66,7 +66,8 @@ def _pack(images: str, output: Folder, shard_bytes: int, limits: Limits) -> dict
     work = output.child(".pack")
     plan = manifest.load(work.child("manifest"))
     if plan is None:
-        plan = manifest.write(_planned(images, shard_bytes), work.child("manifest"), source=images, schema=_PLANNED)
+        planned = _planned(images, shard_bytes)
+        plan = manifest.write(planned, work.child("manifest"), source=images, root=root_of(images), schema=_PLANNED)
     done = work.child("checked").names(".parquet")
     todo = sorted(set(range(plan.parts)) - {part_number(name) for name in done})
     say(f"pack: {plan.images:,} images into {plan.parts:,} shards" + (f"; {len(done):,} shards are done" if done else ""))

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from mpa_ray.decoding import Decoder
-from mpa_ray.images import UnreadableImage
+from mpa_ray.images import UnreadableImage, draw_key_of
 from mpa_ray.inputs import references
 from mpa_ray.inputs.finding import PACKED, SHARDS
 from mpa_ray.inputs.manifest import Manifest
@@ -22,9 +22,9 @@ from mpa_ray.storage import Folder
 
 BYTES, SHA256 = pa.field("bytes", pa.int64()), pa.field("sha256", pa.string())
 _CHECKED = pa.schema([IMAGE_ID, IMAGE_URI, BYTES, SHA256, pa.field("reason", pa.string()), pa.field("detail", pa.string())])
-_SHARD = pa.schema([IMAGE_ID, IMAGE_URI, pa.field("image", IMAGE_STRUCT)], metadata=PACKED)
+_SHARD = pa.schema([IMAGE_ID, IMAGE_URI, pa.field("draw_key", pa.string()), pa.field("image", IMAGE_STRUCT)], metadata=PACKED)
 # Encoded images do not get smaller.
-_COMPRESSION = {"image_id": "zstd", "image_uri": "zstd", "image.bytes": "none", "image.path": "zstd"}
+_COMPRESSION = {"image_id": "zstd", "image_uri": "zstd", "draw_key": "zstd", "image.bytes": "none", "image.path": "zstd"}
 
 # A row group, and what a task holds of a shard (twice: the next is fetched while one is decoded). A part of a run reads one to three.
 _ROWS_AT_ONCE = 128
@@ -57,7 +57,7 @@ def pack_shard(number: int, *, plan: Manifest, output: Folder, limits: Limits) -
             checked += found
             kept = [(row, content) for row, content in zip(found, contents, strict=True) if row["reason"] is None]
             if kept:
-                writer.write_table(_as_shard(kept))
+                writer.write_table(_as_shard(kept, plan.root))
                 good += len(kept)
     if not good:
         output.delete(name)
@@ -112,9 +112,10 @@ def _checked(row: dict[str, Any], content: bytes | UnreadableImage, limits: Limi
         return found | {"reason": str(error.reason), "detail": error.detail}
 
 
-def _as_shard(rows: list[tuple[dict[str, Any], Any]]) -> pa.Table:
+def _as_shard(rows: list[tuple[dict[str, Any], Any]], root: str | None) -> pa.Table:
     images = [{"bytes": content, "path": row["image_uri"]} for row, content in rows]
-    columns = {name: [row[name] for row, _ in rows] for name in ("image_id", "image_uri")}
+    columns: dict[str, Any] = {name: [row[name] for row, _ in rows] for name in ("image_id", "image_uri")}
+    columns["draw_key"] = [draw_key_of(uri, root) for uri in columns["image_uri"]]
     return pa.table(columns | {"image": pa.array(images, IMAGE_STRUCT)}, schema=_SHARD)
 
 

@@ -12,7 +12,7 @@ from mpa_ray import pipeline
 from mpa_ray.config import Config, EvaluateSection, ModelSection
 from mpa_ray.errors import ConfigurationError, NothingToTeach
 from mpa_ray.inputs import manifest
-from mpa_ray.inputs.finding import find
+from mpa_ray.inputs.finding import find, root_of
 from mpa_ray.planning.rates import PARTS_NEEDED
 from mpa_ray.progress import Tally, say
 from mpa_ray.run_folder import config_of
@@ -84,7 +84,7 @@ def _draw(config: Config, output: Folder, *, count: int) -> int:
     tables = manifest.cut(
         drawn, images_per_part=config.images_per_part, bytes_per_part=config.bytes_per_part, max_image_bytes=config.max_image_bytes
     )
-    manifest.write(tables, folder, source=config.images, schema=MANIFEST)
+    manifest.write(tables, folder, source=config.images, root=root_of(config.images), schema=MANIFEST)
     folder.write_json(_SAMPLED, {"listed": listed, "drawn": len(drawn)})
     say(f"probe: {len(drawn):,} of {listed:,} images, drawn at random")
     return listed

@@ -78,7 +78,7 @@ def test_a_part_of_the_list_is_read_however_busy_the_service_is(through: Through
     with through(lambda method, path: next(busy, None) if "00000.parquet" in path else None) as (bucket, proxy):
         folder = Folder.at(f"s3://{bucket}/run/manifest")
         parts = [pa.table({"image_uri": [f"/photos/{part}-{n}.png" for n in range(3)]}) for part in range(2)]
-        listed = manifest.write(parts, folder, source="/photos", schema=MANIFEST)
+        listed = manifest.write(parts, folder, source="/photos", root="/photos", schema=MANIFEST)
         busy = iter(["slow_down"] * 45)
         assert listed.part(1).column("image_uri").to_pylist() == parts[1].column("image_uri").to_pylist()
         assert proxy.faults["slow_down"] == 45
