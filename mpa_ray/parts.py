@@ -5,9 +5,11 @@ commit, `commits/part-00000012.json`, is written after all its files, and says w
 """
 
 import json
+import os
+import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from mpa_ray.images import UnreadableImage, draw_key_of
 from mpa_ray.inputs import references
 from mpa_ray.inputs.frozen import Frozen
 from mpa_ray.inputs.manifest import Manifest
-from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, JUDGEMENTS, PARITY, QUARANTINE, SOURCE_ROW, Stage, Verdict, encoder_runs
+from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, JUDGEMENTS, PARITY, QUARANTINE, SOURCE_ROW, Reason, Stage, Verdict, encoder_runs
 from mpa_ray.storage import Folder, in_parallel
 from mpa_ray.telemetry import run_id
 
@@ -66,7 +68,13 @@ def _read_as_block(read: Callable[[int], pa.Table], number: int) -> list[pa.Tabl
 
 
 def read_images(number: int, *, manifest: Manifest, max_image_bytes: int) -> pa.Table:
-    """One part's images as SOURCE_ROW; a row whose bytes cannot be had is quarantined from here on."""
+    """One part's images as SOURCE_ROW; a row whose bytes cannot be had is quarantined from here on.
+
+    Raises:
+        RunError: this host does not see the images at all; they are not at fault.
+    """
+    if manifest.root is not None:
+        _require_on_this_host(references.local_path(manifest.root), "images")
     listed = manifest.part(number)
     columns = {"part": [number] * listed.num_rows, "image_id": listed.column("image_id"), "image_uri": listed.column("image_uri")}
     columns["draw_key"] = [draw_key_of(uri, manifest.root) for uri in listed.column("image_uri").to_pylist()]
@@ -106,8 +114,15 @@ def with_images(table: pa.Table, *, max_image_bytes: int) -> pa.Table:
     return table.append_column("image", pa.array(contents, pa.large_binary()))
 
 
+def _require_on_this_host(path: str | None, what: str) -> None:
+    if path is not None and not os.path.exists(path):
+        raise RunError(f"the host {socket.gethostname()} does not see {what}={path!r}; give a folder that all hosts share, or one in s3://")
+
+
 def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
     """Writes a part's files and then its commit. Gives back one row: the commit, as JSON.
+
+    Of several attempts at a part, of which all but one were taken for lost, all files are of one in the end (`_written`).
 
     Args:
         rows: a whole part of JUDGED_ROW, images included; or none, where the stage was ended before the part was complete.
@@ -117,21 +132,24 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
     if not rows.num_rows:
         return pa.table({"commit": pa.array([], pa.string())})
     number = rows.column("part")[0].as_py()
-    if output.exists(f"commits/{part_name(number, '.json')}"):
-        # Done meanwhile by an actor that was taken for lost; its files belong together and stay.
-        return _as_row(output.read_json(f"commits/{part_name(number, '.json')}"))
+    if output.is_local:
+        _require_on_this_host(output.path, "output")
     runs, rows = encoder_runs(rows), rows.replace_schema_metadata()
     well = pc.is_null(rows.column("reason"))
     judged, rejected = rows.filter(well), rows.filter(pc.invert(well))
     parity = judged.filter(pc.equal(judged.column("verdict"), str(Verdict.PARITY)))
-    _replace(output, "quarantine", number, rejected.select(QUARANTINE.names))
-    _replace(output, "annotations", number, judged.select(ANNOTATIONS.names))
-    _replace(output, "parity", number, with_image_struct(parity))
-    _replace(output, "judgements", number, judged.select(JUDGEMENTS.names))
+    files = {
+        "quarantine": rejected.select(QUARANTINE.names),
+        "annotations": judged.select(ANNOTATIONS.names),
+        "parity": with_image_struct(parity),
+        "judgements": judged.select(JUDGEMENTS.names),
+    }
+    images, annotated = (set(table.column("image_id").to_pylist()) for table in (rows, judged))
     counts = {
         "part": number,
-        "images": len(pc.unique(rows.column("image_id"))),
+        "images": len(images),
         "annotations": judged.num_rows,
+        "quarantined_images": len(images - annotated),
         "quarantined": dict(
             Counter(
                 f"{stage}/{reason}" for stage, reason in zip(*(rejected.column(c).to_pylist() for c in ("stage", "reason")), strict=True)
@@ -144,10 +162,44 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
         "call": call,
         "committed": time.time(),
     }
-    output.write_json(f"commits/{part_name(number, '.json')}", counts)
+    stands = _written(output, number, files, counts)
+    if stands is not counts:
+        return _as_row(stands)
     logs.in_worker(run_id(output), "commit")
     logs.LOG.info("committed part %d: %d images, %d quarantined", number, counts["images"], rejected.num_rows)
     return _as_row(counts)
+
+
+def _written(output: Folder, number: int, files: Mapping[str, pa.Table], counts: dict[str, Any]) -> dict[str, Any]:
+    """Writes the files and the commit, and gives back the commit that stands: `counts`, or that of another attempt.
+
+    An attempt writes nothing more once it finds the commit of another. Files of it that the other has not written over would then lie
+    beside the other's: it makes the part wholly its own instead.
+    """
+    commit = f"commits/{part_name(number, '.json')}"
+    done: list[str] = []
+    for folder, table in files.items():
+        if output.exists(commit):
+            break
+        _replace(output, folder, number, table)
+        done.append(folder)
+    else:
+        if output.create_json(commit, counts):
+            return counts
+    if not any(_holds(output, folder, number, files[folder]) for folder in done):
+        return output.read_json(commit)
+    for folder, table in files.items():
+        _replace(output, folder, number, table)
+    output.write_json(commit, counts)
+    return counts
+
+
+def _holds(output: Folder, folder: str, number: int, table: pa.Table) -> bool:
+    """Whether a part's file is what `_replace` made of `table`."""
+    name = f"{folder}/{part_name(number)}"
+    if not output.exists(name):
+        return not table.num_rows
+    return output.read_table(name).equals(table)
 
 
 def _as_row(commit: dict[str, Any]) -> pa.Table:
@@ -180,14 +232,27 @@ def _replace(output: Folder, folder: str, number: int, table: pa.Table) -> None:
         output.delete(name)
 
 
+def rows_of_source(counts: Mapping[str, Any], *, annotated: bool) -> int:
+    """How many rows of the source a commit, or a sum of commits, is about: images, or annotations where those are the source."""
+    return counts["annotations"] + sum(counts["quarantined"].values()) if annotated else counts["images"]
+
+
+def share_quarantined(counts: Mapping[str, Any], *, annotated: bool) -> tuple[int, int]:
+    """What a sum of commits lost, and of how many rows of the source: annotations of annotations, or images of images. References that name
+    what was named before are neither: nothing is lost with them."""
+    repeats = counts["quarantined"].get(f"{Stage.IMAGES}/{Reason.DUPLICATE_REFERENCE}", 0)
+    lost = sum(counts["quarantined"].values()) if annotated else counts["quarantined_images"]
+    return lost - repeats, rows_of_source(counts, annotated=annotated) - repeats
+
+
 def committed(output: Folder) -> set[int]:
     """The numbers of the finished parts."""
     return {part_number(name) for name in output.child("commits").names(".json")}
 
 
 def totals(output: Folder) -> dict[str, Any]:
-    """The sum of all commits: images, annotations, quarantined by stage/reason, verdicts, tokens, vision encoder runs by stage, annotations
-    that the S-VLM was asked about, and seconds over all calls of the run."""
+    """The sum of all commits: images, annotations, images without any, quarantined rows by stage/reason, verdicts, tokens, vision encoder
+    runs by stage, annotations that the S-VLM was asked about, and seconds over all calls of the run."""
     return add_up(commits(output))
 
 
@@ -199,7 +264,7 @@ def commits(output: Folder) -> Iterator[dict[str, Any]]:
 
 def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """See `totals`. The seconds of a call are counted from its start to its last commit, so a killed call counts too."""
-    images = annotations = svlm_asked = 0
+    images = annotations = lost = svlm_asked = 0
     quarantined: Counter[str] = Counter()
     verdicts: Counter[str] = Counter({str(verdict): 0 for verdict in Verdict})
     tokens: Counter[str] = Counter()
@@ -208,6 +273,8 @@ def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
     for commit in commits:
         images += commit["images"]
         annotations += commit["annotations"]
+        # Commits that do not say it are of runs whose images had one quarantined row at most.
+        lost += commit.get("quarantined_images", min(commit["images"], sum(commit["quarantined"].values())))
         quarantined.update(commit["quarantined"])
         verdicts.update(commit["verdicts"])
         tokens.update(commit["tokens"])
@@ -217,6 +284,7 @@ def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return {
         "images": images,
         "annotations": annotations,
+        "quarantined_images": lost,
         "quarantined": dict(quarantined.most_common()),
         "verdicts": dict(verdicts),
         "tokens": dict(tokens),

@@ -6,6 +6,7 @@ the first step have commits of their own (`mpa_ray.parts`).
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,7 +32,7 @@ from mpa_ray.config import LABELED_ARMS, Config, ModelSection, identity
 from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
 from mpa_ray.evaluate import evaluate
 from mpa_ray.forgetting import learned_and_forgotten
-from mpa_ray.inputs.sources import Source, parity_rows, source_of
+from mpa_ray.inputs.sources import Source, parity_set, source_of
 from mpa_ray.jury import identify_jury
 from mpa_ray.lease import Lease, lease
 from mpa_ray.model_card import model_card
@@ -39,6 +40,7 @@ from mpa_ray.own_answer import answer_own
 from mpa_ray.parity_identifier import identify
 from mpa_ray.parity_leveler import Arm, arms, level, settings_of, training_folders
 from mpa_ray.placement import capacity
+from mpa_ray.placement.shared_folders import refuse_unshared
 from mpa_ray.progress import Progress, Watch, say, training_line
 from mpa_ray.pseudo_annotator import annotate
 from mpa_ray.ray_session import ray_session
@@ -99,8 +101,8 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     asked_for = identity(config)
     config = _without_holdout(config) if config.parity else _with_demo_inputs(config, output)
     if config.parity:
-        source, rows = None, parity_rows(config, output)
-        say(f"input: a parity set of {rows:,} rows")
+        source, given = None, parity_set(config, output)
+        say(f"input: a parity set of {given.rows:,} rows")
     else:
         source = source_of(config, output)
         say(f"input: {source.rows:,} {source.unit} in {source.parts:,} parts")
@@ -111,9 +113,10 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     stopping.go_on(output)
     ledger.require_budget(output, config.lvlm)
     with ray_session():
+        refuse_unshared(output, config, source.first_file if source else given.first_file)
         config, placed = _place(config, source)
         with logs.stage("annotate_and_identify"):
-            data = annotate_and_identify(config, output, source, held) if source else _given(rows)
+            data = annotate_and_identify(config, output, source, held) if source else _given(given.rows)
         trained = {arm.name: _train(arm, config, output) for arm in arms(config)}
         evaluation = _ask_trained(config, output, trained)
     if source:
@@ -251,11 +254,13 @@ def annotate_and_identify(config: Config, output: Folder, source: Source, held: 
     go on with nothing to learn."""
     done = parts.committed(output)
     todo = [number for number in range(source.parts) if number not in done]
+    before = parts.totals(output)
+    _refuse_too_many(before, config, output, source)
     if todo:
-        before = parts.totals(output) if done else {"images": 0, "quarantined": {}}
-        finished = before["images"]
+        finished = parts.rows_of_source(before, annotated=source.is_annotated)
         stage = "identify" if source.is_annotated else "annotate and identify"
         progress = Progress(stage, source.rows, unit=source.unit, done=finished, quarantined=sum(before["quarantined"].values()))
+        counted = {name: before[name] for name in ("images", "annotations", "quarantined_images", "quarantined")}
         asked = [placement.models_of(config)[name] for name in _asked(config, source)]
         needed = placement.bundles(asked)
         capacity.wait_for(
@@ -276,11 +281,17 @@ def annotate_and_identify(config: Config, output: Folder, source: Source, held: 
         with Watch(partial(capacity.shortage, needed, what=stage), stage="nodes"):
             for counts in (json.loads(row) for table in tables for row in table.column("commit").to_pylist()):
                 held.check()
-                progress.add(counts["images"], quarantined=sum(counts["quarantined"].values()))
+                progress.add(
+                    parts.rows_of_source(counts, annotated=source.is_annotated), quarantined=sum(counts["quarantined"].values())
+                )
                 watched.committed(counts, done=progress.done)
-                _refuse_too_many(progress, config, output)
-    data = parts.totals(output)
-    stopping.raise_if_stopped(output, f"{data['images']:,} of {source.rows:,} {source.unit} are done and kept")
+                counted = _sum(counted, counts)
+                _refuse_too_many(counted, config, output, source)
+    data = parts.totals(output) if todo else before
+    covered = parts.rows_of_source(data, annotated=source.is_annotated)
+    stopping.raise_if_stopped(output, f"{covered:,} of {source.rows:,} {source.unit} are done and kept")
+    _refuse_incomplete(data, output, source)
+    _refuse_too_many(data, config, output, source)
     stopping.forget(output)
     attempts.forget(output)
     _once(output, "annotate_and_identify", lambda: {"seconds": data["seconds"]})
@@ -297,14 +308,42 @@ def _asked_about(rows: Any, config: Config, output: Folder, source: Source) -> A
     return identify(identify_jury(rows, config, output), config, output)
 
 
-def _refuse_too_many(progress: Progress, config: Config, output: Folder) -> None:
-    share = progress.quarantined / max(1, progress.done)
-    if progress.done >= config.max_quarantined_after and share > config.max_quarantined:
-        reason, count = next(iter(parts.totals(output)["quarantined"].items()))
+def _sum(before: dict[str, Any], commit: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: dict(Counter(value) + Counter(commit[name])) if isinstance(value, dict) else value + commit[name]
+        for name, value in before.items()
+    }
+
+
+def _refuse_too_many(counts: dict[str, Any], config: Config, output: Folder, source: Source) -> None:
+    """Judges what is quarantined so far, alike on a first call and on a resume, before models load and when the last part is there."""
+    lost, of = parts.share_quarantined(counts, annotated=source.is_annotated)
+    if of >= config.max_quarantined_after and lost > config.max_quarantined * of:
+        reason, count = max(counts["quarantined"].items(), key=lambda item: item[1])
         raise RunError(
-            f"{progress.quarantined:,} of {progress.done:,} images ({100 * share:.1f}%) are quarantined, more than"
-            f" max_quarantined={config.max_quarantined} allows; {reason} leads with {count:,}. See {output.uri}/quarantine; mend the cause"
+            f"{lost:,} of {of:,} {source.unit} ({100 * lost / of:.1f}%) are quarantined, more than"
+            f" max_quarantined={config.max_quarantined} allows; {reason} leads with {count:,}. See {output.uri}/quarantine; fix the cause"
             " and use a new output, or raise --max_quarantined and run the same command"
+        )
+
+
+_PARTS_NAMED = 5
+
+
+def _refuse_incomplete(data: dict[str, Any], output: Folder, source: Source) -> None:
+    """A run is complete when every part of its source is committed, and only then."""
+    missing = sorted(set(range(source.parts)) - parts.committed(output))
+    if missing:
+        named = ", ".join(map(str, missing[:_PARTS_NAMED])) + (" ..." if len(missing) > _PARTS_NAMED else "")
+        raise RunError(
+            f"{len(missing):,} of {source.parts:,} parts were done and are not in {output.uri}/commits (part {named}): do all nodes share"
+            " that folder? The same command does these parts again"
+        )
+    covered = parts.rows_of_source(data, annotated=source.is_annotated)
+    if covered != source.rows:
+        raise RunError(
+            f"the commits in {output.uri}/commits are about {covered:,} {source.unit} and the source has {source.rows:,}: files of this"
+            " output were changed or are of another run; use a new output"
         )
 
 

@@ -10,7 +10,7 @@ from accounting import assert_accounted_for, rows
 from mpa_ray import demo, pipeline
 from mpa_ray.cli import merge, validate
 from mpa_ray.config import Config
-from mpa_ray.inputs.sources import parity_rows
+from mpa_ray.inputs.sources import parity_set
 from mpa_ray.matchers import MATCHERS
 from mpa_ray.presets import preset
 from mpa_ray.schema import Verdict
@@ -91,7 +91,7 @@ def test_a_mended_parity_set_is_trained_on(ray_session: None, tmp_path: Path) ->
     given = [rating_of(row, decision="drop") for row in parity[:3]]
     given.append(rating_of(parity[3], decision="fix", question=parity[3]["question"], answer="forty two"))
     apply(run, given, mended, thresholds={})
-    assert parity_rows(Config(parity=mended.child("parity").uri), Folder.at(tmp_path / "listed")) == len(parity) - 3
+    assert parity_set(Config(parity=mended.child("parity").uri), Folder.at(tmp_path / "listed")).rows == len(parity) - 3
     changes = {"parity": mended.child("parity").uri, "demo": {"images": 0}, "lvlm": {"model": ""}, "ablations": []}
     changes["evaluate"] = {"benchmark": str(tmp_path / "run/inputs/benchmark.parquet")}
     again = pipeline.run(settings(tmp_path / "again", **changes))

@@ -12,7 +12,7 @@ from mpa_ray import storage
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError, RunError
 from mpa_ray.inputs import frozen
-from mpa_ray.inputs.sources import parity_rows, source_of
+from mpa_ray.inputs.sources import parity_set, source_of
 from mpa_ray.parts import part_name
 from mpa_ray.run_folder import new_folder
 from mpa_ray.storage import Folder
@@ -33,24 +33,24 @@ def given(run: Folder) -> Config:
 
 
 def test_a_parity_set_is_counted(parity_folder: Path, tmp_path: Path) -> None:
-    assert parity_rows(Config(parity=str(parity_folder)), Folder.at(tmp_path / "out")) == 24
+    assert parity_set(Config(parity=str(parity_folder)), Folder.at(tmp_path / "out")).rows == 24
 
 
 def test_what_is_no_parity_set_is_refused(parity_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"parity='.*nowhere' holds no Parquet file; give the parity/ folder of a run"):
-        parity_rows(Config(parity=str(tmp_path / "nowhere")), Folder.at(tmp_path / "out"))
+        parity_set(Config(parity=str(tmp_path / "nowhere")), Folder.at(tmp_path / "out"))
     Folder.at(parity_folder).write_table("part-00000002.parquet", pa.table({"image_id": ["x"], "question": ["y"]}))
     with pytest.raises(ConfigurationError, match="part-00000002.parquet lacks sample_id, image, answer; give the parity/ folder"):
-        parity_rows(Config(parity=str(parity_folder)), Folder.at(tmp_path / "out"))
+        parity_set(Config(parity=str(parity_folder)), Folder.at(tmp_path / "out"))
 
 
 def test_a_parity_set_that_grew_is_refused(parity_folder: Path, tmp_path: Path) -> None:
     """Training reads the whole folder, in an order that follows from its files."""
     config, output = Config(parity=str(parity_folder)), Folder.at(tmp_path / "out")
-    parity_rows(config, output)
+    parity_set(config, output)
     shutil.copy(parity_folder / part_name(1), parity_folder / part_name(2))
     with pytest.raises(ConfigurationError, match=r"parity='.*': 1 files came after this run's first call; remove them"):
-        parity_rows(config, output)
+        parity_set(config, output)
 
 
 def test_what_are_no_annotations_is_refused(parity_folder: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_what_is_not_finished_is_no_source(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"the run in .*/run has not finished annotating and identifying; finish it first"):
         source_of(given(run), Folder.at(tmp_path / "out"))
     with pytest.raises(ConfigurationError, match="has not finished annotating"):
-        parity_rows(Config(parity=run.child("annotations").uri), Folder.at(tmp_path / "out"))
+        parity_set(Config(parity=run.child("annotations").uri), Folder.at(tmp_path / "out"))
     imported = Folder.at(tmp_path / "imported")
     with pytest.raises(KeyboardInterrupt), new_folder(imported, by="jobs/import_annotations.py"):
         imported.child("annotations").write_table(part_name(0), run.child("annotations").read_table(part_name(0)))

@@ -12,7 +12,7 @@ from mpa_ray.doctor import Finding
 from mpa_ray.errors import ConfigurationError, RunError
 from mpa_ray.images import UnreadableImage
 from mpa_ray.inputs import finding, references
-from mpa_ray.inputs.sources import parity_rows, source_of
+from mpa_ray.inputs.sources import parity_set, source_of
 from mpa_ray.storage import Folder, is_remote
 
 _IMAGES_LOOKED_AT = 3
@@ -37,7 +37,7 @@ def _files_given(config: Config) -> Finding:
     # The list of a run is kept in its output; this one is thrown away.
     with tempfile.TemporaryDirectory() as listed:
         if config.parity:
-            return Finding(state="ok", what="parity", said=f"{parity_rows(config, Folder.at(listed)):,} rows in {config.parity}")
+            return Finding(state="ok", what="parity", said=f"{parity_set(config, Folder.at(listed)).rows:,} rows in {config.parity}")
         found = source_of(config, Folder.at(listed))
         return Finding(state="ok", what="annotations", said=f"{found.rows:,} in {config.annotations}")
 

@@ -47,6 +47,7 @@ class Frozen:
         listed: where the list is.
         name: of the list.
         files: how many they are; the parts of the run.
+        first: the name of the first.
         rows: in all of them.
         unanswered: of those, the rows without an answer of the L-VLM.
     """
@@ -55,8 +56,14 @@ class Frozen:
     listed: Folder
     name: str
     files: int
+    first: str
     rows: int
     unanswered: int
+
+    @property
+    def first_file(self) -> str | None:
+        """The path of the first file; None where it is in an object store."""
+        return f"{self.folder.path}/{self.first}" if self.folder.is_local else None
 
     def read(self, number: int, columns: list[str]) -> pa.Table:
         """Columns of one file.
@@ -108,16 +115,14 @@ def frozen(
         if new:
             say(f"{given}: {new:,} files came after this run's first call and are ignored; a new output takes them in")
     totals = listed.read_json(f"{name}.json")
-    return Frozen(
-        folder=folder, listed=listed, name=name, files=totals["files"], rows=totals["rows"], unanswered=totals["unanswered"]
-    )
+    return Frozen(folder=folder, listed=listed, name=name, **{key: totals[key] for key in ("files", "first", "rows", "unanswered")})
 
 
 def _freeze(folder: Folder, entries: list[Entry], listed: Folder, name: str, look: Any) -> None:
     table = pa.Table.from_pylist(list(in_parallel(look, entries)), schema=_COLUMNS)
     listed.write_table(f"{name}.parquet", table, row_group_size=_FILES_PER_ROW_GROUP)
     totals = {column: pa.compute.sum(table.column(column)).as_py() for column in ("rows", "unanswered")}
-    listed.write_json(f"{name}.json", {"source": folder.uri, "files": table.num_rows, **totals})
+    listed.write_json(f"{name}.json", {"source": folder.uri, "files": table.num_rows, "first": entries[0].name, **totals})
 
 
 def _listed(entry: Entry, *, folder: Folder, schema: pa.Schema, given: str, fix: str) -> dict[str, Any]:

@@ -58,6 +58,12 @@ def quote_path(path: str) -> str:
     return "".join(f"%{ord(character) - 0xDC00:02X}" if "\udc80" <= character <= "\udcff" else character for character in text)
 
 
+def local_path(reference: str) -> str | None:
+    """The path of the file a reference leads to, as the disk knows it; None where that is in an object store."""
+    path = reference.partition("#")[0]
+    return None if is_remote(path) else unquote(path, errors="surrogateescape")
+
+
 def duplicate(reference: str, number: int) -> str:
     """The reference of what `reference` names for the `number`th time after the first. It has an id of its own, and is quarantined."""
     return f"{reference}{'&' if '#' in reference else '#'}{_DUPLICATE}={number}"
@@ -125,7 +131,7 @@ def _why_nothing(uri: str, fields: dict[str, str]) -> UnreadableImage | None:
 
 
 def _read_file(uri: str, asked: list[_Asked], max_image_bytes: int) -> Iterable[tuple[int, Content]]:
-    path = uri if is_remote(uri) else unquote(uri, errors="surrogateescape")
+    path = local_path(uri) or uri
     try:
         if "row" in asked[0].fields:
             with opened(path) as stream:

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from mpa_ray import parts
 from mpa_ray.config import Config
-from mpa_ray.inputs import frozen, manifest
+from mpa_ray.inputs import frozen, manifest, references
+from mpa_ray.inputs.frozen import Frozen
 from mpa_ray.inputs.manifest import Manifest
 from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, PARITY, SOURCE_ROW
 from mpa_ray.storage import Folder
@@ -24,6 +25,7 @@ class Source:
         unit: what a row is, for people.
         read: a part's rows, of `schema`.
         schema: SOURCE_ROW, or ANNOTATED_ROW where the Pseudo Annotator's work is done already.
+        first_file: the path of a file that is read, where that is on a disk; who reads on another host must see it.
         needs_lvlm: the L-VLM has something to do: to annotate, or to answer questions it did not ask itself.
     """
 
@@ -32,6 +34,7 @@ class Source:
     unit: str
     read: Callable[[int], pa.Table]
     schema: pa.Schema
+    first_file: str | None = None
     needs_lvlm: bool = True
 
     @property
@@ -63,7 +66,8 @@ def listed_images(config: Config, output: Folder) -> Manifest:
 def _images(config: Config, output: Folder) -> Source:
     listed = listed_images(config, output)
     read = partial(parts.read_images, manifest=listed, max_image_bytes=config.max_image_bytes)
-    return Source(parts=listed.parts, rows=listed.images, unit="images", read=read, schema=SOURCE_ROW)
+    first = references.local_path(listed.part(0).column("image_uri")[0].as_py())
+    return Source(parts=listed.parts, rows=listed.images, unit="images", read=read, schema=SOURCE_ROW, first_file=first)
 
 
 def _annotations(config: Config, output: Folder) -> Source:
@@ -78,12 +82,18 @@ def _annotations(config: Config, output: Folder) -> Source:
     )
     read = partial(parts.read_annotations, annotations=listed, max_image_bytes=config.max_image_bytes)
     return Source(
-        parts=listed.files, rows=listed.rows, unit="annotations", read=read, schema=ANNOTATED_ROW, needs_lvlm=listed.unanswered > 0
+        parts=listed.files,
+        rows=listed.rows,
+        unit="annotations",
+        read=read,
+        schema=ANNOTATED_ROW,
+        first_file=listed.first_file,
+        needs_lvlm=listed.unanswered > 0,
     )
 
 
-def parity_rows(config: Config, output: Folder) -> int:
-    """How many rows the parity set has that the run is given.
+def parity_set(config: Config, output: Folder) -> Frozen:
+    """The parity set that the run is given.
 
     Raises:
         ConfigurationError: it is not there, empty, no parity set, or not as it was at the run's first call.
@@ -98,4 +108,4 @@ def parity_rows(config: Config, output: Folder) -> int:
         what=what,
         fix=f"give {what}",
         refuses_new=True,
-    ).rows
+    )
