@@ -99,6 +99,9 @@ class Config(Section):
 
     images: str = ""
     """A folder or prefix of image files, Parquet files (an image or URI column) or WebDataset tars; local, s3:// or gs://."""
+    image_roots: tuple[str, ...] = ()
+    """Further folders, prefixes or buckets that a list of URIs may name, if you trust it (`--image_roots s3://photos`). Without them a list
+    leads to what lies below its own folder or `images`, and to URIs in their buckets."""
     output: str = ""
     """The folder of the run, local, s3:// or gs://. The same command on the same folder goes on where it stopped."""
     task: TaskChoice = "textvqa"

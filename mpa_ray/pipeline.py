@@ -32,7 +32,7 @@ from mpa_ray.config import LABELED_ARMS, Config, ModelSection, identity
 from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
 from mpa_ray.evaluate import evaluate
 from mpa_ray.forgetting import learned_and_forgotten
-from mpa_ray.inputs.sources import Source, parity_set, source_of
+from mpa_ray.inputs.sources import Source, parity_set, refuse_output_among_images, source_of
 from mpa_ray.jury import identify_jury
 from mpa_ray.lease import Lease, lease
 from mpa_ray.model_card import model_card
@@ -175,6 +175,7 @@ def check(config: Config, output: Folder) -> None:
     if config.images and not Folder.at(config.images).exists():
         raise ConfigurationError(f"images={config.images!r} does not exist; give a folder or prefix of images, Parquet files or tars")
     tracking.check(config.pl.tracking)
+    refuse_output_among_images(config, output)
     _check_output(config, output)
     _check_models(config)
 

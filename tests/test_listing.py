@@ -8,9 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.inputs import listing
+from mpa_ray.inputs.finding import find
 from mpa_ray.inputs.listing import files
+from mpa_ray.inputs.sources import refuse_output_among_images
+from mpa_ray.storage import Folder, resolve
+from s3 import put
 
 
 def names(root: Path) -> list[bytes]:
@@ -97,3 +102,77 @@ def test_other_object_stores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [file.size for file in files("gs://bucket/in/a.png")] == [15]
     with pytest.raises(ConfigurationError, match="does not exist"):
         list(files("gs://bucket/gone"))
+
+
+def test_a_link_to_itself_is_a_file_that_nobody_can_read(tmp_path: Path) -> None:
+    write(tmp_path, b"a.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    assert [(Path(file.path).name, file.size) for file in files(str(tmp_path))] == [("a.png", 5), ("loop.png", 0)]
+
+
+def write_runs(root: Path) -> None:
+    """Outputs of runs, and folders that look a little like them."""
+    for name in (b"x.png", b"runs/1/parity/p.parquet", b"runs/1/config.json", b"runs/1/commits/part-00000000.json", b"runs/1/report/a.png"):
+        write(root, name)
+    for name in (b"runs/2/manifest/00000.parquet", b"runs/2/manifest/index.json", b"runs/2/inputs/images/y.png", b"runs/3.png"):
+        write(root, name)
+    for name in (b"data/annotations/z.png", b"data/config.json", b"data/manifest/list.parquet"):
+        write(root, name)
+
+
+LEFT = [b"data/annotations/z.png", b"data/config.json", b"data/manifest/list.parquet", b"runs/3.png", b"x.png"]
+
+
+def test_outputs_of_runs_are_no_images(tmp_path: Path) -> None:
+    write_runs(tmp_path)
+    runs: list[str] = []
+    assert [os.fsencode(file.path)[len(os.fsencode(tmp_path)) + 1 :] for file in files(str(tmp_path), runs=runs)] == LEFT
+    assert runs == [f"{tmp_path}/runs/1", f"{tmp_path}/runs/2"]
+
+
+def test_outputs_of_runs_in_s3_are_no_images(tmp_path: Path, bucket: str) -> None:
+    write_runs(tmp_path)
+    put(bucket, {f"photos/{path.relative_to(tmp_path)}": b"-" for path in tmp_path.rglob("*") if path.is_file()})
+    runs: list[str] = []
+    found = [file.path.removeprefix(f"s3://{bucket}/photos/").encode() for file in files(f"s3://{bucket}/photos", runs=runs)]
+    assert found == LEFT and runs == [f"s3://{bucket}/photos/runs/1", f"s3://{bucket}/photos/runs/2"]
+    # The same without S3's own way of listing.
+    filesystem, root = resolve(f"s3://{bucket}/photos")
+    runs.clear()
+    assert [file.path.removeprefix(f"s3://{root}/").encode() for file in listing._by_pyarrow(filesystem, root, "s3://", runs)] == LEFT
+    assert runs == [f"s3://{root}/runs/1", f"s3://{root}/runs/2"]
+
+
+def test_an_output_is_not_given_as_images(tmp_path: Path) -> None:
+    write_runs(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"images='.*/runs/1' is the output of a run; give the folder of its images"):
+        next(find(str(tmp_path / "runs/1")))
+
+
+def test_an_output_among_the_images_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, b"photos/deep/a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    for output in ("photos", "photos/run", "photos/../photos/deep/run", "link/run"):
+        config = Config(images=f"{tmp_path}/photos/", output=f"{tmp_path}/{output}")
+        with pytest.raises(ConfigurationError, match=r"output='.*' lies in images='.*', .*give a folder beside it"):
+            refuse_output_among_images(config, Folder.at(config.output))
+    for images, output in (("photos", "photos2"), ("photos/deep", "photos/run")):
+        config = Config(images=f"{tmp_path}/{images}", output=f"{tmp_path}/{output}")
+        refuse_output_among_images(config, Folder.at(config.output))
+    # A run that was begun there before has its list already.
+    write(tmp_path, b"photos/run/config.json")
+    refuse_output_among_images(Config(images=f"{tmp_path}/photos", output=f"{tmp_path}/photos/run"), Folder.at(tmp_path / "photos/run"))
+    config = Config(images="s3://bucket/photos", output="s3://bucket/photos/run")
+    with pytest.raises(ConfigurationError, match="lies in images"):
+        refuse_output_among_images(config, NotThere.at(config.output))
+
+
+class NotThere(Folder):
+    """A folder in a bucket that nobody asks about."""
+
+    @classmethod
+    def at(cls, uri: str) -> "NotThere":
+        return cls(pyarrow.fs.S3FileSystem(region="us-east-1"), uri.removeprefix("s3://"), uri)
+
+    def exists(self, name: str = "") -> bool:
+        return False

@@ -1,6 +1,7 @@
 """Finding images in folders, Parquet and tars, and reading them: hostile names, lists that point elsewhere, damaged containers."""
 
 import io
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -14,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.images import UnreadableImage
-from mpa_ray.inputs.finding import _absolute, find
+from mpa_ray.images import UnreadableImage, image_id_of
+from mpa_ray.inputs import finding
+from mpa_ray.inputs.finding import find
 from mpa_ray.inputs.references import fetch, quote_path
+from mpa_ray.inputs.uri_lists import Roots, absolute
 from mpa_ray.schema import Reason
 
 LIMIT = 10_000
@@ -291,14 +294,112 @@ def test_containers_that_are_none(tmp_path: Path, name: str, content: bytes, mes
         list(find(str(tmp_path)))
 
 
-@pytest.mark.parametrize("damage", ["cut in a member", "a bad header in the middle"])
+# Two members: each a block of header, two of data.
+DAMAGES = {
+    "cut in a member": lambda whole: whole[:2500],
+    "a bad header in the middle": lambda whole: whole[:1536] + b"\xff" * 512 + whole[2048:],
+    "a hole in the middle": lambda whole: whole[:1536] + bytes(512) + whole[2048:],
+    "two tars one after the other": lambda whole: whole + whole,
+    "cut between two members": lambda whole: whole[:1536],
+    "cut behind the last member": lambda whole: whole[:3072],
+    "cut in its end": lambda whole: whole[:3584],
+    "something behind its end": lambda whole: whole[:4096] + bytes(2**20) + b"x",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_tar_loses_no_image_silently(tmp_path: Path, damage: str) -> None:
     path = tar(tmp_path / "a.tar", {"a.png": b"1" * 600, "b.png": b"2" * 600})
-    content = path.read_bytes()
-    # Each member: a block of header, two of data.
-    write(path, content[:2500] if damage == "cut in a member" else content[:1536] + b"\xff" * 512 + content[2048:])
-    with pytest.raises(ConfigurationError, match="mend or remove the file"):
+    assert read(tmp_path) == [b"1" * 600, b"2" * 600]
+    write(path, DAMAGES[damage](path.read_bytes()))
+    with pytest.raises(ConfigurationError, match="a.tar: cannot be read as tar: .*; fix or remove the file"):
         list(find(str(tmp_path)))
+
+
+@pytest.mark.parametrize("length", [4096, 10240, 2**20])
+def test_the_end_of_a_tar_may_be_of_any_length(tmp_path: Path, length: int) -> None:
+    path = tar(tmp_path / "a.tar", {"a.png": b"1" * 600, "b.png": b"2" * 600})
+    write(path, path.read_bytes()[:3072].ljust(length, b"\0"))
+    assert read(tmp_path) == [b"1" * 600, b"2" * 600]
+
+
+@pytest.mark.parametrize("values", [["/data/a.png"], pa.array([[1, 2]]), pa.array([{"size": 3}]), pa.array([7])])
+def test_an_image_column_that_holds_no_images_is_refused(tmp_path: Path, values: Any) -> None:
+    with pytest.raises(ConfigurationError, match="a.parquet: column 'image' holds .*, neither bytes nor a struct with them; write"):
+        list(find(str(parquet(tmp_path / "a.parquet", "image", values))))
+
+
+def test_a_list_that_names_what_nobody_reads_is_refused(tmp_path: Path) -> None:
+    urls = [f"https://example.com/{n}.jpg" for n in range(3)]
+    parquet(tmp_path / "list.parquet", "url", [*urls, "a.png", "b.png"])
+    with pytest.raises(ConfigurationError, match=r"list.parquet: 3 of 5 rows of column 'url' cannot be read, such as 'https://.*download"):
+        list(find(str(tmp_path)))
+    parquet(tmp_path / "list.parquet", "url", [*urls[:2], "a.png", "b.png"])
+    assert read(tmp_path) == [Reason.MISSING] * 4, "a few rows are quarantined"
+
+
+def test_a_list_names_the_buckets_that_it_may(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "list.parquet", "uri", ["s3://others/private/x.png", "s3://others/y.png"])
+    with pytest.raises(ConfigurationError, match=r"names a bucket that is neither .*; if you trust the list, add --image_roots s3://others"):
+        list(find(str(path)))
+    trusted = [reference for reference, _ in find(str(path), image_roots=("s3://others",))]
+    assert trusted == ["s3://others/private/x.png", "s3://others/y.png"]
+    narrow = parquet(tmp_path / "list.parquet", "uri", ["s3://others/private/x.png", "s3://others/y.png", "a.png"])
+    found = [reference for reference, _ in find(str(narrow), image_roots=("s3://others/private",))]
+    assert found == ["s3://others/private/x.png", "s3://others/y.png#outside_root", f"{tmp_path}/a.png"]
+
+
+def test_a_list_leads_to_folders_that_are_trusted(tmp_path: Path) -> None:
+    write(tmp_path / "photos/a.png", b"1")
+    path = parquet(tmp_path / "lists/list.parquet", "path", [f"{tmp_path}/photos/a.png", "../photos/b.png"])
+    assert read(path) == [Reason.OUTSIDE_ROOT, Reason.OUTSIDE_ROOT]
+    references = [reference for reference, _ in find(str(path), image_roots=(str(tmp_path / "photos"),))]
+    assert fetch(references, max_image_bytes=LIMIT)[0] == b"1"
+
+
+@pytest.mark.parametrize("with_bytes", [True, False])
+def test_structs_with_paths_alone_are_a_list(tmp_path: Path, with_bytes: bool) -> None:
+    """As `datasets` writes images that it was not told to embed."""
+    nothing = {"bytes": None} if with_bytes else {}
+    fields = [*([("bytes", pa.binary())] if with_bytes else []), ("path", pa.string())]
+    values = pa.array([nothing | {"path": name} for name in ("a.png", "b.png", None)], pa.struct(fields))
+    parquet(tmp_path / "list.parquet", "image", values)
+    with pytest.raises(ConfigurationError, match=r"list.parquet: column 'image' holds paths and no bytes, and the first, b?'a.png', leads"):
+        list(find(str(tmp_path)))
+    write(tmp_path / "a.png", b"1")
+    references = [reference for reference, _ in find(str(tmp_path / "list.parquet"))]
+    assert fetch(references[:1], max_image_bytes=LIMIT) == [b"1"]
+    assert references[1:] == [f"{tmp_path}/b.png", f"{tmp_path}/list.parquet#uri_row=2"]
+
+
+def test_structs_of_which_some_have_bytes_hold_images(tmp_path: Path) -> None:
+    values = pa.array([{"bytes": b"1", "path": "a.png"}, {"bytes": None, "path": "b.png"}])
+    assert read(parquet(tmp_path / "a.parquet", "image", values)) == [b"1", Reason.MISSING]
+
+
+def test_references_of_a_run_are_taken_as_they_are(tmp_path: Path) -> None:
+    """What a run quarantined, or annotated, is a list of its images."""
+    write(tmp_path / "photos/my 100% #1.png", b"file")
+    tar(tmp_path / "photos/t.tar", {"m 1.png": b"member"})
+    parquet(tmp_path / "photos/rows.parquet", "image", [b"row"])
+    references = [reference for reference, _ in find(str(tmp_path / "photos"))]
+    run = tmp_path / "runs/1"
+    columns = {"image_id": [image_id_of(reference) for reference in references], "image_uri": references}
+    (run / "quarantine").mkdir(parents=True)
+    pq.write_table(pa.table(columns), run / "quarantine/part-00000000.parquet")
+    assert read(run / "quarantine") == [Reason.OUTSIDE_ROOT] * 3, "a list from elsewhere may say what it likes of its rows"
+    (run / "manifest").mkdir()
+    (run / "manifest/index.json").write_text(json.dumps({"root": str(tmp_path / "photos")}))
+    finding._root_of_run.cache_clear()
+    assert [reference for reference, _ in find(str(run / "quarantine"))] == references
+    assert read(run / "quarantine") == [b"file", b"row", b"member"]
+
+
+def test_what_is_left_out_by_name_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "b.tgz", "c.tar.gz", "d", "e.TXT", "f.tgz"):
+        write(tmp_path / name, b"-")
+    assert len(list(find(str(tmp_path)))) == 1
+    assert "5 files are left out by their names (.tgz 2, .gz 1, no extension 1, .txt 1); images, .parquet and" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -328,8 +429,11 @@ def test_nothing_to_find(tmp_path: Path) -> None:
     [
         ("a.png", "s3://bucket/data/a.png"),
         ("deep/a b#1%.png", "s3://bucket/data/deep/a%20b%231%25.png"),
-        ("s3://other/x?y#z.png", "s3://other/x%3Fy%23z.png"),
-        ("gs://other/x.png", "gs://other/x.png"),
+        ("s3://bucket/other/x?y#z.png", "s3://bucket/other/x%3Fy%23z.png"),
+        ("s3://trusted/here/x.png", "s3://trusted/here/x.png"),
+        ("s3://trusted/x.png", "s3://trusted/x.png#outside_root"),
+        ("s3://other/x?y#z.png", "s3://other/x%3Fy%23z.png#outside_root"),
+        ("gs://bucket/x.png", "gs://bucket/x.png#outside_root"),
         ("../data/a.png", "s3://bucket/data/../data/a.png"),
         ("../a.png", "s3://bucket/data/../a.png#outside_root"),
         ("../../other/a.png", "s3://bucket/data/../../other/a.png#outside_root"),
@@ -340,4 +444,5 @@ def test_nothing_to_find(tmp_path: Path) -> None:
     ],
 )
 def test_a_list_in_an_object_store_reads_no_local_file(value: str, reference: str) -> None:
-    assert _absolute(value, "bucket/data", "s3://", ["bucket/data"]) == reference
+    roots = Roots.of("s3://bucket/data/list.parquet", "s3://bucket/data", ("s3://trusted/here", "/data"))
+    assert absolute(value, roots) == reference

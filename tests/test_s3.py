@@ -89,11 +89,14 @@ def test_containers_in_s3(bucket: str) -> None:
     ]
     put(bucket, {"in/t.tar": archive.getvalue(), "in/p.parquet": parquet(image=[b"1", b"2"]), "in/u.parquet": parquet(url=uris)})
     put(bucket, {"in/c.png": b"c", "outside.png": b"-"})
-    found = fetch([reference for reference, _ in find(f"s3://{bucket}/in")], max_image_bytes=LIMIT)
+    trusted = ("s3://no-such-bucket-here", "s3://Not A Bucket")
+    found = fetch([reference for reference, _ in find(f"s3://{bucket}/in", image_roots=trusted)], max_image_bytes=LIMIT)
     assert [one.reason if isinstance(one, UnreadableImage) else one for one in found] == [
         *(b"c", b"1", b"2", b"a.png", b"b.png"),
         *(b"c", b"c", Reason.MISSING, Reason.OUTSIDE_ROOT, Reason.MISSING, Reason.MISSING, Reason.OUTSIDE_ROOT),
     ]
+    found = fetch([reference for reference, _ in find(f"s3://{bucket}/in")][-3:], max_image_bytes=LIMIT)
+    assert {one.reason for one in found} == {Reason.OUTSIDE_ROOT}, "buckets that nobody named are not asked for"
     assert [reference for reference, _ in find(f"s3://{bucket}/in/t.tar")] == [
         f"s3://{bucket}/in/t.tar#offset={512 + 1024 * n}&size=5&member={'ab'[n]}.png" for n in range(2)
     ]

@@ -45,7 +45,7 @@ def _files_given(config: Config) -> Finding:
 def _first_images(config: Config) -> Iterator[Finding]:
     if not Folder.at(config.images).exists():
         raise ConfigurationError(f"images={config.images!r} does not exist; give a folder or prefix of images, Parquet files or tars")
-    first = [found.reference for found in islice(finding.find(config.images), _IMAGES_LOOKED_AT)]
+    first = [found.reference for found in islice(finding.find(config.images, image_roots=config.image_roots), _IMAGES_LOOKED_AT)]
     bad = [why for content in references.fetch(first, max_image_bytes=config.max_image_bytes) if (why := _unreadable(content, config))]
     said = f"{config.images}: listed; of the first {len(first)}, {len(first) - len(bad)} were read"
     yield Finding(state="warning" if bad else "ok", what="images", said=said, mend=f"{bad[0].reason}: {bad[0].detail}" if bad else "")

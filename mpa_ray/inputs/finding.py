@@ -4,13 +4,13 @@
 Nothing is opened here but Parquet files (footers, and columns of URIs or ids) and tars (headers).
 """
 
-import os
 import posixpath
 import re
 import tarfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -19,13 +19,16 @@ import pyarrow.parquet
 
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.images import EXTENSIONS
-from mpa_ray.inputs.listing import File, files
+from mpa_ray.inputs import uri_lists
+from mpa_ray.inputs.listing import File, files, is_run
 from mpa_ray.inputs.reading import Ranges, opened
-from mpa_ray.inputs.references import IMAGE_COLUMN, LINK, OUTSIDE_ROOT, quote_path
-from mpa_ray.storage import Folder, is_remote, refuse_secrets
+from mpa_ray.inputs.references import IMAGE_COLUMN, LINK, OUTSIDE_ROOT, local_path, quote_path
+from mpa_ray.inputs.uri_lists import Roots, UnfitFile
+from mpa_ray.progress import say
+from mpa_ray.storage import Folder, is_remote
 
-URI_COLUMNS = ("image_uri", "uri", "url", "image_path", "path", "file_name")
-
+# Of a run: what says where its images are.
+MANIFEST_INDEX = "manifest/index.json"
 # What jobs/pack.py writes: the first at its start, the second when it has finished; and the mark of its Parquet files.
 PACK_STARTED, PACK_FINISHED, SHARDS = "pack.json", "index.json", "shards"
 PACKED = {b"mpa_ray": b"packed"}
@@ -39,6 +42,9 @@ _LARGEST_TAR_HEADER = 2**20
 # What tarfile and pyarrow raise over damaged files. A failing disk or service raises StorageError instead, which is none of these.
 _DAMAGE = (tarfile.TarError, pa.ArrowException, OSError, ValueError, LookupError, OverflowError, RecursionError, MemoryError)
 _PROBLEMS_SHOWN = 20
+_EXTENSIONS_SHOWN = 5
+# Read at a time behind the last member of a tar.
+_END_READ = 2**19
 
 
 class Found(NamedTuple):
@@ -53,27 +59,37 @@ class Found(NamedTuple):
     size: int
 
 
-def find(images: str) -> Iterator[Found]:
+def find(images: str, *, image_roots: tuple[str, ...] = ()) -> Iterator[Found]:
     """The images under `images`. Of a folder that jobs/pack.py wrote, those of its shards.
+
+    Args:
+        images: a folder, prefix or file.
+        image_roots: further folders and prefixes that lists of URIs may name.
 
     Raises:
         ConfigurationError: `images` does not exist or holds no image; or, after all else was listed, a line for each Parquet file or tar in
-            it
-            that cannot be read as one.
+            it that cannot be read as one.
         StorageError: the list could not be had.
     """
     images = _shards_of(images)
-    empty, problems = True, []
-    for of_file in _in_order(files(images), Folder.at(images).path):
+    if is_run(Folder.at(images).exists):
+        raise ConfigurationError(f"images={images!r} is the output of a run; give the folder of its images, or its quarantine/")
+    empty, problems, others, runs = True, [], Counter[str](), list[str]()
+    for of_file in _in_order(files(images, runs=runs), images, image_roots, others):
         try:
             for found in of_file if isinstance(of_file, Iterator) else of_file.result():
                 empty = False
                 yield found
-        except _Unfit as error:
+        except UnfitFile as error:
             problems.append(str(error))
     if problems:
         more = [f"... and {len(problems) - _PROBLEMS_SHOWN} more of the kind"] if len(problems) > _PROBLEMS_SHOWN else []
         raise ConfigurationError("\n".join(problems[:_PROBLEMS_SHOWN] + more))
+    if runs:
+        say(f"listing {images}: {len(runs):,} folders of runs in it are left out, such as {runs[0]}")
+    if others:
+        named = ", ".join(f"{extension} {count:,}" for extension, count in others.most_common(_EXTENSIONS_SHOWN))
+        say(f"listing {images}: {others.total():,} files are left out by their names ({named}); images, .parquet and .tar are taken")
     if empty:
         kinds = ", ".join(sorted(EXTENSIONS))
         raise ConfigurationError(f"images={images!r} holds no image; files that end in {kinds}, .parquet or .tar are taken")
@@ -81,12 +97,7 @@ def find(images: str) -> Iterator[Found]:
 
 def root_of(images: str) -> str:
     """What the references begin with that `find` gives for what lies below `images`; the reference itself where that is one file."""
-    images = _shards_of(images)
-    return quote_path(_split_scheme(images)[0] + Folder.at(images).path)
-
-
-class _Unfit(ValueError):
-    """A Parquet file or tar whose images cannot be listed; the message is a line for people."""
+    return quote_path(uri_lists.place_of(_shards_of(images)))
 
 
 def _shards_of(images: str) -> str:
@@ -100,8 +111,10 @@ def _shards_of(images: str) -> str:
     return folder.child(SHARDS).uri
 
 
-def _in_order(found: Iterable[File], root: str) -> Iterator[Iterator[Found] | Future[list[Found]]]:
-    """The images of each file; tars are read some files ahead of their turn."""
+def _in_order(
+    found: Iterable[File], images: str, image_roots: tuple[str, ...], others: Counter[str]
+) -> Iterator[Iterator[Found] | Future[list[Found]]]:
+    """The images of each file; tars are read some files ahead of their turn. `others` counts what is left out, by extension."""
     waiting: deque[Iterator[Found] | Future[list[Found]]] = deque()
     with ThreadPoolExecutor(_TARS_AHEAD) as pool:
         for file in found:
@@ -109,9 +122,11 @@ def _in_order(found: Iterable[File], root: str) -> Iterator[Iterator[Found] | Fu
             if extension == ".tar":
                 waiting.append(pool.submit(_listed_tar, file.path))
             elif extension == ".parquet":
-                waiting.append(_of_parquet(file.path, root))
+                waiting.append(_of_parquet(file.path, images, image_roots))
             elif extension in EXTENSIONS:
                 waiting.append(iter((Found(quote_path(file.path), file.size),)))
+            else:
+                others[extension or "no extension"] += 1
             if len(waiting) > _TARS_AHEAD:
                 yield waiting.popleft()
         yield from waiting
@@ -124,7 +139,7 @@ def _listed_tar(path: str) -> list[Found]:
         with opened(uri if is_remote(path) else path, ahead=block, largest=_LARGEST_TAR_HEADER, error=tarfile.ReadError) as stream:
             return list(_of_tar(stream, uri))
     except _DAMAGE as error:
-        raise _Unfit(f"{uri}: cannot be read as tar: {error}; mend or remove the file") from error
+        raise UnfitFile(f"{uri}: cannot be read as tar: {error}; fix or remove the file") from error
 
 
 def _of_tar(stream: Ranges, uri: str) -> Iterator[Found]:
@@ -141,10 +156,20 @@ def _of_tar(stream: Ranges, uri: str) -> Iterator[Found]:
                 yield Found(f"{uri}#offset={member.offset_data}&size={member.size}&member={name}", member.size)
             elif not member.isdir():
                 yield Found(f"{uri}#header={member.offset}&member={name}&{LINK}", 0)
-        # tarfile takes a damaged header for the end, and the members behind it would be lost without a word.
-        stream.seek(archive.offset)
-        if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError(f"damaged at byte {archive.offset}")
+        _require_end(stream, archive.offset)
+
+
+def _require_end(stream: Ranges, offset: int) -> None:
+    """tarfile takes a damaged header, a hole, and the end of the first of several tars for the end; the members behind it would be lost
+    without a word. The end is two blocks of zeros and then nothing but zeros."""
+    stream.seek(offset)
+    zeros = 0
+    while piece := stream.read(_END_READ):
+        if piece.strip(b"\0"):
+            raise tarfile.ReadError(f"damaged at byte {offset}, with data behind it")
+        zeros += len(piece)
+    if zeros < 2 * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"cut off at byte {offset}")
 
 
 def _leaves(name: str) -> bool:
@@ -152,52 +177,39 @@ def _leaves(name: str) -> bool:
     return name.startswith("/") or posixpath.normpath(name).split("/")[0] == ".."
 
 
-def _of_parquet(path: str, root: str) -> Iterator[Found]:
+def _of_parquet(path: str, images: str, image_roots: tuple[str, ...]) -> Iterator[Found]:
     uri = quote_path(path)
     try:
         with opened(uri if is_remote(path) else path) as stream:
             file = pyarrow.parquet.ParquetFile(stream)
-            yield from _of_rows(file, path, uri, root)
-    except _Unfit:
+            yield from _of_rows(file, path, uri, images, image_roots)
+    except UnfitFile:
         raise
     except _DAMAGE as error:
-        raise _Unfit(f"{uri}: cannot be read as parquet: {error}; mend or remove the file") from error
+        raise UnfitFile(f"{uri}: cannot be read as parquet: {error}; fix or remove the file") from error
 
 
-def _of_rows(file: pyarrow.parquet.ParquetFile, path: str, uri: str, root: str) -> Iterator[Found]:
-    names = file.schema_arrow.names
-    if IMAGE_COLUMN in names:
-        ids = _packed_ids(file, uri)
-        for group, (rows, size) in enumerate(_row_groups(file.metadata)):
-            for row in range(rows):
-                yield Found(f"{uri}#row_group={group}&row={row}" + (next(ids) if ids else ""), size)
+def _of_rows(file: pyarrow.parquet.ParquetFile, path: str, uri: str, images: str, image_roots: tuple[str, ...]) -> Iterator[Found]:
+    if uri_lists.is_list(file, uri):
+        of_run = _root_of_run(posixpath.dirname(path)) if {"image_id", "image_uri"} <= set(file.schema_arrow.names) else ()
+        roots = Roots.of(path, images, (*image_roots, *of_run))
+        yield from (Found(reference, 0) for reference in uri_lists.named(file, uri, roots))
         return
-    column = next((name for name in URI_COLUMNS if name in names), None)
-    if column is None:
-        raise _Unfit(
-            f"{uri}: no column {IMAGE_COLUMN!r} and none of {', '.join(URI_COLUMNS)}; it has {', '.join(names)}."
-            " Rename the column of the images"
-        )
-    scheme, folder = _split_scheme(posixpath.dirname(path))
-    roots = [folder, root] if scheme else [os.path.realpath(place) for place in (folder, root)]
-    number = 0
-    for batch in file.iter_batches(columns=[column]):
-        try:
-            # As bytes, because Parquet does not make sure that its strings are UTF-8.
-            values = batch.column(0).cast(pa.large_binary()).to_pylist()
-        except pa.ArrowNotImplementedError:
-            kind = batch.column(0).type
-            raise _Unfit(
-                f"{uri}: column {column!r} holds {kind} and not URIs; rename it, or call the column of the images {IMAGE_COLUMN!r}"
-            ) from None
-        for value in values:
-            text = (value or b"").decode("utf-8", "surrogateescape")
-            try:
-                refuse_secrets(text)
-            except ConfigurationError as error:
-                raise _Unfit(f"{uri}, column {column!r}, row {number}: {error}") from None
-            yield Found(_absolute(text, folder, scheme, roots) or f"{uri}#uri_row={number}", 0)
-            number += 1
+    ids = _packed_ids(file, uri)
+    for group, (rows, size) in enumerate(_row_groups(file.metadata)):
+        for row in range(rows):
+            yield Found(f"{uri}#row_group={group}&row={row}" + (next(ids) if ids else ""), size)
+
+
+@lru_cache(maxsize=8)
+def _root_of_run(folder: str) -> tuple[str, ...]:
+    """Where the images of a run are, if `folder` is one of its own: whoever gives a run's annotations or quarantine means its images."""
+    run = Folder.at(quote_path(posixpath.dirname(folder)) if is_remote(folder) else posixpath.dirname(folder))
+    root = run.read_json(MANIFEST_INDEX).get("root") if run.exists(MANIFEST_INDEX) else None
+    if root is None:
+        return ()
+    say(f"listing {folder}: it names images of the run in {run.uri}, below {root}")
+    return (local_path(root) or root,)
 
 
 def _row_groups(footer: pyarrow.parquet.FileMetaData) -> Iterator[tuple[int, int]]:
@@ -224,37 +236,7 @@ def _packed_ids(file: pyarrow.parquet.ParquetFile, uri: str) -> Iterator[str] | 
             for packed in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
                 for name, value in zip(columns, packed, strict=True):
                     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{32}", value):
-                        raise _Unfit(f"{uri}: {value!r} is no {name}; the shard was changed since it was packed: pack it again")
+                        raise UnfitFile(f"{uri}: {value!r} is no {name}; the shard was changed since it was packed: pack it again")
                 yield "".join(map("&{}={}".format, ("image_id", "key"), packed))
 
     return ids()
-
-
-def _split_scheme(path: str) -> tuple[str, str]:
-    """`s3://` and the rest; nothing and the path where it is local."""
-    return (path[: path.index("://") + 3], path[path.index("://") + 3 :]) if is_remote(path) else ("", path)
-
-
-def _absolute(value: str, folder: str, prefix: str, roots: list[str]) -> str:
-    """A URI column's value as a reference; a relative path is relative to the Parquet file.
-
-    A path must lie below one of `roots`, whatever `..` and symbolic links are in it: a list from elsewhere must not make us read any file
-    of this machine, or of a bucket that was not named. Empty where the value names nothing.
-    """
-    scheme, separator, rest = value.partition("://")
-    if separator and scheme != "file":
-        bucket = rest.partition("/")[0]
-        return quote_path(value) + ("" if _is_below(posixpath.normpath(rest), bucket) or not is_remote(value) else f"#{OUTSIDE_ROOT}")
-    value = rest if separator else value
-    if not value or "\0" in value:
-        return ""
-    if prefix and not value.startswith("/"):
-        path = posixpath.join(folder, value)
-        return quote_path(prefix + path) + ("" if any(_is_below(posixpath.normpath(path), root) for root in roots) else f"#{OUTSIDE_ROOT}")
-    path = os.path.abspath(os.path.join(folder, value))
-    inside = not prefix and any(_is_below(os.path.realpath(path), root) for root in roots)
-    return quote_path(path) + ("" if inside else f"#{OUTSIDE_ROOT}")
-
-
-def _is_below(path: str, root: str) -> bool:
-    return path.startswith(f"{root.rstrip('/')}/")

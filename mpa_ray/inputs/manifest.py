@@ -72,14 +72,23 @@ def load(folder: Folder, *, source: str | None = None) -> Manifest | None:
     return Manifest(folder, files, index["images"], index.get("root"))
 
 
-def build(images: str, folder: Folder, *, images_per_part: int, bytes_per_part: int, max_image_bytes: int) -> Manifest:
-    """Lists `images` and writes the manifest; `cut` says what a part is.
+def build(
+    images: str,
+    folder: Folder,
+    *,
+    images_per_part: int,
+    bytes_per_part: int,
+    max_image_bytes: int,
+    image_roots: tuple[str, ...] = (),
+) -> Manifest:
+    """Lists `images` and writes the manifest; `cut` says what a part is, and `find` what `image_roots` are.
 
     Raises:
         ConfigurationError: there is no image, or a Parquet file or tar cannot be read.
         StorageError: the list could not be had.
     """
-    parts = cut(find(images), images_per_part=images_per_part, bytes_per_part=bytes_per_part, max_image_bytes=max_image_bytes)
+    found = find(images, image_roots=image_roots)
+    parts = cut(found, images_per_part=images_per_part, bytes_per_part=bytes_per_part, max_image_bytes=max_image_bytes)
     return write(parts, folder, source=images, root=root_of(images), schema=MANIFEST)
 
 

@@ -215,7 +215,7 @@ def _rows(stream: Ranges, asked: list[_Asked], max_image_bytes: int) -> Iterator
 def _rows_of_group(stream: Ranges, group: int, last: int, max_image_bytes: int) -> Iterator[tuple[int, Content]]:
     file = pyarrow.parquet.ParquetFile(stream, buffer_size=_PARQUET_BUFFER, pre_buffer=False)
     kind = file.schema_arrow.field(IMAGE_COLUMN).type
-    if not _holds_bytes(kind):
+    if not holds_bytes(kind):
         raise ValueError(f"column {IMAGE_COLUMN!r} holds {kind}, neither bytes nor a struct with them")
     row = 0
     for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=[IMAGE_COLUMN]):
@@ -233,13 +233,14 @@ def _rows_of_group(stream: Ranges, group: int, last: int, max_image_bytes: int) 
             row += 1
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds encoded images: bytes, or structs with a field `bytes`."""
     if isinstance(kind, pa.BaseExtensionType):
-        return _holds_bytes(kind.storage_type)
+        return holds_bytes(kind.storage_type)
     if pa.types.is_dictionary(kind):
-        return _holds_bytes(kind.value_type)
+        return holds_bytes(kind.value_type)
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+        return kind.get_field_index("bytes") >= 0 and holds_bytes(kind.field("bytes").type)
     return any(
         is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
     )

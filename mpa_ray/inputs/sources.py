@@ -1,5 +1,6 @@
 """What a run starts from: images to annotate, annotations from elsewhere that are only to be judged, or a parity set to train on."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -8,11 +9,13 @@ import pyarrow as pa
 
 from mpa_ray import parts
 from mpa_ray.config import Config
+from mpa_ray.errors import ConfigurationError
 from mpa_ray.inputs import frozen, manifest, references
 from mpa_ray.inputs.frozen import Frozen
 from mpa_ray.inputs.manifest import Manifest
+from mpa_ray.inputs.uri_lists import place_of
 from mpa_ray.schema import ANNOTATED_ROW, ANNOTATIONS, PARITY, SOURCE_ROW
-from mpa_ray.storage import Folder
+from mpa_ray.storage import Folder, is_remote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,22 @@ def source_of(config: Config, output: Folder) -> Source:
     return _annotations(config, output) if config.annotations else _images(config, output)
 
 
+def refuse_output_among_images(config: Config, output: Folder) -> None:
+    """Refuses a new output that the images' own list would find.
+
+    Raises:
+        ConfigurationError: the output is, or lies below, the folder of the images.
+    """
+    if not config.images or output.exists("config.json"):
+        return
+    here, below = (place if is_remote(place) else os.path.realpath(place) for place in map(place_of, (output.uri, config.images)))
+    if f"{here}/".startswith(f"{below}/"):
+        raise ConfigurationError(
+            f"output={config.output!r} lies in images={config.images!r}, and what a run writes would be taken for images; give a folder"
+            " beside it"
+        )
+
+
 def listed_images(config: Config, output: Folder) -> Manifest:
     """The list of `config.images` in `output`; made where there is none yet. Raises what `manifest.build` does."""
     folder = output.child("manifest")
@@ -60,6 +79,7 @@ def listed_images(config: Config, output: Folder) -> Manifest:
         images_per_part=config.images_per_part,
         bytes_per_part=config.bytes_per_part,
         max_image_bytes=config.max_image_bytes,
+        image_roots=config.image_roots,
     )
 
 

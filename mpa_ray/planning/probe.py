@@ -80,7 +80,7 @@ def _draw(config: Config, output: Folder, *, count: int) -> int:
     folder = output.child("manifest")
     if manifest.load(folder, source=config.images) and folder.exists(_SAMPLED):
         return folder.read_json(_SAMPLED)["listed"]
-    drawn, listed = sample(find(config.images), count, seed=config.seed, what=config.images)
+    drawn, listed = sample(find(config.images, image_roots=config.image_roots), count, seed=config.seed, what=config.images)
     tables = manifest.cut(
         drawn, images_per_part=config.images_per_part, bytes_per_part=config.bytes_per_part, max_image_bytes=config.max_image_bytes
     )
