@@ -32,6 +32,9 @@ Ask = Callable[[str, Sampling], Awaitable[Reply]]
 RowWork = Callable[..., Awaitable[list[Row]]]
 """Takes a row, and for each of the actor's models what asks it about the row's image."""
 
+# What Arrow raises over a value that a column cannot hold: text that is no Unicode, a number over its type.
+_UNSTORABLE = (pa.ArrowException, OverflowError, UnicodeError)
+
 # While one part's last images finish, the next part's first ones run; as many again wait in the actor's queue.
 _PARTS_IN_FLIGHT = 2
 
@@ -100,16 +103,35 @@ class RowWorker:
         if self._attempts and rows:
             await asyncio.to_thread(self._attempts.end, rows[0]["part"])
         done = {place: result for place, result in enumerate(results) if result is not None}
-        if len(done) < len(rows):
-            await asyncio.to_thread(self._keep, rows, done)
-        complete = [row for result in done.values() for row in result] if len(done) == len(rows) else []
+        try:
+            table = await asyncio.to_thread(self._table, rows, done)
+        except _UNSTORABLE:
+            done = {place: [self._storable(row, rows[place]) for row in result] for place, result in done.items()}
+            table = await asyncio.to_thread(self._table, rows, done)
         if rows:
             seconds = time.monotonic() - began
             logs.LOG.info("asked about part %d: %d of %d rows in %.1f s", rows[0]["part"], len(done), len(rows), seconds)
-        found = with_encoder_runs(pa.Table.from_pylist(complete, schema=self._schema), encoder_runs(part))
+        found = with_encoder_runs(table, encoder_runs(part))
         for model in self._models:
             found = with_encoder_runs(found, {model.stage: await model.encoder_runs()})
         yield found
+
+    def _table(self, rows: list[Row], done: dict[int, list[Row]]) -> pa.Table:
+        """What the part comes to; where the engine stopped before all of it was done, nothing, and what is done is kept."""
+        if len(done) < len(rows):
+            self._keep(rows, done)
+            return self._schema.empty_table()
+        return pa.Table.from_pylist([row for result in done.values() for row in result], schema=self._schema)
+
+    def _storable(self, row: Row, source: Row) -> Row:
+        """A row as it is, or what it came of, quarantined, where Arrow cannot hold what an engine has said of it."""
+        try:
+            pa.RecordBatch.from_pylist([row], schema=self._schema)
+            return row
+        except _UNSTORABLE as error:
+            known = source | {"sample_id": row.get("sample_id")}
+            detail = f"the engine's reply cannot be stored: {error}".encode("utf-8", "backslashreplace").decode()
+            return quarantined(known, self.stage, Reason.UNSTORABLE_REPLY, detail)
 
     def _kept(self, rows: list[Row]) -> dict[int, list[Row]]:
         if not (self._kept_parts and self._output and rows):

@@ -66,6 +66,8 @@ class Reason(StrEnum):
     """Of several questions about an image, one that it has already; the detail is the raw text."""
     ENGINE_REJECTED = "engine_rejected"
     """The engine refused this one request, for its length for example; the engine itself is well."""
+    UNSTORABLE_REPLY = "unstorable_reply"
+    """The engine's reply cannot be stored: text that is no Unicode, a token count beyond any."""
     ENGINE_CRASH = "engine_crash"
     """The engine died twice while it served this row, the second time with no other row beside it."""
 

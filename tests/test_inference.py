@@ -16,7 +16,7 @@ from mpa_ray.attempts import Attempts
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling
 from mpa_ray.inference import Ask, Row, RowWorker, seed_for
-from mpa_ray.schema import SOURCE_ROW, Stage, encoder_runs, with_encoder_runs
+from mpa_ray.schema import SAMPLE_ID, SOURCE_ROW, Stage, encoder_runs, with_encoder_runs
 from mpa_ray.storage import Folder
 
 
@@ -104,6 +104,42 @@ def test_a_rejected_request_quarantines_its_row_alone(monkeypatch: pytest.Monkey
     rows = run(monkeypatch, reply, part(4))
     assert [row["reason"] for row in rows] == [None, None, "engine_rejected", None]
     assert rows[2]["detail"] == "too long"
+
+
+SURROGATE = "a \ud83d"
+
+
+@pytest.mark.parametrize("column", ["detail", "part"])
+@pytest.mark.parametrize("value", [SURROGATE, 10**30, True], ids=["surrogate", "a number beyond any", "a truth value"])
+def test_a_reply_that_cannot_be_stored_quarantines_its_row_alone(monkeypatch: pytest.MonkeyPatch, column: str, value: Any) -> None:
+    """Two rows come of each; one of those of image 2 is at fault."""
+
+    async def two(row: Row, ask: Ask) -> list[Row]:
+        odd = {column: value} if row["image_id"] == "2" else {}
+        return [row | {"detail": "fine", "sample_id": f"{row['image_id']}-0"}, row | odd | {"sample_id": f"{row['image_id']}-1"}]
+
+    monkeypatch.setattr(engines, "load", lambda model, **_: Scripted(str))
+    schema = pa.schema([*SOURCE_ROW, SAMPLE_ID])
+    worker = Worker([ModelSection(model="m")], two, schema, 10**6, 10**6)
+
+    async def found() -> list[Row]:
+        return [row async for table in worker(part(4)) for row in table.to_pylist()]
+
+    rows = asyncio.run(found())
+    assert [row["sample_id"] for row in rows] == [f"{image}-{number}" for image in range(4) for number in (0, 1)]
+    assert [row["reason"] for row in rows] == [None] * 5 + ["unstorable_reply"] + [None] * 2
+    assert (rows[5]["stage"], rows[5]["image_uri"], rows[5]["part"]) == ("evaluate", "/2.png", 3)
+    assert rows[5]["detail"].startswith("the engine's reply cannot be stored: ")
+
+
+def test_a_rejection_that_cannot_be_stored_quarantines_its_row_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reply(image: str) -> str:
+        if image == "2":
+            raise RequestRejected(SURROGATE)
+        return "fine"
+
+    rows = run(monkeypatch, reply, part(4))
+    assert [row["reason"] for row in rows] == [None, None, "unstorable_reply", None]
 
 
 def test_an_engine_that_dies_once_costs_no_row(monkeypatch: pytest.MonkeyPatch) -> None:

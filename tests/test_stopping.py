@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,21 @@ def test_what_is_kept_belongs_to_the_rows_it_came_of(monkeypatch: pytest.MonkeyP
     (rows,) = serve(monkeypatch, Keeping, second, output, swapped)
     assert second.asked == ["2", "0", "3"]
     assert [row["detail"] for row in rows] == [*("seen 2", "seen 2 again", "too long", "seen 0", "seen 0 again", "seen 3", "seen 3 again")]
+
+
+def test_one_row_that_cannot_be_kept_costs_itself_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Garbled(Limited):
+        async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+            reply = await super().ask(image, prompt, image_id=image_id, sampling=sampling)
+            return replace(reply, text="\ud83d") if image_id == "2" else reply
+
+    output = Folder.at(tmp_path)
+    assert serve(monkeypatch, Keeping, Garbled(4), output, part(0, 6)) == [[]]
+    stopping.go_on(output)
+    second = Limited(100)
+    (rows,) = serve(monkeypatch, Keeping, second, output, part(0, 6))
+    assert second.asked == ["4", "5"]
+    assert [row["reason"] for row in rows if row["image_id"] == "2"] == ["unstorable_reply"] * 2
 
 
 def test_after_the_end_nobody_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
