@@ -55,7 +55,7 @@ def digest(image: Image.Image) -> str:
 
 
 class Engine:
-    """Replies that follow from the picture, the model and the request alone. Some cannot be parsed, some are rejected or not to be stored."""
+    """Replies that follow from the picture, the model and the request alone. Some cannot be parsed or stored, some are rejected."""
 
     def __init__(self, model: ModelSection) -> None:
         self._name = model.model
