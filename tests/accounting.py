@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+from typing import Any
+
 import pyarrow as pa
 
 from mpa_ray.inputs import manifest
@@ -19,12 +21,15 @@ def assert_accounted_for(output: Folder) -> None:
     listed = manifest.load(output.child("manifest"))
     assert listed is not None
     inputs = [image_id for part in range(listed.parts) for image_id in listed.part(part).column("image_id").to_pylist()]
-    annotated, quarantined = column(output.child("annotations"), "image_id"), column(output.child("quarantine"), "image_id")
-    assert not set(annotated) & set(quarantined), "an image is both annotated and quarantined"
-    assert len(quarantined) == len(set(quarantined)), "an image is quarantined twice"
-    assert Counter(inputs) == Counter({*annotated, *quarantined}), "inputs and outputs differ"
+    annotated, rejected = column(output.child("annotations"), "image_id"), rows(output.child("quarantine"))
+    whole = [row["image_id"] for row in rejected if row["sample_id"] is None]
+    asked = [row["image_id"] for row in rejected if row["sample_id"] is not None]
+    assert not {*annotated, *asked} & set(whole), "an image at fault was asked about"
+    assert len(whole) == len(set(whole)), "an image is quarantined twice"
+    assert Counter(inputs) == Counter({*annotated, *asked, *whole}), "inputs and outputs differ"
     samples = column(output.child("annotations"), "sample_id")
-    assert len(samples) == len(set(samples)), "a sample is there twice"
+    every = [*samples, *(row["sample_id"] for row in rejected if row["sample_id"] is not None)]
+    assert len(every) == len(set(every)), "a sample is there twice"
     assert sorted(samples) == sorted(column(output.child("judgements"), "sample_id"))
     verdicts = zip(column(output.child("judgements"), "sample_id"), column(output.child("judgements"), "verdict"), strict=True)
     assert sorted(column(output.child("parity"), "sample_id")) == sorted(
@@ -32,7 +37,7 @@ def assert_accounted_for(output: Folder) -> None:
     )
 
 
-def rows(folder: Folder) -> list[dict]:
+def rows(folder: Folder) -> list[dict[str, Any]]:
     """All rows of a folder."""
     return [row for table in folder.tables() for row in table.to_pylist()]
 

@@ -52,7 +52,7 @@ def test_every_row_ends_once(processes: ForkServerContext, tmp_path: Path, seed:
 
     for number in range(CALLS):
         at = draw.choice(["write", "write", "replace", "request", "budget", ""]) if number < CALLS - 1 else ""
-        end = End(at=at, count=draw.randint(1, 60), order=draw.randint(0, 99))
+        end = End(at=at, count=draw.randint(1, 40), order=draw.randint(0, 99))
         status = call(end)
         assert status in (0, -9, CANNOT_GO_ON), log.read_text()
         if status == 0:

@@ -55,8 +55,7 @@ def settings(images: Path, output: Path, *, in_one_actor: bool, **changes: Any) 
 def judged(config: Config) -> tuple[dict[str, Any], dict[str, Row], Counter[tuple[str, str, str]]]:
     output = Folder.at(config.output)
     counts = annotate_and_identify(config, output, source_of(config, output), Lease())
-    if config.annotate.questions_per_image == 1:
-        assert_accounted_for(output)
+    assert_accounted_for(output)
     found = {row["sample_id"]: row for row in rows(output.child("judgements"))}
     rejected = Counter((row["image_id"], row["stage"], row["reason"]) for row in rows(output.child("quarantine")))
     return counts, found, rejected

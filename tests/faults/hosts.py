@@ -106,14 +106,16 @@ class Network:
     def address(self) -> str:
         return f"{self.hosts[0].address}:6379"
 
-    def start(self, host: Host, *, cpus: int) -> None:
-        """A Ray node on `host`, the head on the first; back when it is there."""
+    def start(self, host: Host, *, cpus: int, own_disk: Path | None = None) -> None:
+        """A Ray node on `host`, the head on the first; back when it is there. Under `own_disk` it has an empty disk of its own."""
         head = host is self.hosts[0]
         command = [RAY, "start", "--block", f"--node-ip-address={host.address}", f"--num-cpus={cpus}", "--object-store-memory=200000000"]
         command += ["--min-worker-port=0", "--max-worker-port=0"]
         command += (
             ["--head", "--port=6379", f"--temp-dir={self.folder}", "--include-dashboard=false"] if head else [f"--address={self.address}"]
         )
+        if own_disk:
+            command = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none '{own_disk}' && exec \"$@\"", "sh", *command]
         log = self.folder / f"{host.name}.log"
         with log.open("wb") as stream:
             node = subprocess.Popen(host.inside(command), env=os.environ | HEALTH | self.environment, stdout=stream, stderr=stream)
