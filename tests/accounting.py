@@ -1,7 +1,6 @@
 """The check every run must pass, whatever happened to it: nothing lost, nothing twice, every folder says the same."""
 
 from collections import Counter
-
 from typing import Any
 
 import pyarrow as pa

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from test_lost_hosts import JobOnHost
 
 from hosts import HEALTH, Network
 from job import ROOT
-from test_lost_hosts import JobOnHost
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
