@@ -247,3 +247,13 @@ def test_a_small_run_that_fails_says_why(job: Doctor, tmp_path: Path) -> None:
     (tmp_path / "broken_engine.py").write_text("def load(model):\n    raise RuntimeError('no device')\n")
     ended = job("--preset", "demo", "--lvlm.engine", "broken_engine:load")
     assert ended.returncode == 3 and "failed   dry run: with " in ended.stdout, ended.stdout
+
+
+def test_a_finding_shows_what_names_hold_and_none_can_be_forged() -> None:
+    hostile = "a\x1b[2J\u202e\nok       models: there"
+    text = str(Finding(state="failed", what=hostile, said=f"{hostile}\nsecond problem", mend=hostile))
+    assert all(character.isprintable() for line in text.split("\n") for character in line)
+    first, *rest = text.split("\n")
+    assert first == "failed   a⟨U+001B⟩[2J⟨U+202E⟩"
+    assert len(rest) == 5 and all(line.startswith(" " * 9) for line in rest)
+    assert rest[-2] == f"{'':9}fix: a⟨U+001B⟩[2J⟨U+202E⟩"

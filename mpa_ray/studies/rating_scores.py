@@ -76,7 +76,7 @@ def read_sheet(path: str | Path, items: Iterable[str]) -> Sheet:
             missing.append(f"row {line} ({item}): {', '.join(empty)}")
     if problems:
         more = [f"... and {len(problems) - _LISTED} more like these"] if len(problems) > _LISTED else []
-        raise ConfigurationError("\n".join(problems[:_LISTED] + more))
+        raise ConfigurationError(*problems[:_LISTED], *more)
     missing += [f"{item}: no row" for item in unseen]
     return Sheet(name=path.name, ratings=ratings, missing=tuple(missing))
 
