@@ -30,7 +30,8 @@ class ModelSection(Section):
     have read. Weights are then taken from the same commit. Without it such code never runs."""
     engine: Annotated[str, AfterValidator(_known_engine)] = "vllm"
     """What serves the model: `vllm` (its async engine), `transformers` (its `generate`, slower, where vLLM cannot load), `openai` (an API
-    compatible with OpenAI's), or `module:function`, which is your own, takes this section and gives an `mpa_ray.engines.Engine`."""
+    compatible with OpenAI's), or `module:function`, which is your own, takes this section and gives an `mpa_ray.engines.Engine`. Any
+    function that can be imported is called, so a configuration file is code."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """The precision of the weights while serving; `auto` takes the checkpoint's."""
     max_pixels: PositiveInt = 512 * 28 * 28
