@@ -1,4 +1,4 @@
-"""Text that came from models, files and servers, made fit to be stored and to be shown to people."""
+"""Text from models, files and servers, made fit to be stored and to be shown to people."""
 
 import re
 

@@ -1,8 +1,10 @@
 """Decodes images for `mpa_ray.decoding`, in a process that may be lost: `python -m mpa_ray.decode_process MEMORY_BYTES`.
 
-On standard input: a line of JSON (size, core_seconds, seconds, and the arguments of `decode_and_fit`), then the encoded bytes. On standard
-output: a line of JSON (width and height, or reason and detail), then the pixels as RGB. The kernel ends this process when an image takes
-its core for too long (SIGPROF) or is not done in time (SIGALRM), and refuses it memory beyond the bound; it needs nobody to watch it.
+On standard input: a line of JSON (size, core_seconds, seconds, and the arguments of
+`decode_and_fit`), then the encoded bytes. On standard output: a line of JSON (width and height, or
+reason and detail), then the pixels as RGB. The kernel ends this process when an image takes its
+core for too long (SIGPROF) or is not done in time (SIGALRM), and refuses it memory beyond the
+bound; it needs nobody to watch it.
 """
 
 import json

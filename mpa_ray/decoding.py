@@ -1,10 +1,13 @@
 """Decoding what may be hostile, in an engine actor that must not be lost over it: time and memory of each image are bounded.
 
-An image whose first bytes and structure bound its work (a JPEG, PNG, GIF or WebP of at most 16 million pixels, in few scans and few
-pieces: nearly all there are) is decoded in a thread, or at once where it is tiny. Everything else goes to a process of its own
-(`mpa_ray.decode_process`), which the kernel ends when it takes too long and refuses more memory than an image of `max_image_pixels` can
-need: formats whose decoders take memory by what a header says (TIFF, AVIF), or run in Python (BMP), and images so large or of so many scans
-or pieces that they could take minutes, or that turn out to be larger than their header told. What the process costs is in docs/inputs.md.
+An image whose first bytes and structure bound its work (a JPEG, PNG, GIF or WebP of at most 16
+million pixels, in few scans and few pieces: nearly all there are) is decoded in a thread, or at
+once where it is tiny. Everything else goes to a process of its own (`mpa_ray.decode_process`),
+which the kernel ends when it takes too long and refuses more memory than an image of
+`max_image_pixels` can need: formats whose decoders take memory by what a header says (TIFF, AVIF),
+or run in Python (BMP), and images so large or of so many scans or pieces that they could take
+minutes, or that turn out to be larger than their header told. What the process costs is in
+docs/inputs.md.
 """
 
 import asyncio
@@ -34,11 +37,14 @@ _CHEAP_BYTES = 16 * 2**20
 _CHEAP_SCANNED_PIXELS = 200_000_000
 _SCAN = re.compile(b"\xff\xda")
 _SEGMENTS = 200
-# Markers of a JPEG: SOF0 to SOF15 without DHT (C4), JPG (C8) and DAC (CC); and all that Pillow reads a length behind.
+# Markers of a JPEG: SOF0 to SOF15 without DHT (C4), JPG (C8) and DAC (CC); and those behind which
+# encoders write a length.
 _FRAME_BEGINS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN_BEGINS = 0xDA
-_WITH_LENGTH = (frozenset(range(0xC0, 0xF0)) - {0xC8, *range(0xD0, 0xDA), 0xDC, 0xDE, 0xDF}) | {0xFE}
-# Of a PNG or GIF: Pillow reads each piece in Python. Encoders write one for each 8 KB, or 255 bytes.
+_WITHOUT_LENGTH = {0xC8, *range(0xD0, 0xDA), 0xDC, 0xDE, 0xDF}
+_WITH_LENGTH = frozenset({*range(0xC0, 0xF0), 0xFE} - _WITHOUT_LENGTH)
+# Of a PNG or GIF: Pillow reads each piece in Python. Encoders write one for each 8 KB, or 255
+# bytes.
 _CHEAP_PIECES = 20_000
 # What is cheap takes no longer than that, on a core that is busy with other things too.
 _CHEAP_SECONDS = 5.0
@@ -53,8 +59,8 @@ _PROCESSES = 2
 # Decoders hold coefficients or planes, the pixels, and a copy of those turned or without transparency.
 _MEMORY_PER_PIXEL = 32
 _MEMORY = 256 * 2**20
-# `max_decode_seconds` are a core's: on a node that is busy, or swaps, a good image takes far longer by the clock. Ten times as long, and
-# something else is wrong.
+# `max_decode_seconds` are a core's: on a node that is busy, or swaps, a good image takes far longer
+# by the clock. Ten times as long, and something else is wrong.
 _WAITED_FOR = 10.0
 
 
@@ -65,7 +71,8 @@ class Decoder:
         max_pixels: images with more are shrunk to so many; None keeps them as they are.
         max_image_pixels: images with more are refused.
         max_image_bytes: files with more are refused.
-        max_decode_seconds: an image that takes a core for longer is refused, as is one that is not done after ten times as long.
+        max_decode_seconds: an image that takes a core for longer is refused, as is one that is not
+            done after ten times as long.
     """
 
     def __init__(self, *, max_pixels: int | None, max_image_pixels: int, max_image_bytes: int, max_decode_seconds: float) -> None:
@@ -104,7 +111,8 @@ class Decoder:
 
     def _is_bounded(self, data: bytes) -> bool:
         # What is over the bound is refused unparsed.
-        return len(data) > self._limits["max_image_bytes"] or is_cheap(data, share=self._cheap_share)
+        too_long = len(data) > self._limits["max_image_bytes"]
+        return too_long or is_cheap(data, share=self._cheap_share)
 
     def _in_process(self, data: bytes, **limits: Any) -> Image.Image:
         with self._slots:
@@ -181,9 +189,11 @@ class _Process:
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         if code == -signal.SIGPROF:
-            return _ProcessDied(Reason.TIMEOUT, f"took a core for more than {seconds:g} s (max_decode_seconds)")
+            said = f"took a core for more than {seconds:g} s (max_decode_seconds)"
+            return _ProcessDied(Reason.TIMEOUT, said)
         if code == -signal.SIGALRM:
-            said = f"was not done after {seconds * _WAITED_FOR:g} s, {_WAITED_FOR:g} times max_decode_seconds"
+            after = seconds * _WAITED_FOR
+            said = f"was not done after {after:g} s, {_WAITED_FOR:g} times max_decode_seconds"
             return _ProcessDied(Reason.TIMEOUT, said)
         return _ProcessDied(Reason.DECODER_CRASH, f"the decoder ended with {signal.Signals(-code).name if code < 0 else code}")
 
@@ -194,26 +204,35 @@ def _decode_plain(data: bytes, **limits: Any) -> Image.Image:
 
 
 def is_cheap(data: bytes, *, share: float = 1.0) -> bool:
-    """Whether the first bytes of a file and the number of its pieces bound what it takes to decode it; `share` of the bounds. What no
-    decoder takes is cheap too."""
+    """Whether the first bytes of a file and the number of its pieces bound what it takes to decode
+    it; `share` of the bounds. What no decoder takes is cheap too."""
     if data.startswith((b"BM", b"II", b"MM")) or data[4:8] == b"ftyp":
         return False
     pixels = pixels_of(data)
     if pixels is None or len(data) > _CHEAP_BYTES * share or pixels > _CHEAP_PIXELS * share:
         return False
-    return pixels * _scans(data) <= _CHEAP_SCANNED_PIXELS * share and _has_at_most(data, int(_CHEAP_PIECES * share))
+    if pixels * _scans(data) > _CHEAP_SCANNED_PIXELS * share:
+        return False
+    return _has_at_most(data, int(_CHEAP_PIECES * share))
 
 
 def is_tiny(data: bytes) -> bool:
-    """Whether decoding it takes a millisecond at most, by its first bytes and the number of its pieces."""
+    """Whether decoding it takes a millisecond at most, by its first bytes and the number of its
+    pieces."""
     if len(data) > _TINY_BYTES or not 0 < (pixels_of(data) or 0) * _scans(data) <= _TINY_PIXELS:
         return False
     return _has_at_most(data, _TINY_PIECES)
 
 
 def _has_at_most(data: bytes, pieces: int) -> bool:
-    """Whether a PNG or GIF has no more pieces. Those of a JPEG are counted with its pixels; a WebP's decoder is not slowed by them."""
-    found = _png_chunks(data) if data.startswith(b"\x89PNG") else _gif_blocks(data) if data.startswith(b"GIF8") else iter(())
+    """Whether a PNG or GIF has no more pieces. Those of a JPEG are counted with its pixels; a
+    WebP's decoder is not slowed by them."""
+    if data.startswith(b"\x89PNG"):
+        found = _png_chunks(data)
+    elif data.startswith(b"GIF8"):
+        found = _gif_blocks(data)
+    else:
+        return True
     return sum(1 for _ in islice(found, pieces + 1)) <= pieces
 
 
@@ -226,7 +245,8 @@ def _png_chunks(data: bytes) -> Iterator[int]:
 
 
 def _gif_blocks(data: bytes) -> Iterator[int]:
-    """Where each sub-block begins, and each byte that belongs to none, up to a second picture: a GIF with two is refused."""
+    """Where each sub-block begins, and each byte that belongs to none, up to a second picture: a
+    GIF with two is refused."""
     place, pictures = 13 + _colors(data[10:11]), 0
     while place < len(data) and pictures < 2:
         yield place
@@ -274,7 +294,8 @@ def _product(width: bytes, height: bytes, order: Any) -> int:
 
 
 def _pixels_of_jpeg(data: bytes) -> int | None:
-    """None where what is in front of the first scan is not a short list of segments, as encoders write it."""
+    """None where what is in front of the first scan is not a short list of segments, as encoders
+    write it."""
     place, pixels = 2, None
     for _ in range(_SEGMENTS):
         marker, length = data[place + 1 : place + 2], int.from_bytes(data[place + 2 : place + 4], "big")

@@ -75,7 +75,12 @@ def image_id_of(image_uri: str) -> str:
 
 
 def decode(
-    data: bytes, *, max_image_pixels: int, max_image_bytes: int, max_pixels: int | None = None, told_pixels: int | None = None
+    data: bytes,
+    *,
+    max_image_pixels: int,
+    max_image_bytes: int,
+    max_pixels: int | None = None,
+    told_pixels: int | None = None,
 ) -> Image.Image:
     """Decodes every pixel of `data` into an upright 8-bit RGB image. Untrusted images at large go through `mpa_ray.decoding`.
 

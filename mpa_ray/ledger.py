@@ -7,18 +7,20 @@ What is guaranteed:
 
 - A file is never too low. It holds what the replies said, and beside it, as `unsure`, the most that requests without a reply may have
   cost. A request goes out only when the file already allows for it, so this holds for a killed process too: what it had in flight, and a
-  few requests more that the file allowed for, then count as `unsure` for good. So does a request that ends in any other way than a reply
-  or a refusal: an error of ours, or a task that is cancelled.
+  few requests more that the file allowed for, then count as `unsure` for good. So does a request
+  that ends in any other way than a reply or a refusal: an error of ours, or a cancelled task.
 - A file is exact whenever no request is in flight, so at the end of every stage.
-- A request goes out only if everything before it, everything in flight, and its own bound are within `max_cost_usd`. Who asks gives that
-  bound, from the tokens that the server counted before (`mpa_ray.engines.openai`). The budget can be passed only by requests for which the
-  server counts more than that bound, and only by those that were in flight when it first did.
-- What a reply says of its tokens is believed. A server that bills more than it says cannot be found out from here.
+- A request goes out only if everything before it, everything in flight, and its own bound are
+  within `max_cost_usd`. Who asks gives that bound, from the tokens that the server counted before
+  (`mpa_ray.engines.openai`). The budget can be passed only by requests for which the server counts
+  more than that bound, and only by those that were in flight when it first did.
+- What a reply says of its tokens is believed. A server that bills more than it says cannot be found
+  out from here.
 """
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -108,14 +110,18 @@ class Ledger:
         return self._earlier_usd + usd(self._answered + self._unsure, self._model)
 
     @asynccontextmanager
-    async def request(self, most: Tokens) -> AsyncIterator[Booking]:
-        """Books one request, which goes out inside of it. `most` is set aside for it; waits for
-        others to end where only what is set aside for them is in the way.
+    async def request(self, bound: Callable[[], Tokens]) -> AsyncIterator[Booking]:
+        """Books one request, which goes out inside of it.
+
+        Args:
+            bound: the most it can cost, which is set aside for it. Where only what is set aside
+                for others is in the way, it waits for them to end, and asks again: by then more
+                may be known.
 
         Raises:
             BudgetSpent: the request does not fit although no other is in flight.
         """
-        while self._is_over(most):
+        while self._is_over(most := bound()):
             if not self._in_flight:
                 next_one = f", and the next request could cost {dollars(usd(most, self._model))}"
                 raise BudgetSpent(_spent(self._model, self.at_most_usd, next_one))
@@ -143,7 +149,7 @@ class Ledger:
         return bound is not None and self.at_most_usd + usd(most, self._model) > bound
 
     async def _note(self, most: Tokens) -> None:
-        """Brings the file up to date: exact while nothing is in flight, else where it is too low."""
+        """Brings the file up to date: exact while nothing is in flight, else if it is too low."""
         async with self._writing:
             now = self._answered + self._unsure
             if not self._in_flight:

@@ -53,7 +53,10 @@ def packed(data: Iterable[bytes], encoding: str = "gzip") -> Step:
 
     def step(handler: "Handler", _: dict[str, Any]) -> None:
         handler.send_response(200)
-        for name, value in {"Content-Type": "application/json", "Content-Encoding": encoding}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Encoding": encoding,
+        }.items():
             handler.send_header(name, value)
         handler.send_header("Connection", "close")
         handler.end_headers()

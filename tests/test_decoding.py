@@ -54,7 +54,12 @@ def many_scans(width: int, height: int, scans: int) -> bytes:
 
 def chunk(kind: bytes, content: bytes = b"") -> bytes:
     """A chunk of a PNG."""
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def png_with(blocks: bytes, *, before: bytes = b"IDAT") -> bytes:
@@ -91,7 +96,7 @@ def png_of_another_size(told: int, true: int) -> bytes:
 
 
 def exif_of(entries: int) -> bytes:
-    """An EXIF block whose entries are all too long, and then say that the picture lies on its side."""
+    """An EXIF block of entries that are too long, and then one: the picture lies on its side."""
     head = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", entries + 1)
     body = b"".join(struct.pack("<HHII", 0x9000 + n, 7, 10**6, 8) for n in range(entries))
     return b"Exif\0\0" + head + body + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + bytes(4)
@@ -103,14 +108,20 @@ IN_PIECES = {
     "a jpeg of comments": lambda many: jpeg_with(b"\xff\xfe\0\2" * many),
     "a jpeg of fill bytes": lambda many: jpeg_with(b"\xff" * many),
     "a jpeg of markers alone": lambda many: jpeg_with(b"\xff\xd0" * many),
-    "a jpeg with two frames": lambda many: jpeg_with(encoded(NOISE, "JPEG")[2:].partition(b"\xff\xda")[0]),
+    "a jpeg with two frames": lambda many: jpeg_with(
+        encoded(NOISE, "JPEG")[2:].partition(b"\xff\xda")[0]
+    ),
     "a png of empty chunks": lambda many: png_with(chunk(b"teSt") * many),
-    "a png of chunks behind its pixels": lambda many: png_with(chunk(b"teSt") * many, before=b"IEND"),
+    "a png of chunks behind its pixels": lambda many: png_with(
+        chunk(b"teSt") * many, before=b"IEND"
+    ),
     "a png of empty data": lambda many: png_with(chunk(b"IDAT") * many),
     "a gif of short comments": lambda many: gif_with(b"\x21\xfe" + b"\1a" * many + b"\0"),
     "a gif of extensions": lambda many: gif_with(b"\x21\xfe\1a\0" * many),
     "a gif of junk": lambda many: gif_with(b"\7" * many),
-    "a gif of data behind its picture": lambda many: encoded(NOISE.convert("P"), "GIF")[:-2] + b"\1a" * many + b"\0;",
+    "a gif of data behind its picture": lambda many: (
+        encoded(NOISE.convert("P"), "GIF")[:-2] + b"\1a" * many + b"\0;"
+    ),
 }
 
 
@@ -122,7 +133,9 @@ def test_an_image_of_many_pieces_is_not_cheap(kind: str) -> None:
 
 def test_ordinary_images_have_few_pieces() -> None:
     large = Image.effect_noise((2000, 1500), 60)
-    assert is_cheap(encoded(large, "PNG")) and is_cheap(encoded(large.convert("RGB"), "JPEG", progressive=True))
+    assert is_cheap(encoded(large, "PNG")) and is_cheap(
+        encoded(large.convert("RGB"), "JPEG", progressive=True)
+    )
     assert is_cheap(encoded(large, "GIF"))
 
 
@@ -131,7 +144,9 @@ OF_ANOTHER_SIZE = {"GIF": gif_of_another_size, "PNG": png_of_another_size}
 
 @pytest.mark.parametrize("form", OF_ANOTHER_SIZE)
 @pytest.mark.parametrize("told", [16, 300])
-def test_an_image_larger_than_its_header_says_is_decoded_in_a_process(form: str, told: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_larger_than_its_header_says_is_decoded_in_a_process(
+    form: str, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = OF_ANOTHER_SIZE[form](told, 900)
     assert is_tiny(data) == (told == 16) and is_cheap(data)
     ours, sent = decoder(), []
@@ -148,7 +163,9 @@ def test_an_image_larger_than_its_header_says_is_decoded_in_a_process(form: str,
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_an_exif_block_of_thousands_of_entries_is_read_in_a_process(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exif_block_of_thousands_of_entries_is_read_in_a_process(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours, sent = decoder(), []
 
     def in_process(data: bytes, **limits: Any) -> Image.Image:
@@ -162,7 +179,9 @@ def test_an_exif_block_of_thousands_of_entries_is_read_in_a_process(form: str, m
         assert ours.image_now(many).size == (64, 96) and len(sent) == 1
 
 
-def test_with_little_time_only_small_images_are_decoded_in_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_little_time_only_small_images_are_decoded_in_the_actor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What is decoded in a thread cannot be stopped, so it must be sure to end in time."""
     monkeypatch.setattr(decoding, "_Process", None)
     large = encoded(Image.new("L", (3000, 3000)), "PNG")
@@ -275,7 +294,8 @@ def test_an_image_that_takes_too_long_loses_its_process_and_nothing_else() -> No
 
 
 def test_an_image_that_waits_for_a_core_is_not_to_blame() -> None:
-    """Its process works for a twentieth of the time: it needs far more than the limit by the clock, and less by its work."""
+    """Its process works for a twentieth of the time: it needs far more than the limit by the clock,
+    and less by its work."""
     ours = decoder(seconds=1)
     ours.image_now(encoded(NOISE, "TIFF"))
     [process] = ours._idle.queue
@@ -288,7 +308,11 @@ def test_an_image_that_waits_for_a_core_is_not_to_blame() -> None:
                 time.sleep(0.1)
                 os.kill(pid, signal.SIGCONT)
 
-    large = encoded(Image.effect_noise((4000, 4000), 60).convert("RGB"), "TIFF", compression="tiff_adobe_deflate")
+    large = encoded(
+        Image.effect_noise((4000, 4000), 60).convert("RGB"),
+        "TIFF",
+        compression="tiff_adobe_deflate",
+    )
     starving = threading.Thread(target=starve)
     began = time.monotonic()
     starving.start()

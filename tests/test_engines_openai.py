@@ -29,7 +29,20 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
-from scripted_api import OUTPUT_TOKENS, PROMPT_TOKENS, ScriptedApi, Step, body, completion, cut, hang, packed, raw, says, status
+from scripted_api import (
+    OUTPUT_TOKENS,
+    PROMPT_TOKENS,
+    ScriptedApi,
+    Step,
+    body,
+    completion,
+    cut,
+    hang,
+    packed,
+    raw,
+    says,
+    status,
+)
 
 from mpa_ray import engines, ledger, summary
 from mpa_ray.config import Config, ModelSection, identity
@@ -164,25 +177,43 @@ def test_large_photographs_are_sent_as_jpeg_with_full_colour() -> None:
 REJECTIONS = {
     "bad image": (status(400, message="cannot identify image file"), "cannot identify image file"),
     "too large": (status(413, message="request too large"), "HTTP 413"),
-    "too long": (status(400, message="maximum context length", code="context_length_exceeded"), "maximum context length"),
+    "too long": (
+        status(400, message="maximum context length", code="context_length_exceeded"),
+        "maximum context length",
+    ),
     "policy": (status(400, message="filtered", code="content_policy_violation"), "filtered"),
     "unprocessable": (status(422, message="bad field"), "bad field"),
-    "refusal": (says(None, refusal="I can't help with that."), "the model refused: I can't help with that."),
+    "refusal": (
+        says(None, refusal="I can't help with that."),
+        "the model refused: I can't help with that.",
+    ),
     "content filter": (says(None, finish_reason="content_filter"), "content filter took the reply"),
     "long refusal": (says(None, refusal="no\n" * 10_000), "the model refused: no no no"),
     "no choices": (body(completion("") | {"choices": []}), "no choices"),
     "null choices": (body(completion("") | {"choices": None}), "no choices"),
-    "odd choices": (body(completion("") | {"choices": {"message": {"content": "x"}}}), "without a text"),
+    "odd choices": (
+        body(completion("") | {"choices": {"message": {"content": "x"}}}),
+        "without a text",
+    ),
     "odd choice": (body(completion("") | {"choices": ["x", None]}), "without a text"),
-    "no message": (body(completion("") | {"choices": [{"finish_reason": "stop"}]}), "without a text"),
+    "no message": (
+        body(completion("") | {"choices": [{"finish_reason": "stop"}]}),
+        "without a text",
+    ),
     "odd message": (body(completion("") | {"choices": [{"message": "x"}]}), "without a text"),
     "content in parts": (body(completion([{"type": "text", "text": "x"}])), "without a text"),
     "a number": (body(completion(7)), "without a text"),
     "odd type": (status(400, message="no", type=["x"]), "HTTP 400: no"),
     "odd code": (status(422, message="no", code={"x": [1]}, param=["y"]), "HTTP 422: no"),
     "odd message of an error": (status(400, message={"x": ["y"]}), "HTTP 400"),
-    "no object in an error": (lambda handler, _: handler.send(400, b'{"error": ["x", 7]}'), "HTTP 400"),
-    "a setting that we do not send": (status(400, message="no", code="unsupported_value", param="messages"), "HTTP 400: no"),
+    "no object in an error": (
+        lambda handler, _: handler.send(400, b'{"error": ["x", 7]}'),
+        "HTTP 400",
+    ),
+    "a setting that we do not send": (
+        status(400, message="no", code="unsupported_value", param="messages"),
+        "HTTP 400: no",
+    ),
     "surrogate": (status(400, message="no \ud83d", code="\ud83d"), "HTTP 400: no ?"),
     "surrogate in a refusal": (says(None, refusal="no \ud83d"), "the model refused: no ?"),
 }
@@ -200,7 +231,9 @@ def test_a_request_at_fault_is_rejected_at_once_and_others_go_on(kind: str) -> N
     assert len(server.requests) == 4
 
 
-@pytest.mark.parametrize("kind", ["refusal", "content filter", "no choices", "null choices", "content in parts"])
+@pytest.mark.parametrize(
+    "kind", ["refusal", "content filter", "no choices", "null choices", "content in parts"]
+)
 def test_a_reply_that_is_rejected_is_paid_for(kind: str, tmp_path: Path) -> None:
     with ScriptedApi(REJECTIONS[kind][0]) as server:
         ask(server, output=Folder.at(tmp_path))
@@ -231,20 +264,45 @@ def test_on_a_resume_a_long_row_of_rejections_is_believed(tmp_path: Path) -> Non
 
 
 ENDS = {
-    "no key": (status(401, message="Incorrect API key"), ["HTTP 401", f"environment variable {KEY_NAME}", "it is set"]),
-    "not allowed": (status(403, message="not for you"), ["HTTP 403", f"environment variable {KEY_NAME}"]),
+    "no key": (
+        status(401, message="Incorrect API key"),
+        ["HTTP 401", f"environment variable {KEY_NAME}", "it is set"],
+    ),
+    "not allowed": (
+        status(403, message="not for you"),
+        ["HTTP 403", f"environment variable {KEY_NAME}"],
+    ),
     "no place to go": (status(308), ["HTTP 308", "it redirects to elsewhere"]),
-    "no such model": (status(404, message="no model guide-1"), ["HTTP 404", "model='guide-1'", "base_url='http://127.0.0.1"]),
+    "no such model": (
+        status(404, message="no model guide-1"),
+        ["HTTP 404", "model='guide-1'", "base_url='http://127.0.0.1"],
+    ),
     "not a chat API": (status(405), ["HTTP 405"]),
-    "quota": (status(429, message="You exceeded", code="insufficient_quota"), ["quota is exhausted", "the same command"]),
-    "quota by type": (status(429, message="You exceeded", type="insufficient_quota"), ["quota is exhausted"]),
-    "billing": (status(400, message="hard limit", code="billing_hard_limit_reached"), ["quota is exhausted"]),
+    "quota": (
+        status(429, message="You exceeded", code="insufficient_quota"),
+        ["quota is exhausted", "the same command"],
+    ),
+    "quota by type": (
+        status(429, message="You exceeded", type="insufficient_quota"),
+        ["quota is exhausted"],
+    ),
+    "billing": (
+        status(400, message="hard limit", code="billing_hard_limit_reached"),
+        ["quota is exhausted"],
+    ),
     "no credit": (status(402, message="add credit"), ["quota is exhausted (add credit)"]),
-    "no type that is a text": (status(401, message="no", type=["insufficient_quota"], code=["x"]), ["HTTP 401: no"]),
+    "no type that is a text": (
+        status(401, message="no", type=["insufficient_quota"], code=["x"]),
+        ["HTTP 401: no"],
+    ),
     "surrogate": (status(403, message="no \ud83d"), ["HTTP 403: no ?"]),
     "redirect": (
         status(302, headers={"Location": "https://login.example/v1?token=x"}),
-        ["HTTP 302", "it redirects to https://login.example/v1, ", "Set base_url to the address of the API itself; it is 'http://127"],
+        [
+            "HTTP 302",
+            "it redirects to https://login.example/v1, ",
+            "Set base_url to the address of the API itself; it is 'http://127",
+        ],
     ),
 }
 
@@ -265,7 +323,10 @@ FAULTS: dict[str, tuple[Step, bool]] = {
     "409": (status(409), False),
     "425": (status(425), False),
     "500": (status(500), True),
-    "502 in HTML": (lambda handler, _: handler.send(502, b"<html>Bad Gateway</html>", content_type="text/html"), True),
+    "502 in HTML": (
+        lambda handler, _: handler.send(502, b"<html>Bad Gateway</html>", content_type="text/html"),
+        True,
+    ),
     "503": (status(503), True),
     "504": (status(504), True),
     "524": (status(524), True),
@@ -279,7 +340,12 @@ FAULTS: dict[str, tuple[Step, bool]] = {
     "another JSON": (body({"error": {"message": "overloaded", "code": 529}}), True),
     "a list": (body([1, 2]), True),
     "nested": (raw(b"[" * 1_000_000), True),
-    "nested error": (lambda handler, _: handler.send(500, b'{"error": {"code": ' + b"[" * 900 + b"]" * 900 + b"}}"), True),
+    "nested error": (
+        lambda handler, _: handler.send(
+            500, b'{"error": {"code": ' + b"[" * 900 + b"]" * 900 + b"}}"
+        ),
+        True,
+    ),
 }
 
 
@@ -287,12 +353,18 @@ FAULTS: dict[str, tuple[Step, bool]] = {
 def test_a_passing_fault_is_tried_again_and_counted_where_it_may_have_been_billed(kind: str, tmp_path: Path, waits: list[float]) -> None:
     step, may_cost = FAULTS[kind]
     with ScriptedApi(says("fine"), step, step) as server:
-        replies = ask(server, 2, output=Folder.at(tmp_path), request_timeout_s=2 if kind == "hang" else 60)
+        replies = ask(
+            server, 2, output=Folder.at(tmp_path), request_timeout_s=2 if kind == "hang" else 60
+        )
     assert sorted(reply.text[:9] for reply in replies) == ["Question:", "fine"]
     assert len(server.requests) == 4
     assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2, "exponential, with jitter"
     said = account(Folder.at(tmp_path))
-    assert (said["requests"], said["prompt_tokens"], said["output_tokens"]) == (2, 2 * PROMPT_TOKENS, 2 * OUTPUT_TOKENS)
+    assert (said["requests"], said["prompt_tokens"], said["output_tokens"]) == (
+        2,
+        2 * PROMPT_TOKENS,
+        2 * OUTPUT_TOKENS,
+    )
     assert said.get("unsure_output_tokens", 0) == (2 * 16 if may_cost else 0)
     assert (said.get("unsure_prompt_tokens", 0) > 0) == may_cost
 
@@ -308,7 +380,9 @@ def test_a_server_that_does_not_recover_ends_the_run_and_blames_no_row(
     assert [type(result) for result in results].count(Reply) == well
     assert {type(result) for result in results} - {Reply} == {RunError}
     assert "8 tries failed" in str(results[-1]) and "the same command" in str(results[-1])
-    assert well or (len(server.requests) == 9 and sum(waits) < 240), "one row, and the probe in place of the others"
+    assert well or (len(server.requests) == 9 and sum(waits) < 240), (
+        "one row, and the probe in place of the others"
+    )
 
 
 def test_no_server_at_all_ends_the_run_and_costs_nothing(tmp_path: Path, waits: list[float]) -> None:
@@ -331,11 +405,15 @@ def test_an_image_on_which_the_server_fails_is_quarantined_wherever_it_stands(
     """Asked first, in between, last, or alone, as by a call after one that did the others."""
 
     def poisoned(handler: Any, request: dict[str, Any]) -> None:
-        (FAULTS[kind][0] if asked_of(request) == f"question {bad}" else says("fine"))(handler, request)
+        (FAULTS[kind][0] if asked_of(request) == f"question {bad}" else says("fine"))(
+            handler, request
+        )
 
     with ScriptedApi(otherwise=poisoned) as server:
         results = ask(server, count, output=Folder.at(tmp_path))
-    assert type(results[bad]) is RequestRejected and "8 tries failed, the last with: " in str(results[bad])
+    assert type(results[bad]) is RequestRejected and "8 tries failed, the last with: " in str(
+        results[bad]
+    )
     assert all(reply.text == "fine" for reply in results[:bad] + results[bad + 1 :])
     asked = Counter(map(asked_of, server.requests))
     assert asked.pop(f"question {bad}") == 8
@@ -345,9 +423,13 @@ def test_an_image_on_which_the_server_fails_is_quarantined_wherever_it_stands(
     assert said["unsure_output_tokens"] == 8 * 16
 
 
-def test_a_row_that_fails_first_lets_the_others_go_while_it_is_tried_again(waits: list[float]) -> None:
+def test_a_row_that_fails_first_lets_the_others_go_while_it_is_tried_again(
+    waits: list[float],
+) -> None:
     def poisoned(handler: Any, request: dict[str, Any]) -> None:
-        (status(500) if asked_of(request) == asked_of(server.requests[0]) else says("fine"))(handler, request)
+        (status(500) if asked_of(request) == asked_of(server.requests[0]) else says("fine"))(
+            handler, request
+        )
 
     with ScriptedApi(otherwise=poisoned) as server:
         results = ask(server, 5)
@@ -384,7 +466,11 @@ def test_a_server_that_answers_nothing_but_the_probe_ends_the_run(waits: list[fl
     with ScriptedApi(otherwise=picky) as server:
         results = ask(server, 30)
     assert Counter(type(result) for result in results) == {RequestRejected: 23, RunError: 7}
-    assert all("the first 24 requests were rejected" in str(result) for result in results if type(result) is RunError)
+    assert all(
+        "the first 24 requests were rejected" in str(result)
+        for result in results
+        if type(result) is RunError
+    )
 
 
 def test_a_server_that_comes_back_while_it_is_probed_gets_the_row_again(waits: list[float]) -> None:
@@ -441,7 +527,9 @@ def a_moment_ago() -> str:
         (503, {"retry-after-ms": "1"}),
     ],
 )
-def test_a_wait_of_nothing_is_no_leave_to_ask_at_once(code: int, headers: dict[str, str], waits: list[float]) -> None:
+def test_a_wait_of_nothing_is_no_leave_to_ask_at_once(
+    code: int, headers: dict[str, str], waits: list[float]
+) -> None:
     with ScriptedApi(otherwise=status(code, headers=headers)) as server:
         (error,) = ask(server)
     assert type(error) is RunError and "asks to wait" in str(error)
@@ -455,7 +543,10 @@ def test_retry_after_may_be_a_date(seconds_from_now: float, wait: float) -> None
     assert api.retry_after({"retry-after": format_datetime(date, usegmt=True)}) == pytest.approx(wait, abs=60)
 
 
-@pytest.mark.parametrize("value", ["soon", "nan", "inf", "", "Mon, 99 Foo 2026", f"Mon, 01 Jan 2026 00:00:00 +{'9' * 30}"])
+@pytest.mark.parametrize(
+    "value",
+    ["soon", "nan", "inf", "", "Mon, 99 Foo 2026", f"Mon, 01 Jan 2026 00:00:00 +{'9' * 30}"],
+)
 def test_a_retry_after_that_says_nothing_is_none(value: str, waits: list[float]) -> None:
     with ScriptedApi(status(429, headers={"Retry-After": value})) as server:
         (reply,) = ask(server)
@@ -500,8 +591,16 @@ NO_USAGE: dict[str, Any] = {
     "more than absurd": {"prompt_tokens": 100, "completion_tokens": 10**30},
     "a text": {"prompt_tokens": "100", "completion_tokens": "10"},
     "half": {"prompt_tokens": 100},
-    "more cached than there is": {"prompt_tokens": 100, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 101}},
-    "negative cached": {"prompt_tokens": 100, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": -1}},
+    "more cached than there is": {
+        "prompt_tokens": 100,
+        "completion_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 101},
+    },
+    "negative cached": {
+        "prompt_tokens": 100,
+        "completion_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": -1},
+    },
 }
 
 
@@ -514,14 +613,29 @@ def test_missing_usage_counts_at_what_was_set_aside(kind: str, tmp_path: Path) -
     assert set(said) == {"unsure_prompt_tokens", "unsure_output_tokens"} and said["unsure_output_tokens"] == 16
 
 
-@pytest.mark.parametrize("message", [{"content": None}, {}, {"reasoning": "hm"}, {"content": None, "refusal": None}, {"refusal": 7}])
-def test_no_content_is_an_empty_reply_cut_by_length(message: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None},
+        {},
+        {"reasoning": "hm"},
+        {"content": None, "refusal": None},
+        {"refusal": 7},
+    ],
+)
+def test_no_content_is_an_empty_reply_cut_by_length(
+    message: dict[str, Any], tmp_path: Path
+) -> None:
     """A model that ended within its reasoning has said nothing, and was paid for it."""
     choice = {"message": message, "finish_reason": "length"}
     with ScriptedApi(otherwise=body(completion("") | {"choices": [choice]})) as server:
         (reply,) = ask(server, output=Folder.at(tmp_path))
     assert (reply.text, reply.finish_reason) == ("", "length")
-    assert account(Folder.at(tmp_path)) == {"requests": 1, "prompt_tokens": PROMPT_TOKENS, "output_tokens": OUTPUT_TOKENS}
+    assert account(Folder.at(tmp_path)) == {
+        "requests": 1,
+        "prompt_tokens": PROMPT_TOKENS,
+        "output_tokens": OUTPUT_TOKENS,
+    }
 
 
 @pytest.mark.parametrize("reason", [["stop"], {}, 7, None, ""])
@@ -532,7 +646,9 @@ def test_an_odd_finish_reason_is_none(reason: Any) -> None:
 
 
 def test_a_lone_surrogate_does_not_get_past_the_engine() -> None:
-    with ScriptedApi(otherwise=says("Question: what? \ud83d, Answer: a \ude00 \U0001f600")) as server:
+    with ScriptedApi(
+        otherwise=says("Question: what? \ud83d, Answer: a \ude00 \U0001f600")
+    ) as server:
         (reply,) = ask(server)
         engine = engines.load(settings(server))
         asyncio.run(engine.ask(PICTURE, "and \ud83d?", image_id="0", sampling=GREEDY))
@@ -541,38 +657,63 @@ def test_a_lone_surrogate_does_not_get_past_the_engine() -> None:
 
 
 def test_what_own_engines_say_can_be_stored_too() -> None:
-    reply = Reply(text="a \ud83d", prompt_tokens=1, cached_tokens=0, output_tokens=1, finish_reason="stop")
+    reply = Reply(
+        text="a \ud83d", prompt_tokens=1, cached_tokens=0, output_tokens=1, finish_reason="stop"
+    )
     assert reply.text == "a ?" and str(RequestRejected("b \ud83d")) == "b ?"
 
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(
-            ["choices", "message", "content", "refusal", "finish_reason", "usage", "prompt_tokens", "completion_tokens", "cached_tokens"]
-        ),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "choices",
+                    "message",
+                    "content",
+                    "refusal",
+                    "finish_reason",
+                    "usage",
+                    "prompt_tokens",
+                    "completion_tokens",
+                    "cached_tokens",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=12,
 )
 _CHOICE = st.fixed_dictionaries({}, optional={"message": _JSON, "finish_reason": _JSON})
 
 
-@hypothesis.given(st.fixed_dictionaries({}, optional={"choices": _JSON | st.lists(_CHOICE | _JSON, max_size=2), "usage": _JSON}) | _JSON)
+@hypothesis.given(
+    st.fixed_dictionaries(
+        {}, optional={"choices": _JSON | st.lists(_CHOICE | _JSON, max_size=2), "usage": _JSON}
+    )
+    | _JSON
+)
 def test_whatever_json_comes_is_a_reply_a_rejection_or_another_try(reply_body: Any) -> None:
     used = api.usage_of(reply_body)
     assert used is None or 0 <= used.cached <= used.prompt < 2**31 > used.output >= 0
     with contextlib.suppress(RequestRejected, api._TryAgain):
         reply = api.reply_of(reply_body)
-        assert reply.text.encode() is not None and reply.prompt_tokens < 2**31 and isinstance(reply.finish_reason, str)
+        assert (
+            reply.text.encode() is not None
+            and reply.prompt_tokens < 2**31
+            and isinstance(reply.finish_reason, str)
+        )
 
 
 # Replies that would fill the memory
 
 
-def _packed_zeros(mebibytes: int, begin: bytes = b'{"choices": [{"message": {"content": "') -> Iterator[bytes]:
+def _packed_zeros(
+    mebibytes: int, begin: bytes = b'{"choices": [{"message": {"content": "'
+) -> Iterator[bytes]:
     packer = zlib.compressobj(9, wbits=31)
     yield packer.compress(begin)
     for _ in range(mebibytes):
@@ -597,7 +738,10 @@ def _error_without_end(handler: Any, _: dict[str, Any]) -> None:
 
 HUGE: dict[str, tuple[Callable[[], Step], str]] = {
     "unpacks to 400 MiB": (lambda: packed(list(_packed_zeros(400))), "a reply of more than 4 MiB"),
-    "is packed twice": (lambda: packed([gzip.compress(gzip.compress(b"{}"))], "gzip, gzip"), "packed more than once"),
+    "is packed twice": (
+        lambda: packed([gzip.compress(gzip.compress(b"{}"))], "gzip, gzip"),
+        "packed more than once",
+    ),
     "has no end": (lambda: packed(_endless(), "identity"), "a reply of more than 4 MiB"),
 }
 
@@ -616,7 +760,9 @@ def test_a_reply_is_read_up_to_a_bound(kind: str, waits: list[float], tmp_path: 
     assert {type(result) for result in results} == {Reply, RunError}
     assert any(said in str(result) for result in results)
     assert most < 64 * 2**20
-    assert account(Folder.at(tmp_path))["unsure_output_tokens"] == 15 * 16, "it may have been billed"
+    assert account(Folder.at(tmp_path))["unsure_output_tokens"] == 15 * 16, (
+        "it may have been billed"
+    )
 
 
 def test_of_an_error_without_end_the_beginning_is_enough() -> None:
@@ -641,9 +787,13 @@ def test_of_a_text_that_is_far_too_long_the_beginning_is_kept() -> None:
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(code: int) -> None:
     with ScriptedApi(otherwise=says("from elsewhere")) as other:
-        with ScriptedApi(otherwise=status(code, headers={"Location": f"{other.url}/chat/completions"})) as server:
+        with ScriptedApi(
+            otherwise=status(code, headers={"Location": f"{other.url}/chat/completions"})
+        ) as server:
             (error,) = ask(server)
-        assert type(error) is RunError and f"it redirects to {other.url}/chat/completions" in str(error)
+        assert type(error) is RunError and f"it redirects to {other.url}/chat/completions" in str(
+            error
+        )
         assert other.requests == []
 
 
@@ -785,10 +935,21 @@ def test_the_budget_is_never_passed_and_nearly_used(in_flight: int, tmp_path: Pa
     assert totals["requests"] >= 38, "only the last reservation is left unused"
 
 
-DEAR = {"usd_per_million_input_tokens": 1000.0, "usd_per_million_output_tokens": 1000.0, "usd_per_million_cached_tokens": 0.0}
+DEAR = {
+    "usd_per_million_input_tokens": 1000.0,
+    "usd_per_million_output_tokens": 1000.0,
+    "usd_per_million_cached_tokens": 0.0,
+}
 LYING = {
     "negative": ({"prompt_tokens": -1000, "completion_tokens": -10}, 0.11),
-    "cached": ({"prompt_tokens": 100, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 10_000}}, 0.11),
+    "cached": (
+        {
+            "prompt_tokens": 100,
+            "completion_tokens": 10,
+            "prompt_tokens_details": {"cached_tokens": 10_000},
+        },
+        0.11,
+    ),
     "longer than max_tokens": ({"prompt_tokens": 100, "completion_tokens": 800}, 0.9),
 }
 
@@ -802,15 +963,21 @@ def test_no_usage_that_is_said_takes_the_budget_off(kind: str, tmp_path: Path) -
         results = ask(server, 200, output=output, max_cost_usd=5.0, images_in_flight=32, **DEAR)
         totals = ledger.totals(output, settings(server, **DEAR))["annotate_and_identify"]
     assert len(server.requests) * each <= totals["at_most_usd"] + 1e-9 <= 5.0 + 1e-9
-    assert "the budget is spent" in str(results[-1]) and any(isinstance(result, Reply) for result in results)
+    assert "the budget is spent" in str(results[-1]) and any(
+        isinstance(result, Reply) for result in results
+    )
 
 
-def test_what_a_reply_has_beyond_its_max_tokens_is_expected_of_the_next_ones(tmp_path: Path, waits: list[float]) -> None:
+def test_what_a_reply_has_beyond_its_max_tokens_is_expected_of_the_next_ones(
+    tmp_path: Path, waits: list[float]
+) -> None:
     """Of those with another `max_tokens` too: an excess of reasoning has nothing to do with it."""
     thinking = {"prompt_tokens": 100, "completion_tokens": 800}
     output = Folder.at(tmp_path)
     with ScriptedApi(says("x", usage=thinking), *[status(500)] * 8, *[status(401)]) as server:
-        engine = engines.load(settings(server, max_cost_usd=5.0, **DEAR), stage="pseudo_annotator", output=output)
+        engine = engines.load(
+            settings(server, max_cost_usd=5.0, **DEAR), stage="pseudo_annotator", output=output
+        )
         ask_one = partial(engine.ask, PICTURE, "q", image_id="0")
 
         async def work() -> None:
@@ -823,7 +990,9 @@ def test_what_a_reply_has_beyond_its_max_tokens_is_expected_of_the_next_ones(tmp
     assert account(output)["unsure_output_tokens"] == 2 * (256 + 980)
 
 
-def test_only_what_was_in_flight_can_pass_the_budget_when_a_server_counts_more_all_at_once(tmp_path: Path) -> None:
+def test_only_what_was_in_flight_can_pass_the_budget_when_a_server_counts_more_all_at_once(
+    tmp_path: Path,
+) -> None:
     output = Folder.at(tmp_path)
     few, many = ({"prompt_tokens": n, "completion_tokens": 10} for n in (100, 2000))
     with ScriptedApi(*[says("x", usage=few)] * 19, otherwise=says("x", usage=many)) as server:

@@ -33,7 +33,11 @@ def test_each_problem_is_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -
     assert str(error).startswith("seed: no number\n") and str(error).endswith("\nthe third")
     _, lines = ended(error, capsys)
     problems = [line for line in lines if line.startswith("error: ")]
-    assert len(problems) == 3 and problems[0] == "error: seed: no number" and problems[2] == "error: the third"
+    assert (
+        len(problems) == 3
+        and problems[0] == "error: seed: no number"
+        and problems[2] == "error: the third"
+    )
 
 
 def test_each_problem_of_a_configuration_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:

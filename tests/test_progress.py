@@ -80,7 +80,10 @@ def test_what_a_name_holds_is_shown_and_does_not_act(capsys: pytest.CaptureFixtu
     progress._live.show("watch", hostile)
     progress._live.show("watch", None)
     said, live = (line for line in capsys.readouterr().out.split("\n") if "listing" in line)
-    assert said.isprintable() and "⟨U+001B⟩]0;owned⟨U+0007⟩⟨U+202E⟩⟨U+D800⟩ a⟨U+000A⟩[12:00:00] forged⟨U+000D⟩" in said
+    assert (
+        said.isprintable()
+        and "⟨U+001B⟩]0;owned⟨U+0007⟩⟨U+202E⟩⟨U+D800⟩ a⟨U+000A⟩[12:00:00] forged⟨U+000D⟩" in said
+    )
     assert live.isprintable() and live == said.partition("] ")[2][: len(live)]
 
 

@@ -31,7 +31,9 @@ class Finding:
     mend: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.state:8} {self.what}: {self.said}" + (f"\nfix: {self.mend}" if self.mend else "")
+        text = f"{self.state:8} {self.what}: {self.said}"
+        if self.mend:
+            text += f"\nfix: {self.mend}"
         # Whatever a name or a server says is set in below the state: no finding can be forged.
         return f"\n{'':9}".join(map(visible_line, text.split("\n")))
 

@@ -1,7 +1,7 @@
-"""The HTTP client below the API's: a reply is read up to a bound and no further, and a redirect is not followed.
+"""The HTTP client below the API's: it reads a reply up to a bound, and follows no redirect.
 
-A chat completion has a few kilobytes. What is far larger is no reply but would be memory: 32 requests in flight, each with a body that
-unpacks to gigabytes, would end a node.
+A chat completion has a few kilobytes. What is far larger is no reply but would be memory: 32
+requests in flight, each with a body that unpacks to gigabytes, would end a node.
 """
 
 from contextlib import aclosing
@@ -28,7 +28,7 @@ class BoundedClient(DefaultAsyncHttpxClient):
         super().__init__(timeout=None, follow_redirects=False)
 
     async def send(self, request: Request, *, stream: bool = False, **options: Any) -> Response:
-        """As httpx's, for a reply of at most `MOST_BYTES`; of a longer error its beginning is given.
+        """As httpx's, for a reply of at most `MOST_BYTES`; of a longer error it gives the start.
 
         Raises:
             BrokenReply: it is longer, or packed more than once.

@@ -6,18 +6,23 @@ request that failed for an exhausted quota. What becomes of a request here:
     reply                                        -> Reply
     refusal, content filter, no choices, no text -> RequestRejected: the row is quarantined
     400, 413, 415, 422                           -> RequestRejected: the request is at fault (a bad image, too long)
-    429, 503 with Retry-After                    -> all requests wait as long as it says, and at least as long as without it; up to an hour
+    429, 503 with Retry-After                    -> all requests wait so long, at least as below
     408, 409, 425, 5xx                           -> again, after an exponential wait with jitter
-    no reply in time, cut connection, no JSON    -> again likewise; as after 408 and 5xx it may have been billed, and the ledger says so
-    a reply of more than 4 MiB                   -> again likewise
+    no reply in time, cut connection, no JSON,
+    more than 4 MiB                              -> again likewise
     a redirect                                   -> RunError: it is not followed
     401, 403, 404, any other 4xx                 -> RunError: no request can succeed
     exhausted quota, a spent budget              -> RunError: the run ends and can resume later
-    the last of several tries                    -> RequestRejected where the server answers others, RunError where it does not
+    an hour of waits that the server asked for   -> RunError
+    the last of 8 tries                          -> RequestRejected where the server answers others
+                                                    RunError where it does not
 
-Whether it answers others is seen and not assumed: before a request's last try somebody else must have had a reply since the try before, or
-a small plain image is asked about (the probe), and then the last try goes with no other beside it. So a server that is down blames no row,
-and a row that brings the server down is found wherever it stands and takes no other with it.
+Whether it answers others is seen and not assumed: before a request's last try somebody else must
+have had a reply since the try before, or a small plain image is asked about (the probe), and then
+the last try goes with no other beside it. So a server that is down blames no row, and a row that
+brings the server down is found wherever it stands and takes no other with it.
+
+What was sent and then had no reply, HTTP 408 or 5xx may have been billed, and the ledger says so.
 
 The API key is read from the environment of the process that asks, and is in no message: what a server says is cleaned of it before it is
 repeated.
@@ -35,6 +40,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -64,14 +70,17 @@ _BAD_SETTING = {"unsupported_parameter", "unsupported_value", "unknown_parameter
 _TRIES = 8
 _FIRST_WAIT_S = 1.0
 _LAST_WAIT_S = 60.0
-# Throttled that long, the run had better end and resume later. It bounds the tries too, since each waits at least its backoff.
+# Throttled that long, the run had better end and resume later. It bounds the tries too, since each
+# waits at least its backoff.
 _LONGEST_THROTTLE_S = 3600.0
 # So many rejections before the first reply: it is not these rows, this model takes no such request.
 _NONE_ACCEPTED = 24
-# A quarter over the largest prompt so far: images of one run differ less than that, as `max_pixels` bounds them. As much over what a reply
-# had beyond its `max_tokens`: some servers do not count reasoning in it.
+# A quarter over the largest prompt so far: images of one run differ less than that, as `max_pixels`
+# bounds them. As much over what a reply had beyond its `max_tokens`: some servers do not count
+# reasoning in it.
 _MARGIN = 1.25
-# No model's context is near it. More is no count of tokens, and `tokens_per_minute` would wait for days.
+# No model's context is near it. More is no count of tokens, and `tokens_per_minute` would wait for
+# days.
 _MOST_TOKENS = 2**24
 # Before the first reply: two to four times what current models count, so that the first request is not rejected for its own estimate.
 _PIXELS_PER_TOKEN = 14 * 14
@@ -255,23 +264,27 @@ class OpenAIEngine:
         """One try, booked in the ledger whatever becomes of it."""
         fields = self._fields(request.sampling)
         asked = max(fields.get(name, 0) for name in LENGTH_FIELDS)
-        most = self._most_tokens(request, asked)
+        bound = partial(self._most_tokens, request, asked)
+        estimate = bound()
         await self._requests.take(1)
-        await self._tokens.take(most.prompt + most.output)
-        async with self._ledger.request(most) as booking:
-            body = await self._post(request, fields, booking, most)
+        await self._tokens.take(estimate.prompt + estimate.output)
+        async with self._ledger.request(bound) as booking:
+            try:
+                body = await self._post(request, fields, booking)
+            finally:
+                if booking.is_free:
+                    self._tokens.correct(-(estimate.prompt + estimate.output))
             booking.used = used = usage_of(body)
         if used is not None:
-            self._tokens.correct(used.prompt + used.output - most.prompt - most.output)
+            more = used.prompt + used.output - estimate.prompt - estimate.output
+            self._tokens.correct(more)
             self._largest_prompt = max(self._largest_prompt, used.prompt)
             self._largest_excess = max(self._largest_excess, used.output - asked)
         reply = reply_of(body)
         self._answers += not request.is_probe
         return reply
 
-    async def _post(
-        self, request: _Request, fields: dict[str, Any], booking: Booking, most: Tokens
-    ) -> Any:
+    async def _post(self, request: _Request, fields: dict[str, Any], booking: Booking) -> Any:
         """The body of the reply, as JSON."""
         from httpx2 import ConnectError
         from openai import APIConnectionError, APIStatusError
@@ -289,14 +302,13 @@ class OpenAIEngine:
         except APIStatusError as error:
             # A gateway's 504 means that it got no reply in time, and not that there was none.
             booking.is_free = error.status_code < 500 and error.status_code != 408
-            if booking.is_free:
-                self._tokens.correct(-(most.prompt + most.output))
             self._judge(error, fields)
         except APIConnectionError as error:
             cause = error.__cause__
             booking.is_free = isinstance(cause, ConnectError)
-            said = str(cause) if isinstance(cause, BrokenReply) else f"no connection ({type(cause).__name__})"
-            raise _TryAgain(said) from None
+            if isinstance(cause, BrokenReply):
+                raise _TryAgain(str(cause)) from None
+            raise _TryAgain(f"no connection ({type(cause).__name__})") from None
         except TimeoutError:
             raise _TryAgain(f"no reply within {self._model.request_timeout_s:g} s (request_timeout_s)") from None
         except (ValueError, RecursionError):
@@ -325,7 +337,8 @@ class OpenAIEngine:
         code, type or parameter may be anything."""
         status, said = error.status_code, self._said(error)
         code, kind, parameter = (
-            value if isinstance(value, str) else "" for value in (error.code, error.type, error.param)
+            value if isinstance(value, str) else ""
+            for value in (error.code, error.type, error.param)
         )
         if code in _QUOTA or kind in _QUOTA or status == 402:
             raise RunError(
@@ -334,8 +347,9 @@ class OpenAIEngine:
         if 300 <= status < 400:
             place = self._line(error.response.headers.get("location", "").partition("?")[0])
             raise RunError(
-                f"{self._host}: HTTP {status}: it redirects to {place or 'elsewhere'}, and redirects are not"
-                f" followed. Set base_url to the address of the API itself; it is {self._url!r}"
+                f"{self._host}: HTTP {status}: it redirects to {place or 'elsewhere'}, and"
+                " redirects are not followed. Set base_url to the address of the API itself; it is"
+                f" {self._url!r}"
             ) from None
         if status in _REJECTED and code in _BAD_SETTING and parameter in fields:
             self._refused_setting(parameter, said)
@@ -411,7 +425,8 @@ def data_url(image: Image.Image) -> str:
 
 def _messages(url: str, prompt: str) -> list[dict[str, Any]]:
     """The image first, so that a server's prefix cache covers it for the second question."""
-    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": storable(prompt)}]}]
+    image = {"type": "image_url", "image_url": {"url": url}}
+    return [{"role": "user", "content": [image, {"type": "text", "text": storable(prompt)}]}]
 
 
 def reply_of(body: Any) -> Reply:
@@ -431,14 +446,14 @@ def reply_of(body: Any) -> Reply:
         ):
             # Without a key "content": it ended within its reasoning.
             text, used = message.get("content") or "", usage_of(body) or Tokens()
-            ended = choice.get("finish_reason")
-            is_long = len(text) > _LONGEST_TEXT
+            reason = choice.get("finish_reason")
+            reason = reason if reason and isinstance(reason, str) else "stop"
             return Reply(
                 text=text[:_LONGEST_TEXT],
                 prompt_tokens=used.prompt,
                 cached_tokens=used.cached,
                 output_tokens=used.output,
-                finish_reason="length" if is_long else ended if ended and isinstance(ended, str) else "stop",
+                finish_reason=reason if len(text) <= _LONGEST_TEXT else "length",
             )
         case {"choices": None | []}:
             raise RequestRejected("the API gave no choices")
@@ -455,7 +470,8 @@ def usage_of(body: Any) -> Tokens | None:
             cached = details.get("cached_tokens") if isinstance(details, dict) else None
             cached = cached if type(cached) is int else 0
             # `type` and not `isinstance`: true is no count.
-            if all(type(count) is int and 0 <= count <= _MOST_TOKENS for count in (prompt, cached, output)):
+            counts = (prompt, cached, output)
+            if all(type(count) is int and 0 <= count <= _MOST_TOKENS for count in counts):
                 return Tokens(prompt, cached, output) if cached <= prompt else None
     return None
 

@@ -1,4 +1,4 @@
-"""How fast requests may go out: so many units in any minute, in the order they were asked for; and which may go out side by side.
+"""How fast requests may go out: so many units in any minute, in order; and which side by side.
 
 Not a bucket that starts full (as aiolimiter's): that lets a minute's worth out at once and twice the limit in the first minute, which a
 provider answers with 429. And what was estimated can be corrected once the reply says what it was, which a bucket does not take back.
