@@ -10,9 +10,9 @@ _BREAKS = re.compile("[\n\u2028\u2029]")
 
 
 def storable(text: str) -> str:
-    """`text` with "?" for each lone surrogate, so that it can be encoded as UTF-8: JSON may hold
+    """`text` with U+FFFD for each lone surrogate, so that it can be encoded as UTF-8: JSON may hold
     them, and files, tables and terminals may not."""
-    return text.encode("utf-8", "replace").decode()
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def visible(text: object) -> str:

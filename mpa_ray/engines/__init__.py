@@ -50,7 +50,7 @@ class Reply:
 
     Attributes:
         text: the reply, without special tokens. A lone surrogate, which could not be stored, is
-            a question mark.
+            U+FFFD.
         prompt_tokens: of the prompt, the image's included.
         cached_tokens: of those, how many the prefix cache served.
         output_tokens: of the reply.

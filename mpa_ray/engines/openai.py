@@ -176,8 +176,8 @@ class OpenAIEngine:
             if self._answers or self._rejections < _NONE_ACCEPTED or not self._ledger.is_first:
                 raise
             ended = RunError(
-                f"the first {self._rejections} requests were rejected, so it is not these images;"
-                f" the last with: {error}. Does model={self._model.model!r} take images?"
+                f"{self._host} rejected the first {self._rejections} requests, so it is not these"
+                f" images; the last with: {error}. Does model={self._model.model!r} take images?"
             )
         except RunError as error:
             ended = error
