@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from mpa_ray.clean_text import visible_line
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.intervals import bootstrap_interval
 from mpa_ray.studies.agreement import fleiss_kappa, krippendorff_alpha
@@ -161,7 +162,8 @@ def tables(result: dict[str, Any]) -> str:
     for rater, missing in result["missing"].items():
         if missing:
             more = f"; and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
-            text.append(f"{rater}: missing in {len(missing)} items: {'; '.join(missing[:_LISTED])}{more}")
+            said = f"{rater}: missing in {len(missing)} items: {'; '.join(missing[:_LISTED])}{more}"
+            text.append(visible_line(said))
     return "\n".join(text)
 
 
