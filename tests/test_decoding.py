@@ -325,21 +325,19 @@ def test_an_image_that_waits_for_a_core_is_not_to_blame() -> None:
 
 
 def test_others_are_decoded_while_one_is_waited_for() -> None:
-    ours = decoder(seconds=3)
+    ours = decoder(seconds=1)
     slow = many_scans(7000, 7000, 3000)
 
-    async def together() -> float:
+    async def together() -> None:
         hostile = [asyncio.create_task(ours.image(slow)) for _ in range(4)]
         await asyncio.sleep(0.1)
-        began = time.monotonic()
         await asyncio.gather(*(ours.image(encoded(NOISE, "PNG")) for _ in range(50)))
-        took = time.monotonic() - began
+        assert not any(task.done() for task in hostile)
         for task in hostile:
             with pytest.raises(UnreadableImage, match="decode_timeout"):
                 await task
-        return took
 
-    assert asyncio.run(together()) < 3
+    asyncio.run(together())
 
 
 def tile_bomb() -> bytes:
