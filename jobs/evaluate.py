@@ -52,7 +52,7 @@ def parse(argv: Sequence[str]) -> tuple[Evaluation, Config]:
         evaluate = EvaluateSection(benchmark=job.benchmark, format=job.format, images=job.images, max_tokens=job.max_tokens)
         config = Config(task=job.task, output=job.output, svlm=serve, evaluate=evaluate)
     except ValidationError as error:
-        raise ConfigurationError(problems(error, Evaluation)) from error
+        raise ConfigurationError(*problems(error, Evaluation)) from error
     for flag, value in {"--model": job.model, "--benchmark": job.benchmark, "--output": job.output}.items():
         if not value:
             raise ConfigurationError(f"{flag} is not set; give it on the command line")

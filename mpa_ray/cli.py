@@ -72,7 +72,7 @@ def parse(job: Config, argv: Sequence[str], *, about: str | None = None, whole: 
     missing = config.missing() if whole else []
     if missing:
         mend = "give it on the command line, in --config, or take a --preset"
-        raise ConfigurationError("\n".join(f"{flag} is not set; {mend}" for flag in missing))
+        raise ConfigurationError(*(f"{flag} is not set; {mend}" for flag in missing))
     return config
 
 
@@ -95,7 +95,7 @@ def parse_section(default: S, argv: Sequence[str], *, about: str, often: Sequenc
     try:
         return type(default).model_validate(merge(default.model_dump(exclude_unset=True), given))
     except ValidationError as error:
-        raise ConfigurationError(problems(error, type(default))) from error
+        raise ConfigurationError(*problems(error, type(default))) from error
 
 
 def _show_help(about: str, config: Config, *, whole: bool) -> NoReturn:
@@ -221,10 +221,10 @@ def validate(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigurationError(problems(error)) from error
+        raise ConfigurationError(*problems(error)) from error
 
 
-def problems(error: ValidationError, root: type[BaseModel] = Config) -> str:
+def problems(error: ValidationError, root: type[BaseModel] = Config) -> list[str]:
     """One line a problem: the setting, what is wrong, the value that was given, and the near name where one was mistyped."""
     lines = []
     for item in error.errors(include_url=False):
@@ -240,7 +240,7 @@ def problems(error: ValidationError, root: type[BaseModel] = Config) -> str:
             lines.append(f"{name}: {message}" if name else message)
         else:
             lines.append(f"{name}: {item['msg']}; it is {item['input']!r}")
-    return "\n".join(lines)
+    return lines
 
 
 def _names(section: type[BaseModel], path: Sequence[str]) -> list[str]:

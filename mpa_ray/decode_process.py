@@ -1,8 +1,10 @@
 """Decodes images for `mpa_ray.decoding`, in a process that may be lost: `python -m mpa_ray.decode_process MEMORY_BYTES`.
 
-On standard input: a line of JSON (size, seconds, and the arguments of `decode_and_fit`), then the encoded bytes. On standard output: a line
-of JSON (width and height, or reason and detail), then the pixels as RGB. The kernel ends this process when an image takes too long
-(SIGALRM), and refuses it memory beyond the bound; it needs nobody to watch it.
+On standard input: a line of JSON (size, core_seconds, seconds, and the arguments of
+`decode_and_fit`), then the encoded bytes. On standard output: a line of JSON (width and height, or
+reason and detail), then the pixels as RGB. The kernel ends this process when an image takes its
+core for too long (SIGPROF) or is not done in time (SIGALRM), and refuses it memory beyond the
+bound; it needs nobody to watch it.
 """
 
 import json
@@ -27,9 +29,11 @@ def serve(memory: int) -> None:
     while line := requests.readline():
         request = json.loads(line)
         data = requests.read(request.pop("size"))
-        # Its default action ends the process, in the middle of a decoder too.
+        # Their default action ends the process, in the middle of a decoder too.
+        signal.setitimer(signal.ITIMER_PROF, request.pop("core_seconds"))
         signal.setitimer(signal.ITIMER_REAL, request.pop("seconds"))
         reply, pixels = _answer(data, request)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         replies.write(json.dumps(reply).encode() + b"\n" + pixels)
         replies.flush()

@@ -1,4 +1,4 @@
-"""The errors that are meant for people: one line that names the thing and the mend."""
+"""The errors that are meant for people: one line that names the thing and the fix."""
 
 import errno
 import re
@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
+
+from mpa_ray.clean_text import visible_line
 
 USAGE = 2
 FAILED = 3
@@ -17,7 +19,11 @@ _IN_TRACEBACK = re.compile(r"^mpa_ray\.errors\.(ConfigurationError|RunError|Stor
 
 
 class ConfigurationError(ValueError):
-    """The configuration or its inputs cannot be used. Raised before any model loads; a job exits with code 2."""
+    """The configuration or its inputs cannot be used. Raised before any model loads; a job exits
+    with code 2. Several problems are several arguments: each is a line of its own."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class RunError(RuntimeError):
@@ -60,6 +66,9 @@ def exit_codes() -> Iterator[None]:
 
 
 def _end(error: Exception, code: int) -> NoReturn:
-    for line in str(error).splitlines():
-        print(f"error: {line}", file=sys.stderr)
+    """Each problem on a line. A line break inside of one may come from a name: what follows it is
+    set in, so that it cannot look like a line of ours."""
+    for problem in error.args:
+        line, *rest = map(visible_line, str(problem).split("\n"))
+        print(f"error: {line}", *rest, sep="\n       ", file=sys.stderr)
     sys.exit(code)

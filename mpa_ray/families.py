@@ -7,7 +7,6 @@ refused with the reason before weights are loaded: for a folder when the job sta
 import json
 import math
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,9 +136,12 @@ def _known_config(model: ModelSection) -> dict[str, Any] | None:
     if not path.is_file():
         return next(({"model_type": kind} for name, kind in _PUBLISHED_AS if name.fullmatch(model.model)), None)
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        config = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is no JSON: {error}; copy the model anew") from error
+    if not isinstance(config, dict):
+        raise ConfigurationError(f"{path} is no configuration of a model; copy the model anew")
+    return config
 
 
 def published_dtype(source: Mapping[str, Any]) -> "torch.dtype | None":
@@ -157,19 +159,17 @@ def published_dtype(source: Mapping[str, Any]) -> "torch.dtype | None":
 
 
 def count_parameters(model: ModelSection) -> int | None:
-    """Parameters of a local folder's safetensors, from their headers alone; None for hub names, object stores and other formats."""
+    """Parameters of a local folder's safetensors, from their headers alone; None for hub names,
+    object stores and other formats.
+
+    Raises:
+        ConfigurationError: a header is damaged.
+    """
     if is_remote(model.model):
         return None
     files = sorted(Path(model.model).expanduser().glob("*.safetensors"))
-    return sum(_parameters_in(file) for file in files) or None
-
-
-def _parameters_in(file: Path) -> int:
-    # https://huggingface.co/docs/safetensors: 8 bytes of length, then JSON.
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    tensors = (tensor for file in files for tensor in model_files.tensors_of(file))
+    return sum(math.prod(tensor.shape) for tensor in tensors) or None
 
 
 def size_warning(model: ModelSection, parameters: int | None) -> str | None:

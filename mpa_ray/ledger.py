@@ -7,15 +7,21 @@ What is guaranteed:
 
 - A file is never too low. It holds what the replies said, and beside it, as `unsure`, the most that requests without a reply may have
   cost. A request goes out only when the file already allows for it, so this holds for a killed process too: what it had in flight, and a
-  few requests more that the file allowed for, then count as `unsure` for good.
+  few requests more that the file allowed for, then count as `unsure` for good. So does a request
+  that ends in any other way than a reply or a refusal: an error of ours, or a cancelled task.
 - A file is exact whenever no request is in flight, so at the end of every stage.
-- A request goes out only if everything before it, everything in flight, and its own bound are within `max_cost_usd`. Its bound is its
-  `max_tokens`, and for the prompt an estimate that is a quarter over the largest prompt so far; the first request goes alone, to learn
-  that. The budget can be passed only by a prompt that the server counts more than that quarter over all before it.
+- A request goes out only if everything before it, everything in flight, and its own bound are
+  within `max_cost_usd`. Who asks gives that bound, from the tokens that the server counted before
+  (`mpa_ray.engines.openai`). The budget can be passed only by requests for which the server counts
+  more than that bound, and only by those that were in flight when it first did.
+- What a reply says of its tokens is believed. A server that bills more than it says cannot be found
+  out from here.
 """
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +68,21 @@ def usd(tokens: Tokens, model: ModelSection) -> float:
     return ((tokens.prompt - tokens.cached) * price_in + tokens.cached * price_cached + tokens.output * price_out) / 1e6
 
 
+@dataclass
+class Booking:
+    """What became of one request: it may have been billed at its bound, until one of these is set.
+
+    Attributes:
+        used: what its reply said it cost.
+        is_free: it was not sent, or the server did not take it.
+    """
+
+    used: Tokens | None = None
+    is_free: bool = False
+
+
 class Ledger:
-    """One actor's account. Every request is reserved before it goes out, and then ends in `answered`, `refused` or `unanswered`.
+    """One actor's account.
 
     Args:
         model: its prices and `max_cost_usd`.
@@ -81,7 +100,7 @@ class Ledger:
         self._requests = 0
         self._in_flight = 0
         self._answered = self._unsure = self._noted = Tokens()
-        self._changed = asyncio.Condition()
+        self._ended = asyncio.Event()
         self._writing = asyncio.Lock()
         self.is_first = not any(entry["requests"] for entry in before)
 
@@ -90,62 +109,60 @@ class Ledger:
         """Of the whole run so far, earlier calls and requests in flight included."""
         return self._earlier_usd + usd(self._answered + self._unsure, self._model)
 
-    async def reserve(self, most: Tokens) -> None:
-        """Sets `most` aside for a request that is about to go out; waits for others to end where only their reservations are in the way.
+    @asynccontextmanager
+    async def request(self, bound: Callable[[], Tokens]) -> AsyncIterator[Booking]:
+        """Books one request, which goes out inside of it.
+
+        Args:
+            bound: the most it can cost, which is set aside for it. Where only what is set aside
+                for others is in the way, it waits for them to end, and asks again: by then more
+                may be known.
 
         Raises:
             BudgetSpent: the request does not fit although no other is in flight.
         """
-        async with self._changed:
-            while self._is_over(most):
-                if not self._in_flight:
-                    next_one = f", and the next request could cost {dollars(usd(most, self._model))}"
-                    raise BudgetSpent(_spent(self._model, self.at_most_usd, next_one))
-                await self._changed.wait()
-            self._unsure += most
-            self._in_flight += 1
-        await self._allow_for(most)
-
-    async def answered(self, most: Tokens, used: Tokens) -> None:
-        """The reply came and says what it cost."""
-        self._answered += used
-        self._unsure -= most
-        self._requests += 1
-        await self._ended()
-
-    async def refused(self, most: Tokens) -> None:
-        """The server did not take the request, which costs nothing."""
-        self._unsure -= most
-        await self._ended()
-
-    async def unanswered(self, most: Tokens) -> None:
-        """No reply, or one that does not say what it cost: it may have been billed, so what was set aside for it (`most`) stays counted."""
-        assert self._in_flight, f"no request is in flight that {most} was reserved for"
-        await self._ended()
+        while self._is_over(most := bound()):
+            if not self._in_flight:
+                next_one = f", and the next request could cost {dollars(usd(most, self._model))}"
+                raise BudgetSpent(_spent(self._model, self.at_most_usd, next_one))
+            await self._ended.wait()
+        self._unsure += most
+        self._in_flight += 1
+        booking = Booking()
+        try:
+            await self._note(most)
+            yield booking
+        finally:
+            # Nothing is awaited before the books are right: this may be a cancelled task.
+            self._in_flight -= 1
+            if booking.used is not None:
+                self._requests += 1
+                self._answered += booking.used
+            if booking.used is not None or booking.is_free:
+                self._unsure -= most
+            self._ended.set()
+            self._ended.clear()
+            await self._note(most)
 
     def _is_over(self, most: Tokens) -> bool:
         bound = self._model.max_cost_usd
         return bound is not None and self.at_most_usd + usd(most, self._model) > bound
 
-    async def _ended(self) -> None:
-        async with self._changed:
-            self._in_flight -= 1
-            self._changed.notify_all()
-        async with self._writing:
-            if not self._in_flight:
-                await self._write(Tokens())
-
-    async def _allow_for(self, most: Tokens) -> None:
+    async def _note(self, most: Tokens) -> None:
+        """Brings the file up to date: exact while nothing is in flight, else if it is too low."""
         async with self._writing:
             now = self._answered + self._unsure
-            if now.prompt > self._noted.prompt or now.output > self._noted.output:
+            if not self._in_flight:
+                await self._write(Tokens())
+            elif now.prompt > self._noted.prompt or now.output > self._noted.output:
                 await self._write(most.times(self._ahead(most)))
 
     def _ahead(self, most: Tokens) -> int:
         if self._model.max_cost_usd is None:
             return _AHEAD
         # Not over the budget: a killed run would else count as one that had passed it.
-        return min(_AHEAD, int((self._model.max_cost_usd - self.at_most_usd) / max(usd(most, self._model), 1e-12)))
+        left = max(0.0, self._model.max_cost_usd - self.at_most_usd)
+        return min(_AHEAD, int(left / max(usd(most, self._model), 1e-12)))
 
     async def _write(self, ahead: Tokens) -> None:
         unsure = self._unsure + ahead

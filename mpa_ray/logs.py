@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from mpa_ray.clean_text import visible
 from mpa_ray.errors import ConfigurationError
 
 LOG = logging.getLogger("mpa_ray")
@@ -39,7 +40,7 @@ class _Plain(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(run)s %(stage)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).replace("\n", "\\n")
+        return visible(super().format(record)).replace("\n", "\\n")
 
 
 class _Json(logging.Formatter):

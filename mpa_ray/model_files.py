@@ -16,16 +16,15 @@ import json
 import os
 import posixpath
 import shutil
-import struct
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow.fs
 from filelock import FileLock
+from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError
 
 from mpa_ray import s3
 from mpa_ray.errors import ConfigurationError, StorageError
@@ -38,10 +37,26 @@ _PIECE = 16 * 2**20
 _FILES_AT_ONCE = 8
 # The same weights in other formats, which many checkpoints carry beside their safetensors.
 _OTHER_WEIGHTS = (".bin", ".pth", ".pt", ".h5", ".msgpack", ".onnx", ".gguf")
+# Of these, what may hold Python pickles: to load one is to run its code.
+_PICKLED = (".bin", ".pth", ".pt")
 # What S3 and Google's store call a file without a place of its own.
 _PLACEHOLDER = "/"
 
 Listing = Mapping[str, tuple[int, str]]
+
+
+class Tensor(BaseModel):
+    """What a safetensors file says of a tensor, beside its type."""
+
+    shape: list[NonNegativeInt]
+    data_offsets: tuple[NonNegativeInt, NonNegativeInt]
+
+
+class _Index(BaseModel):
+    weight_map: dict[str, str]
+
+
+_HEADER = TypeAdapter(dict[str, Tensor | dict[str, str]])
 
 
 def copy_of(uri: str) -> Path:
@@ -78,7 +93,7 @@ def list_model(uri: str) -> dict[str, tuple[int, str]]:
     """The files of a model under a prefix: their names, relative to it, sizes in bytes, and what tells a changed one.
 
     Raises:
-        ConfigurationError: no model is there.
+        ConfigurationError: no model is there, or one of pickled weights alone.
         StorageError: the store failed.
     """
     found = {name: entry for name, entry in _listed(uri).items() if name and not name.endswith(_PLACEHOLDER)}
@@ -87,42 +102,83 @@ def list_model(uri: str) -> dict[str, tuple[int, str]]:
     for name in found:
         if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
             raise ConfigurationError(f"{uri}: the name {name!r} leads out of its folder; remove that object")
+    _refuse_pickled(uri, (name for name in found if "/" not in name))
     if any(name.endswith(".safetensors") for name in found):
         found = {name: entry for name, entry in found.items() if not name.endswith(_OTHER_WEIGHTS)}
     return dict(sorted(found.items()))
 
 
 def check_whole(folder: Path) -> None:
-    """Checks that a model's safetensors are all there and as long as their headers say; reads nothing of the weights.
+    """Checks that a model's weights are safetensors, all there, and as long as their headers say;
+    reads nothing of the weights.
 
     Raises:
-        ConfigurationError: one is missing or cut off.
+        ConfigurationError: they are pickled, or one file is missing, cut off or damaged.
     """
-    index = folder / _INDEX
-    named = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
-    for name in sorted(named | {path.name for path in folder.glob("*.safetensors")}):
-        if not (folder / name).is_file():
+    _refuse_pickled(str(folder), (path.name for path in folder.iterdir()))
+    there = {path.name for path in folder.glob("*.safetensors")}
+    for name in sorted(there | _named_by(folder / _INDEX)):
+        file = folder / name
+        if not file.is_file():
             raise ConfigurationError(f"{folder}: {_INDEX} names {name}, which is not there; copy the model anew")
-        expected, size = _expected_bytes(folder / name), (folder / name).stat().st_size
+        length, tensors = _header(file)
+        expected = length + max((tensor.data_offsets[1] for tensor in tensors), default=0)
+        size = file.stat().st_size
         if size != expected:
-            raise ConfigurationError(f"{folder / name} is cut off: {size:,} of {expected:,} bytes; copy the model anew")
+            raise _cut_off(file, size, expected)
 
 
-def _expected_bytes(file: Path) -> int:
-    # https://huggingface.co/docs/safetensors: 8 bytes of length, then JSON, then the tensors.
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        if len(start) < 8:
-            return 8
-        (length,) = struct.unpack("<Q", start)
-        header = stream.read(length) if length < file.stat().st_size else b""
-    if len(header) < length:
-        return 8 + length
+def _refuse_pickled(place: str, names: Iterable[str]) -> None:
+    names = sorted(names)
+    pickled = [name for name in names if name.endswith(_PICKLED)]
+    if pickled and not any(name.endswith(".safetensors") for name in names):
+        raise ConfigurationError(
+            f"{place}: {pickled[0]} holds weights as Python pickles, which can run code and are not"
+            " loaded; where you trust them, load the model with transformers in a place of its own"
+            " and save it as safetensors"
+        )
+
+
+def _named_by(index: Path) -> set[str]:
+    if not index.is_file():
+        return set()
     try:
-        tensors: Mapping[str, Any] = json.loads(header)
-    except ValueError as error:
-        raise ConfigurationError(f"{file} is no safetensors file ({error}); copy the model anew") from error
-    return 8 + length + max((tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"), default=0)
+        return set(_Index.model_validate_json(index.read_bytes()).weight_map.values())
+    except ValidationError:
+        raise ConfigurationError(f"{index} is no index of weights; copy the model anew") from None
+
+
+def tensors_of(file: Path) -> list[Tensor]:
+    """The tensors of a safetensors file, by its header.
+
+    Raises:
+        ConfigurationError: it has none.
+    """
+    return _header(file)[1]
+
+
+def _header(file: Path) -> tuple[int, list[Tensor]]:
+    """A safetensors file's header: how many bytes it takes, and its tensors."""
+    # https://huggingface.co/docs/safetensors: 8 bytes of length, then JSON, then the tensors.
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = 8 + int.from_bytes(stream.read(8), "little")
+        if size < length:
+            raise _cut_off(file, size, length)
+        header = stream.read(length - 8)
+    try:
+        found = _HEADER.validate_json(header).values()
+    except ValidationError:
+        raise ConfigurationError(
+            f"{file} is no safetensors file: its header cannot be read; copy the model anew"
+        ) from None
+    # The rest are texts about the file.
+    return length, [tensor for tensor in found if isinstance(tensor, Tensor)]
+
+
+def _cut_off(file: Path, size: int, expected: int) -> ConfigurationError:
+    said = f"{size:,} of {expected:,} bytes"
+    return ConfigurationError(f"{file} is cut off: {said}; copy the model anew")
 
 
 def _cache() -> Path:

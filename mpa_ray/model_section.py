@@ -30,7 +30,9 @@ class ModelSection(Section):
     have read. Weights are then taken from the same commit. Without it such code never runs."""
     engine: Annotated[str, AfterValidator(_known_engine)] = "vllm"
     """What serves the model: `vllm` (its async engine), `transformers` (its `generate`, slower, where vLLM cannot load), `openai` (an API
-    compatible with OpenAI's), or `module:function`, which is your own, takes this section and gives an `mpa_ray.engines.Engine`."""
+    compatible with OpenAI's), or `module:function`, which is your own, takes this section and gives
+    an `mpa_ray.engines.Engine`. Any function that can be imported is called, so a configuration
+    file is code."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """The precision of the weights while serving; `auto` takes the checkpoint's."""
     max_pixels: PositiveInt = 512 * 28 * 28
@@ -111,6 +113,13 @@ class ModelSection(Section):
             )
         if self.engine == "transformers" and self.engine_options:
             raise ValueError(f"engine={self.engine!r} takes no engine_options={self.engine_options!r}; remove them or set engine=vllm")
+        if self.engine == "vllm":
+            for name in self.engine_options.keys() & VLLM_ARGUMENTS.keys():
+                setting = VLLM_ARGUMENTS[name]
+                fix = f"give it as the setting {setting}" if setting else "remove it"
+                raise ValueError(
+                    f"engine_options={{{name}: ...}}: mpa_ray sets this argument of vLLM; {fix}"
+                )
         if self.trust_remote_code is not None:
             self._check_trust(self.trust_remote_code)
         if self.engine == "openai":
@@ -186,6 +195,21 @@ class ModelSection(Section):
                 " have no bound; set max_completion_tokens in engine_options"
             )
 
+
+# The arguments of vLLM that its engine here sets, and the setting that each follows.
+VLLM_ARGUMENTS = {
+    "model": "model",
+    "dtype": "dtype",
+    "max_model_len": "max_model_len",
+    "revision": "revision",
+    "code_revision": "trust_remote_code",
+    "trust_remote_code": "trust_remote_code",
+    "mm_processor_kwargs": "processor_options",
+    "limit_mm_per_prompt": None,
+    "enable_prefix_caching": None,
+    "enable_log_requests": None,
+    "disable_log_stats": None,
+}
 
 # What only a model behind an API has. None of it changes what comes out.
 API_SETTINGS = (

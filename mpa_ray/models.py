@@ -18,7 +18,8 @@ def check(flag: str, model: str) -> None:
     """Refuses what cannot be a model.
 
     Raises:
-        ConfigurationError: a folder that is not there or holds no `config.json`, or a text that is neither a folder nor a hub name.
+        ConfigurationError: a folder that is not there, holds no `config.json`, or has weights that
+            are damaged or pickled; or a text that is neither a folder nor a hub name.
     """
     if is_remote(model):
         _check_remote(flag, model)
@@ -29,6 +30,7 @@ def check(flag: str, model: str) -> None:
             raise ConfigurationError(
                 f"{flag}={model!r} is no model folder: it holds no config.json; give a folder in the Hugging Face layout"
             )
+        model_files.check_whole(path)
     elif model.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(model):
         raise ConfigurationError(f"{flag}={model!r} is neither a folder nor a hub name such as Qwen/Qwen2-VL-2B-Instruct")
 

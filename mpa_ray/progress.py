@@ -10,6 +10,7 @@ from contextvars import copy_context
 from threading import Event, RLock, Thread
 from typing import Any
 
+from mpa_ray.clean_text import visible_line
 from mpa_ray.logs import LOG
 
 _EVERY_S = 5.0
@@ -19,6 +20,7 @@ _LIVE_EVERY_S = 0.25
 def say(line: str) -> None:
     """A line of the run's own, at once; live lines stay below it."""
     # In one piece with its end: threads say things at the same time.
+    line = visible_line(line)
     text = f"[{time.strftime('%H:%M:%S')}] {line}\n"
     with _live.lock:
         _live.erase()
@@ -52,7 +54,7 @@ class _Live:
         width = shutil.get_terminal_size().columns - 1
         for line in self._lines.values():
             # A line that wrapped would take two, and only one of them would be erased.
-            print(line[:width], flush=True)
+            print(visible_line(line)[:width], flush=True)
         self._drawn = len(self._lines)
 
 

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -45,6 +46,27 @@ def status(number: int, /, *, headers: dict[str, str] | None = None, message: st
 
 def hang(seconds: float) -> Step:
     return lambda handler, _: time.sleep(seconds)
+
+
+def packed(data: Iterable[bytes], encoding: str = "gzip") -> Step:
+    """A body in packed pieces, of no announced length; nothing holds it whole."""
+
+    def step(handler: "Handler", _: dict[str, Any]) -> None:
+        handler.send_response(200)
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Encoding": encoding,
+        }.items():
+            handler.send_header(name, value)
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        handler.close_connection = True
+        # Not all of it is wanted.
+        with suppress(ConnectionError):
+            for piece in data:
+                handler.wfile.write(piece)
+
+    return step
 
 
 def cut(handler: "Handler", _: dict[str, Any]) -> None:

@@ -157,6 +157,22 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.state == "failed" and "holds no config.json" in found.said
     found = access(ModelSection(model="nobody/no-such-model"))
     assert found.state == "failed" and "HF_TOKEN" in found.mend
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_bytes((demo.LVLM / "config.json").read_bytes())
+    for name, content, said in (
+        ("model.safetensors", b"\x02\0\0\0\0\0\0\0[]", "copy the model anew"),
+        ("m.bin", b"x", "as safetensors"),
+    ):
+        (broken / name).write_bytes(content)
+        found = access(ModelSection(model=str(broken)))
+        assert (
+            found.state == "failed"
+            and f"{broken}" in found.said
+            and name in found.said
+            and found.said.endswith(said)
+        )
+        (broken / name).unlink()
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert access(API).state == "failed" and "OPENAI_API_KEY" in access(API).said
     monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-the-tests")
@@ -193,6 +209,16 @@ def test_large_models_are_stood_in_for_and_small_ones_are_asked(tmp_path: Path) 
     assert (made.lvlm.model, made.svlm.model) == (str(demo.LVLM), str(tmp_path / "small"))
     assert made.lvlm.max_replicas == 1 and made.pl.gpus_per_worker == 0 and made.pl.holdout == 0
     assert made.missing() == []
+
+
+def test_damaged_models_are_stood_in_for(tmp_path: Path) -> None:
+    """What is wrong with them is said where models are looked at."""
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    damaged = ModelSection(model=str(tmp_path))
+    small = dry_run.dry_config(
+        Config(lvlm=damaged, svlm=damaged), images="i", output="o", on_cards=False
+    )
+    assert (small.lvlm.model, small.svlm.model) == (str(demo.LVLM), str(demo.SVLM))
 
 
 def test_a_stand_in_takes_a_share_of_a_card_where_the_model_takes_cards() -> None:
@@ -247,3 +273,15 @@ def test_a_small_run_that_fails_says_why(job: Doctor, tmp_path: Path) -> None:
     (tmp_path / "broken_engine.py").write_text("def load(model):\n    raise RuntimeError('no device')\n")
     ended = job("--preset", "demo", "--lvlm.engine", "broken_engine:load")
     assert ended.returncode == 3 and "failed   dry run: with " in ended.stdout, ended.stdout
+
+
+def test_a_finding_shows_what_names_hold_and_none_can_be_forged() -> None:
+    hostile = "a\x1b[2J\u202e\nok       models: there"
+    text = str(
+        Finding(state="failed", what=hostile, said=f"{hostile}\nsecond problem", mend=hostile)
+    )
+    assert all(character.isprintable() for line in text.split("\n") for character in line)
+    first, *rest = text.split("\n")
+    assert first == "failed   a⟨U+001B⟩[2J⟨U+202E⟩"
+    assert len(rest) == 5 and all(line.startswith(" " * 9) for line in rest)
+    assert rest[-2] == f"{'':9}fix: a⟨U+001B⟩[2J⟨U+202E⟩"

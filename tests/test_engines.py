@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from mpa_ray import demo, engines, prompts
 from mpa_ray.config import ModelSection
 from mpa_ray.demo.inputs import BENCHMARK_SEED
 from mpa_ray.demo.render import benchmark_rows
 from mpa_ray.engines import Reply, RequestRejected, Sampling
-from mpa_ray.engines.vllm import memory_options
+from mpa_ray.engines.vllm import VllmEngine, memory_options
 from mpa_ray.images import decode
 from mpa_ray.placement.model_size import GIB, size_of
 
@@ -205,3 +206,50 @@ def test_the_shared_text_after_the_image_spares_its_second_encoding(ray_session:
     assert without["encoder_runs"] > without["images"] and without["least_cached"] == 0
     assert shared["encoder_runs"] == shared["images"]
     assert shared["least_cached"] >= 32
+
+
+def test_what_we_set_ourselves_is_refused_as_an_option_and_all_else_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An argument given twice would end the actor with a TypeError, `trust_remote_code` among them."""
+    from vllm.engine import arg_utils
+
+    class Given(Exception):
+        pass
+
+    def give(**arguments: Any) -> None:
+        raise Given(arguments)
+
+    monkeypatch.setattr(arg_utils, "AsyncEngineArgs", give)
+    with pytest.raises(Given) as caught:
+        VllmEngine(settings("vllm"))
+    (arguments,) = caught.value.args
+    assert {"trust_remote_code", "model", "max_num_seqs"} <= arguments.keys()
+    refused = set()
+    for name, value in arguments.items():
+        try:
+            section = settings("vllm", engine_options={name: value})
+        except ValidationError as error:
+            refused.add(name)
+            assert f"engine_options={{{name}: ...}}" in str(error)
+            continue
+        with pytest.raises(Given):
+            VllmEngine(section)
+    assert "trust_remote_code" in refused and "max_num_seqs" not in refused
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("trust_remote_code", "the setting trust_remote_code"),
+        ("mm_processor_kwargs", "the setting processor_options"),
+        ("enable_prefix_caching", "remove it"),
+    ],
+)
+def test_an_option_that_is_ours_names_the_fix(name: str, said: str) -> None:
+    with pytest.raises(
+        ValidationError, match=re.escape(f"engine_options={{{name}: ...}}")
+    ) as caught:
+        ModelSection(model="a/b", engine_options={name: True})
+    assert said in str(caught.value)
+    assert ModelSection(model="a/b", engine="mine:load", engine_options={name: True}).engine_options

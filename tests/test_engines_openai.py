@@ -2,26 +2,47 @@
 
 import asyncio
 import base64
+import contextlib
+import gzip
 import io
 import json
 import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 import traceback
+import tracemalloc
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
-from scripted_api import OUTPUT_TOKENS, PROMPT_TOKENS, ScriptedApi, Step, body, completion, cut, hang, raw, says, status
+from scripted_api import (
+    OUTPUT_TOKENS,
+    PROMPT_TOKENS,
+    ScriptedApi,
+    Step,
+    body,
+    completion,
+    cut,
+    hang,
+    packed,
+    raw,
+    says,
+    status,
+)
 
 from mpa_ray import engines, ledger, summary
 from mpa_ray.config import Config, ModelSection, identity
@@ -30,7 +51,7 @@ from mpa_ray.engines import openai as api
 from mpa_ray.engines import pace as pacing
 from mpa_ray.engines.pace import Pace
 from mpa_ray.errors import ConfigurationError, RunError
-from mpa_ray.ledger import BudgetSpent, Ledger, Tokens, usd
+from mpa_ray.ledger import BudgetSpent, Tokens, usd
 from mpa_ray.models import check_api
 from mpa_ray.storage import Folder
 
@@ -156,12 +177,45 @@ def test_large_photographs_are_sent_as_jpeg_with_full_colour() -> None:
 REJECTIONS = {
     "bad image": (status(400, message="cannot identify image file"), "cannot identify image file"),
     "too large": (status(413, message="request too large"), "HTTP 413"),
-    "too long": (status(400, message="maximum context length", code="context_length_exceeded"), "maximum context length"),
+    "too long": (
+        status(400, message="maximum context length", code="context_length_exceeded"),
+        "maximum context length",
+    ),
     "policy": (status(400, message="filtered", code="content_policy_violation"), "filtered"),
     "unprocessable": (status(422, message="bad field"), "bad field"),
-    "refusal": (says(None, refusal="I can't help with that."), "the model refused: I can't help with that."),
+    "refusal": (
+        says(None, refusal="I can't help with that."),
+        "the model refused: I can't help with that.",
+    ),
     "content filter": (says(None, finish_reason="content_filter"), "content filter took the reply"),
-    "no choices": (body({"choices": [], "usage": {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": OUTPUT_TOKENS}}), "no choices"),
+    "long refusal": (says(None, refusal="no\n" * 10_000), "the model refused: no no no"),
+    "no choices": (body(completion("") | {"choices": []}), "no choices"),
+    "null choices": (body(completion("") | {"choices": None}), "no choices"),
+    "odd choices": (
+        body(completion("") | {"choices": {"message": {"content": "x"}}}),
+        "without a text",
+    ),
+    "odd choice": (body(completion("") | {"choices": ["x", None]}), "without a text"),
+    "no message": (
+        body(completion("") | {"choices": [{"finish_reason": "stop"}]}),
+        "without a text",
+    ),
+    "odd message": (body(completion("") | {"choices": [{"message": "x"}]}), "without a text"),
+    "content in parts": (body(completion([{"type": "text", "text": "x"}])), "without a text"),
+    "a number": (body(completion(7)), "without a text"),
+    "odd type": (status(400, message="no", type=["x"]), "HTTP 400: no"),
+    "odd code": (status(422, message="no", code={"x": [1]}, param=["y"]), "HTTP 422: no"),
+    "odd message of an error": (status(400, message={"x": ["y"]}), "HTTP 400"),
+    "no object in an error": (
+        lambda handler, _: handler.send(400, b'{"error": ["x", 7]}'),
+        "HTTP 400",
+    ),
+    "a setting that we do not send": (
+        status(400, message="no", code="unsupported_value", param="messages"),
+        "HTTP 400: no",
+    ),
+    "surrogate": (status(400, message="no \ud83d", code="\ud83d"), "HTTP 400: no \ufffd"),
+    "surrogate in a refusal": (says(None, refusal="no \ud83d"), "the model refused: no \ufffd"),
 }
 
 
@@ -173,10 +227,13 @@ def test_a_request_at_fault_is_rejected_at_once_and_others_go_on(kind: str) -> N
     assert sum(isinstance(result, Reply) for result in results) == 3
     (error,) = [result for result in results if isinstance(result, Exception)]
     assert type(error) is RequestRejected and said in str(error)
+    assert str(error).encode() and len(str(error)) < 1000
     assert len(server.requests) == 4
 
 
-@pytest.mark.parametrize("kind", ["refusal", "content filter", "no choices"])
+@pytest.mark.parametrize(
+    "kind", ["refusal", "content filter", "no choices", "null choices", "content in parts"]
+)
 def test_a_reply_that_is_rejected_is_paid_for(kind: str, tmp_path: Path) -> None:
     with ScriptedApi(REJECTIONS[kind][0]) as server:
         ask(server, output=Folder.at(tmp_path))
@@ -191,6 +248,14 @@ def test_when_nothing_at_all_is_accepted_the_rows_are_not_at_fault(tmp_path: Pat
         assert "Does model='guide-1' take images?" in str(results[-1])
 
 
+def test_when_no_reply_has_a_text_the_rows_are_not_at_fault() -> None:
+    """Each of them is paid for."""
+    with ScriptedApi(otherwise=REJECTIONS["content in parts"][0]) as server:
+        results = ask(server, 60)
+        assert len(server.requests) == 24
+    assert "without a text" in str(results[-1]) and type(results[-1]) is RunError
+
+
 def test_on_a_resume_a_long_row_of_rejections_is_believed(tmp_path: Path) -> None:
     with ScriptedApi(says("fine"), otherwise=status(400, message="a policy")) as server:
         ask(server, output=Folder.at(tmp_path))
@@ -199,14 +264,46 @@ def test_on_a_resume_a_long_row_of_rejections_is_believed(tmp_path: Path) -> Non
 
 
 ENDS = {
-    "no key": (status(401, message="Incorrect API key"), ["HTTP 401", f"environment variable {KEY_NAME}", "it is set"]),
-    "not allowed": (status(403, message="not for you"), ["HTTP 403", f"environment variable {KEY_NAME}"]),
-    "no such model": (status(404, message="no model guide-1"), ["HTTP 404", "model='guide-1'", "base_url='http://127.0.0.1"]),
+    "no key": (
+        status(401, message="Incorrect API key"),
+        ["HTTP 401", f"environment variable {KEY_NAME}", "it is set"],
+    ),
+    "not allowed": (
+        status(403, message="not for you"),
+        ["HTTP 403", f"environment variable {KEY_NAME}"],
+    ),
+    "no place to go": (status(308), ["HTTP 308", "it redirects to elsewhere"]),
+    "no such model": (
+        status(404, message="no model guide-1"),
+        ["HTTP 404", "model='guide-1'", "base_url='http://127.0.0.1"],
+    ),
     "not a chat API": (status(405), ["HTTP 405"]),
-    "quota": (status(429, message="You exceeded", code="insufficient_quota"), ["quota is exhausted", "the same command"]),
-    "quota by type": (status(429, message="You exceeded", type="insufficient_quota"), ["quota is exhausted"]),
-    "billing": (status(400, message="hard limit", code="billing_hard_limit_reached"), ["quota is exhausted"]),
+    "quota": (
+        status(429, message="You exceeded", code="insufficient_quota"),
+        ["quota is exhausted", "the same command"],
+    ),
+    "quota by type": (
+        status(429, message="You exceeded", type="insufficient_quota"),
+        ["quota is exhausted"],
+    ),
+    "billing": (
+        status(400, message="hard limit", code="billing_hard_limit_reached"),
+        ["quota is exhausted"],
+    ),
     "no credit": (status(402, message="add credit"), ["quota is exhausted (add credit)"]),
+    "no type that is a text": (
+        status(401, message="no", type=["insufficient_quota"], code=["x"]),
+        ["HTTP 401: no"],
+    ),
+    "surrogate": (status(403, message="no \ud83d"), ["HTTP 403: no \ufffd"]),
+    "redirect": (
+        status(302, headers={"Location": "https://login.example/v1?token=x"}),
+        [
+            "HTTP 302",
+            "it redirects to https://login.example/v1, ",
+            "Set base_url to the address of the API itself; it is 'http://127",
+        ],
+    ),
 }
 
 
@@ -223,10 +320,17 @@ def test_what_no_request_can_survive_ends_the_run_with_one_request(kind: str, tm
 
 
 FAULTS: dict[str, tuple[Step, bool]] = {
-    "500": (status(500), False),
-    "502 in HTML": (lambda handler, _: handler.send(502, b"<html>Bad Gateway</html>", content_type="text/html"), False),
-    "503": (status(503), False),
-    "408": (status(408), False),
+    "409": (status(409), False),
+    "425": (status(425), False),
+    "500": (status(500), True),
+    "502 in HTML": (
+        lambda handler, _: handler.send(502, b"<html>Bad Gateway</html>", content_type="text/html"),
+        True,
+    ),
+    "503": (status(503), True),
+    "504": (status(504), True),
+    "524": (status(524), True),
+    "408": (status(408), True),
     "cut": (cut, True),
     "hang": (hang(30), True),
     "malformed": (raw(b'{"choices": [{"mess'), True),
@@ -235,33 +339,50 @@ FAULTS: dict[str, tuple[Step, bool]] = {
     "not UTF-8": (raw(b"\xff\xfe\xfa"), True),
     "another JSON": (body({"error": {"message": "overloaded", "code": 529}}), True),
     "a list": (body([1, 2]), True),
-    "no message": (body({"choices": [{"finish_reason": "stop"}]}), True),
-    "content in parts": (body({"choices": [{"message": {"content": [{"type": "text", "text": "x"}]}}]}), True),
+    "nested": (raw(b"[" * 1_000_000), True),
+    "nested error": (
+        lambda handler, _: handler.send(
+            500, b'{"error": {"code": ' + b"[" * 900 + b"]" * 900 + b"}}"
+        ),
+        True,
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_passing_fault_is_tried_again_and_counted_where_it_may_have_been_billed(kind: str, tmp_path: Path, waits: list[float]) -> None:
     step, may_cost = FAULTS[kind]
-    with ScriptedApi(step, step) as server:
-        (reply,) = ask(server, output=Folder.at(tmp_path), request_timeout_s=2 if kind == "hang" else 60)
-    assert reply.text.startswith("Question:")
-    assert len(server.requests) == 3
+    with ScriptedApi(says("fine"), step, step) as server:
+        replies = ask(
+            server, 2, output=Folder.at(tmp_path), request_timeout_s=2 if kind == "hang" else 60
+        )
+    assert sorted(reply.text[:9] for reply in replies) == ["Question:", "fine"]
+    assert len(server.requests) == 4
     assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2, "exponential, with jitter"
     said = account(Folder.at(tmp_path))
-    assert (said["requests"], said["prompt_tokens"], said["output_tokens"]) == (1, PROMPT_TOKENS, OUTPUT_TOKENS)
+    assert (said["requests"], said["prompt_tokens"], said["output_tokens"]) == (
+        2,
+        2 * PROMPT_TOKENS,
+        2 * OUTPUT_TOKENS,
+    )
     assert said.get("unsure_output_tokens", 0) == (2 * 16 if may_cost else 0)
     assert (said.get("unsure_prompt_tokens", 0) > 0) == may_cost
 
 
+@pytest.mark.parametrize("well", [0, 3])
 @pytest.mark.parametrize("kind", ["500", "cut", "malformed"])
-def test_a_server_that_does_not_recover_ends_the_run(kind: str, waits: list[float]) -> None:
-    with ScriptedApi(otherwise=FAULTS[kind][0]) as server:
-        results = ask(server, 3)
-    assert {type(result) for result in results} == {RunError}
-    assert "8 tries failed" in str(results[0]) and "the same command" in str(results[0])
-    assert len(server.requests) == 8
-    assert sum(waits) < 240
+def test_a_server_that_does_not_recover_ends_the_run_and_blames_no_row(
+    kind: str, well: int, waits: list[float], tmp_path: Path
+) -> None:
+    """At once down, or after it has answered: what it answered before blames nobody either."""
+    with ScriptedApi(*[says("fine")] * well, otherwise=FAULTS[kind][0]) as server:
+        results = ask(server, 20)
+    assert [type(result) for result in results].count(Reply) == well
+    assert {type(result) for result in results} - {Reply} == {RunError}
+    assert "8 tries failed" in str(results[-1]) and "the same command" in str(results[-1])
+    assert well or (len(server.requests) == 9 and sum(waits) < 240), (
+        "one row, and the probe in place of the others"
+    )
 
 
 def test_no_server_at_all_ends_the_run_and_costs_nothing(tmp_path: Path, waits: list[float]) -> None:
@@ -272,15 +393,106 @@ def test_no_server_at_all_ends_the_run_and_costs_nothing(tmp_path: Path, waits: 
     assert account(Folder.at(tmp_path)) == {}
 
 
-def test_one_image_that_brings_the_server_down_is_quarantined(waits: list[float]) -> None:
+def asked_of(request: dict[str, Any]) -> str:
+    return request["messages"][0]["content"][1]["text"]
+
+
+@pytest.mark.parametrize("kind", ["500", "cut", "malformed", "503"])
+@pytest.mark.parametrize(("bad", "count"), [(0, 20), (7, 20), (19, 20), (0, 1)])
+def test_an_image_on_which_the_server_fails_is_quarantined_wherever_it_stands(
+    bad: int, count: int, kind: str, waits: list[float], tmp_path: Path
+) -> None:
+    """Asked first, in between, last, or alone, as by a call after one that did the others."""
+
     def poisoned(handler: Any, request: dict[str, Any]) -> None:
-        bad = request["messages"][0]["content"][1]["text"] == "question 3"
-        (status(500, message="crashed") if bad else says("fine"))(handler, request)
+        (FAULTS[kind][0] if asked_of(request) == f"question {bad}" else says("fine"))(
+            handler, request
+        )
 
     with ScriptedApi(otherwise=poisoned) as server:
-        results = ask(server, 24)
-    assert type(results[3]) is RequestRejected and "8 tries failed, the last with: HTTP 500: crashed" in str(results[3])
-    assert all(reply.text == "fine" for reply in results[:3] + results[4:])
+        results = ask(server, count, output=Folder.at(tmp_path))
+    assert type(results[bad]) is RequestRejected and "8 tries failed, the last with: " in str(
+        results[bad]
+    )
+    assert all(reply.text == "fine" for reply in results[:bad] + results[bad + 1 :])
+    asked = Counter(map(asked_of, server.requests))
+    assert asked.pop(f"question {bad}") == 8
+    assert asked.pop(api._PROBE, 0) <= 2 and set(asked.values()) <= {1}
+    said = account(Folder.at(tmp_path))
+    assert said["requests"] == len(server.requests) - 8, "the probe is in the ledger"
+    assert said["unsure_output_tokens"] == 8 * 16
+
+
+def test_a_row_that_fails_first_lets_the_others_go_while_it_is_tried_again(
+    waits: list[float],
+) -> None:
+    def poisoned(handler: Any, request: dict[str, Any]) -> None:
+        (status(500) if asked_of(request) == asked_of(server.requests[0]) else says("fine"))(
+            handler, request
+        )
+
+    with ScriptedApi(otherwise=poisoned) as server:
+        results = ask(server, 5)
+    first, probe, second = (asked_of(request) for request in server.requests[:3])
+    assert probe == api._PROBE and second not in (first, probe)
+    assert Counter(type(result) for result in results) == {Reply: 4, RequestRejected: 1}
+
+
+def test_a_row_is_blamed_only_for_what_it_does_alone(waits: list[float]) -> None:
+    """A server that loses all that it works on with a row takes no other row with it."""
+    at_once, lock = 0, threading.Lock()
+
+    def fragile(handler: Any, request: dict[str, Any]) -> None:
+        nonlocal at_once
+        with lock:
+            at_once += 1
+        time.sleep(0.03)
+        with lock:
+            fails = at_once > 1 or asked_of(request) == "question 4"
+        time.sleep(0.03)
+        with lock:
+            at_once -= 1
+        (status(500) if fails else says("fine"))(handler, request)
+
+    with ScriptedApi(otherwise=fragile) as server:
+        results = ask(server, 8)
+    assert [type(result) for result in results] == [Reply] * 4 + [RequestRejected] + [Reply] * 3
+
+
+def test_a_server_that_answers_nothing_but_the_probe_ends_the_run(waits: list[float]) -> None:
+    def picky(handler: Any, request: dict[str, Any]) -> None:
+        (says("white") if asked_of(request) == api._PROBE else status(500))(handler, request)
+
+    with ScriptedApi(otherwise=picky) as server:
+        results = ask(server, 30)
+    assert Counter(type(result) for result in results) == {RequestRejected: 23, RunError: 7}
+    assert all(
+        "rejected the first 24 requests" in str(result)
+        for result in results
+        if type(result) is RunError
+    )
+
+
+def test_a_server_that_comes_back_while_it_is_probed_gets_the_row_again(waits: list[float]) -> None:
+    """It is down for as long as all tries but the last take."""
+    with ScriptedApi(says("fine"), *[status(502)] * 12) as server:
+        results = ask(server, 2)
+    assert [type(result) for result in results] == [Reply, Reply]
+    first, *rest = (asked_of(request) for request in server.requests)
+    assert rest == [rest[0]] * 7 + [api._PROBE] * 6 + [rest[0]] and rest[0] != first
+
+
+def test_a_budget_allows_for_the_probe(tmp_path: Path, waits: list[float]) -> None:
+    def poisoned(handler: Any, request: dict[str, Any]) -> None:
+        (says("white") if asked_of(request) == api._PROBE else status(500))(handler, request)
+
+    output, bound = Folder.at(tmp_path), 0.0012
+    with ScriptedApi(otherwise=poisoned) as server:
+        (error,) = ask(server, output=output, max_cost_usd=bound, **PRICES)
+        assert type(error) is BudgetSpent
+        totals = ledger.totals(output, settings(server, **PRICES))["annotate_and_identify"]
+    assert len(server.requests) >= 2 and totals["requests"] == 1
+    assert 0 < totals["at_most_usd"] <= bound
 
 
 @pytest.mark.parametrize(
@@ -300,13 +512,41 @@ def test_retry_after_is_honoured(headers: dict[str, str], seconds: float, waits:
     assert account(Folder.at(tmp_path))["requests"] == 1
 
 
+def a_moment_ago() -> str:
+    return format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "headers"),
+    [
+        (429, {"Retry-After": "0"}),
+        (429, {"Retry-After": "-5"}),
+        (429, {"Retry-After": "0.001"}),
+        (429, {"Retry-After": a_moment_ago()}),
+        (503, {"Retry-After": "0"}),
+        (503, {"retry-after-ms": "1"}),
+    ],
+)
+def test_a_wait_of_nothing_is_no_leave_to_ask_at_once(
+    code: int, headers: dict[str, str], waits: list[float]
+) -> None:
+    with ScriptedApi(otherwise=status(code, headers=headers)) as server:
+        (error,) = ask(server)
+    assert type(error) is RunError and "asks to wait" in str(error)
+    assert len(server.requests) < 150
+    assert all(wait >= min(30, 2**n / 2) for n, wait in enumerate(waits))
+
+
 @pytest.mark.parametrize(("seconds_from_now", "wait"), [(900, 900), (-900, 0)])
 def test_retry_after_may_be_a_date(seconds_from_now: float, wait: float) -> None:
     date = datetime.now(UTC) + timedelta(seconds=seconds_from_now)
     assert api.retry_after({"retry-after": format_datetime(date, usegmt=True)}) == pytest.approx(wait, abs=60)
 
 
-@pytest.mark.parametrize("value", ["soon", "nan", "inf", "", "Mon, 99 Foo 2026"])
+@pytest.mark.parametrize(
+    "value",
+    ["soon", "nan", "inf", "", "Mon, 99 Foo 2026", f"Mon, 01 Jan 2026 00:00:00 +{'9' * 30}"],
+)
 def test_a_retry_after_that_says_nothing_is_none(value: str, waits: list[float]) -> None:
     with ScriptedApi(status(429, headers={"Retry-After": value})) as server:
         (reply,) = ask(server)
@@ -340,18 +580,221 @@ def test_throttled_for_more_than_an_hour_ends_the_run(step: Step, waits: list[fl
     assert type(error) is RunError and "asks to wait" in str(error) and "requests_per_minute" in str(error)
 
 
-def test_missing_usage_counts_at_what_was_set_aside(tmp_path: Path) -> None:
-    with ScriptedApi(body({**completion("yes"), "usage": None})) as server:
+NO_USAGE: dict[str, Any] = {
+    "none": None,
+    "a list": [],
+    "a number": 7,
+    "bool": {"prompt_tokens": True, "completion_tokens": False},
+    "negative": {"prompt_tokens": -1000, "completion_tokens": 10},
+    "negative output": {"prompt_tokens": 100, "completion_tokens": -10},
+    "absurd": {"prompt_tokens": 2**31, "completion_tokens": 10},
+    "more than absurd": {"prompt_tokens": 100, "completion_tokens": 10**30},
+    "a text": {"prompt_tokens": "100", "completion_tokens": "10"},
+    "half": {"prompt_tokens": 100},
+    "more cached than there is": {
+        "prompt_tokens": 100,
+        "completion_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 101},
+    },
+    "negative cached": {
+        "prompt_tokens": 100,
+        "completion_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": -1},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", NO_USAGE)
+def test_missing_usage_counts_at_what_was_set_aside(kind: str, tmp_path: Path) -> None:
+    with ScriptedApi(body({**completion("yes"), "usage": NO_USAGE[kind]})) as server:
         (reply,) = ask(server, output=Folder.at(tmp_path))
     assert reply == Reply(text="yes", prompt_tokens=0, cached_tokens=0, output_tokens=0, finish_reason="stop")
     said = account(Folder.at(tmp_path))
     assert set(said) == {"unsure_prompt_tokens", "unsure_output_tokens"} and said["unsure_output_tokens"] == 16
 
 
-def test_no_content_is_an_empty_reply_cut_by_length() -> None:
-    with ScriptedApi(says(None, finish_reason="length")) as server:
-        (reply,) = ask(server)
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None},
+        {},
+        {"reasoning": "hm"},
+        {"content": None, "refusal": None},
+        {"refusal": 7},
+    ],
+)
+def test_no_content_is_an_empty_reply_cut_by_length(
+    message: dict[str, Any], tmp_path: Path
+) -> None:
+    """A model that ended within its reasoning has said nothing, and was paid for it."""
+    choice = {"message": message, "finish_reason": "length"}
+    with ScriptedApi(otherwise=body(completion("") | {"choices": [choice]})) as server:
+        (reply,) = ask(server, output=Folder.at(tmp_path))
     assert (reply.text, reply.finish_reason) == ("", "length")
+    assert account(Folder.at(tmp_path)) == {
+        "requests": 1,
+        "prompt_tokens": PROMPT_TOKENS,
+        "output_tokens": OUTPUT_TOKENS,
+    }
+
+
+@pytest.mark.parametrize("reason", [["stop"], {}, 7, None, ""])
+def test_an_odd_finish_reason_is_none(reason: Any) -> None:
+    with ScriptedApi(says("fine", finish_reason=reason)) as server:
+        (reply,) = ask(server)
+    assert reply.finish_reason == "stop"
+
+
+def test_a_lone_surrogate_does_not_get_past_the_engine() -> None:
+    with ScriptedApi(
+        otherwise=says("Question: what? \ud83d, Answer: a \ude00 \U0001f600")
+    ) as server:
+        (reply,) = ask(server)
+        engine = engines.load(settings(server))
+        asyncio.run(engine.ask(PICTURE, "and \ud83d?", image_id="0", sampling=GREEDY))
+    assert reply.text == "Question: what? \ufffd, Answer: a \ufffd \U0001f600"
+    assert asked_of(server.requests[-1]) == "and \ufffd?"
+
+
+def test_what_own_engines_say_can_be_stored_too() -> None:
+    reply = Reply(
+        text="a \ud83d", prompt_tokens=1, cached_tokens=0, output_tokens=1, finish_reason="stop"
+    )
+    assert reply.text == "a \ufffd" and str(RequestRejected("b \ud83d")) == "b \ufffd"
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "choices",
+                    "message",
+                    "content",
+                    "refusal",
+                    "finish_reason",
+                    "usage",
+                    "prompt_tokens",
+                    "completion_tokens",
+                    "cached_tokens",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+_CHOICE = st.fixed_dictionaries({}, optional={"message": _JSON, "finish_reason": _JSON})
+
+
+@hypothesis.given(
+    st.fixed_dictionaries(
+        {}, optional={"choices": _JSON | st.lists(_CHOICE | _JSON, max_size=2), "usage": _JSON}
+    )
+    | _JSON
+)
+def test_whatever_json_comes_is_a_reply_a_rejection_or_another_try(reply_body: Any) -> None:
+    used = api.usage_of(reply_body)
+    assert used is None or 0 <= used.cached <= used.prompt < 2**31 > used.output >= 0
+    with contextlib.suppress(RequestRejected, api._TryAgain):
+        reply = api.reply_of(reply_body)
+        assert (
+            reply.text.encode() is not None
+            and reply.prompt_tokens < 2**31
+            and isinstance(reply.finish_reason, str)
+        )
+
+
+# Replies that would fill the memory
+
+
+def _packed_zeros(
+    mebibytes: int, begin: bytes = b'{"choices": [{"message": {"content": "'
+) -> Iterator[bytes]:
+    packer = zlib.compressobj(9, wbits=31)
+    yield packer.compress(begin)
+    for _ in range(mebibytes):
+        yield packer.compress(b"A" * 2**20)
+    yield packer.compress(b'"}}]}') + packer.flush()
+
+
+def _endless() -> Iterator[bytes]:
+    while True:
+        yield b"A" * 2**16
+
+
+def _error_without_end(handler: Any, _: dict[str, Any]) -> None:
+    handler.send_response(400)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    handler.close_connection = True
+    with contextlib.suppress(ConnectionError):
+        for piece in _endless():
+            handler.wfile.write(piece)
+
+
+HUGE: dict[str, tuple[Callable[[], Step], str]] = {
+    "unpacks to 400 MiB": (lambda: packed(list(_packed_zeros(400))), "a reply of more than 4 MiB"),
+    "is packed twice": (
+        lambda: packed([gzip.compress(gzip.compress(b"{}"))], "gzip, gzip"),
+        "packed more than once",
+    ),
+    "has no end": (lambda: packed(_endless(), "identity"), "a reply of more than 4 MiB"),
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_reply_is_read_up_to_a_bound(kind: str, waits: list[float], tmp_path: Path) -> None:
+    step, said = HUGE[kind]
+    huge = step()
+    with ScriptedApi(says("fine"), huge, otherwise=huge) as server:
+        tracemalloc.start()
+        try:
+            results = ask(server, 2, output=Folder.at(tmp_path))
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert {type(result) for result in results} == {Reply, RunError}
+    assert any(said in str(result) for result in results)
+    assert most < 64 * 2**20
+    assert account(Folder.at(tmp_path))["unsure_output_tokens"] == 15 * 16, (
+        "it may have been billed"
+    )
+
+
+def test_of_an_error_without_end_the_beginning_is_enough() -> None:
+    with ScriptedApi(says("fine"), _error_without_end) as server:
+        results = ask(server, 2)
+    assert {type(result) for result in results} == {Reply, RequestRejected}
+
+
+def test_a_reply_that_is_packed_is_read() -> None:
+    data = gzip.compress(json.dumps(completion("fine")).encode())
+    with ScriptedApi(packed([data[:20], data[20:]])) as server:
+        (reply,) = ask(server)
+    assert reply.text == "fine"
+
+
+def test_of_a_text_that_is_far_too_long_the_beginning_is_kept() -> None:
+    with ScriptedApi(says("word " * 100_000)) as server:
+        (reply,) = ask(server)
+    assert len(reply.text) == 100_000 and reply.finish_reason == "length"
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(code: int) -> None:
+    with ScriptedApi(otherwise=says("from elsewhere")) as other:
+        with ScriptedApi(
+            otherwise=status(code, headers={"Location": f"{other.url}/chat/completions"})
+        ) as server:
+            (error,) = ask(server)
+        assert type(error) is RunError and f"it redirects to {other.url}/chat/completions" in str(
+            error
+        )
+        assert other.requests == []
 
 
 def test_the_first_request_goes_alone_and_the_others_together() -> None:
@@ -492,6 +935,74 @@ def test_the_budget_is_never_passed_and_nearly_used(in_flight: int, tmp_path: Pa
     assert totals["requests"] >= 38, "only the last reservation is left unused"
 
 
+DEAR = {
+    "usd_per_million_input_tokens": 1000.0,
+    "usd_per_million_output_tokens": 1000.0,
+    "usd_per_million_cached_tokens": 0.0,
+}
+LYING = {
+    "negative": ({"prompt_tokens": -1000, "completion_tokens": -10}, 0.11),
+    "cached": (
+        {
+            "prompt_tokens": 100,
+            "completion_tokens": 10,
+            "prompt_tokens_details": {"cached_tokens": 10_000},
+        },
+        0.11,
+    ),
+    "longer than max_tokens": ({"prompt_tokens": 100, "completion_tokens": 800}, 0.9),
+}
+
+
+@pytest.mark.parametrize("kind", LYING)
+def test_no_usage_that_is_said_takes_the_budget_off(kind: str, tmp_path: Path) -> None:
+    """What each reply really costs comes with the kind."""
+    usage, each = LYING[kind]
+    output = Folder.at(tmp_path)
+    with ScriptedApi(otherwise=says("x", usage=usage)) as server:
+        results = ask(server, 200, output=output, max_cost_usd=5.0, images_in_flight=32, **DEAR)
+        totals = ledger.totals(output, settings(server, **DEAR))["annotate_and_identify"]
+    assert len(server.requests) * each <= totals["at_most_usd"] + 1e-9 <= 5.0 + 1e-9
+    assert "the budget is spent" in str(results[-1]) and any(
+        isinstance(result, Reply) for result in results
+    )
+
+
+def test_what_a_reply_has_beyond_its_max_tokens_is_expected_of_the_next_ones(
+    tmp_path: Path, waits: list[float]
+) -> None:
+    """Of those with another `max_tokens` too: an excess of reasoning has nothing to do with it."""
+    thinking = {"prompt_tokens": 100, "completion_tokens": 800}
+    output = Folder.at(tmp_path)
+    with ScriptedApi(says("x", usage=thinking), *[status(500)] * 8, *[status(401)]) as server:
+        engine = engines.load(
+            settings(server, max_cost_usd=5.0, **DEAR), stage="pseudo_annotator", output=output
+        )
+        ask_one = partial(engine.ask, PICTURE, "q", image_id="0")
+
+        async def work() -> None:
+            await ask_one(sampling=Sampling(max_tokens=16))
+            with pytest.raises(BudgetSpent):
+                await ask_one(sampling=Sampling(max_tokens=256))
+
+        asyncio.run(work())
+    # 784 and a quarter more are expected beyond `max_tokens`: 1,236 tokens each.
+    assert account(output)["unsure_output_tokens"] == 2 * (256 + 980)
+
+
+def test_only_what_was_in_flight_can_pass_the_budget_when_a_server_counts_more_all_at_once(
+    tmp_path: Path,
+) -> None:
+    output = Folder.at(tmp_path)
+    few, many = ({"prompt_tokens": n, "completion_tokens": 10} for n in (100, 2000))
+    with ScriptedApi(*[says("x", usage=few)] * 19, otherwise=says("x", usage=many)) as server:
+        ask(server, 400, output=output, max_cost_usd=5.0, images_in_flight=32, **DEAR)
+        totals = ledger.totals(output, settings(server, **DEAR))["annotate_and_identify"]
+    # What is left after 19 replies had let 18 more go out at their bound.
+    assert len(server.requests) <= 19 + 18
+    assert totals["at_most_usd"] == pytest.approx(19 * 0.11 + (len(server.requests) - 19) * 2.01)
+
+
 def test_earlier_calls_count(tmp_path: Path) -> None:
     output, bound = Folder.at(tmp_path), 10.5 * EACH
     with ScriptedApi() as server:
@@ -546,24 +1057,6 @@ def test_a_killed_process_leaves_a_ledger_that_is_not_too_low(tmp_path: Path) ->
     assert served >= 150
     assert served * EACH <= totals["at_most_usd"] + 1e-9 <= 10.0
     assert totals["requests"] <= served
-
-
-def test_a_reservation_waits_for_others_rather_than_fail() -> None:
-    async def work() -> None:
-        most = Tokens(prompt=100, output=10)
-        account = Ledger(ModelSection(engine="openai", max_cost_usd=1.5 * EACH, **PRICES), stage="pseudo_annotator", output=None)
-        await account.reserve(most)
-        second = asyncio.create_task(account.reserve(most))
-        await asyncio.sleep(0.01)
-        assert not second.done()
-        await account.answered(most, Tokens(prompt=40, output=4))
-        await second
-        assert account.at_most_usd == pytest.approx(1.4 * EACH)
-        await account.answered(most, most)
-        with pytest.raises(BudgetSpent):
-            await account.reserve(most)
-
-    asyncio.run(work())
 
 
 # The key

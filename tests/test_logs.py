@@ -31,7 +31,9 @@ def test_a_worker_writes_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: py
     logs.in_worker("run1-ab", "pseudo_annotator")
     logs.LOG.info("asked about part %d", 7)
     logs.LOG.error("a reply said: %s", "x\n2026 INFO run1-ab commit: forged")
-    lines = capsys.readouterr().err.splitlines()
+    logs.LOG.error("a server said: %s", "\x1b]0;owned\x07\u202e")
+    *lines, said = capsys.readouterr().err.splitlines()
+    assert said.endswith("a server said: ⟨U+001B⟩]0;owned⟨U+0007⟩⟨U+202E⟩")
     assert [line.split(" ", 2)[2] for line in lines] == [
         "INFO run1-ab pseudo_annotator: asked about part 7",
         "ERROR run1-ab pseudo_annotator: a reply said: x\\n2026 INFO run1-ab commit: forged",

@@ -102,6 +102,17 @@ def test_weights_in_other_formats_are_left_where_they_are(prefix: str, bucket: s
     assert not (copy / "z").exists()
 
 
+def test_a_prefix_of_pickled_weights_is_refused_before_it_is_copied(
+    bucket: str, cache: Path
+) -> None:
+    put(bucket, {"models/old/config.json": b"{}", "models/old/pytorch_model.bin": b"x"})
+    with pytest.raises(
+        ConfigurationError, match=r"models/old: pytorch_model\.bin holds .* as safetensors"
+    ):
+        model_files.copy_of(f"s3://{bucket}/models/old")
+    assert not list(cache.rglob("*.bin"))
+
+
 def test_a_name_that_leads_out_of_the_folder_is_refused(prefix: str, bucket: str, cache: Path) -> None:
     put(bucket, {"models/small/../../escaped": b"x"})
     with pytest.raises(ConfigurationError, match="leads out of its folder"):

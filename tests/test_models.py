@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mpa_ray import models
+from mpa_ray.config import ModelSection
 from mpa_ray.errors import ConfigurationError
+from mpa_ray.families import count_parameters
 
 
 @pytest.fixture
@@ -51,6 +55,64 @@ def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
     for name in (tmp_path, tmp_path / "weights.bin"):
         with pytest.raises(ConfigurationError, match=r"holds no config\.json; give a folder in the Hugging Face layout"):
             models.check("lvlm.model", str(name))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth", "model.pt"],
+)
+def test_weights_that_are_pickled_are_refused_before_anything_loads(
+    name: str, model_folder: Path
+) -> None:
+    (model_folder / name).write_bytes(b"\x80\x04.")
+    with pytest.raises(
+        ConfigurationError, match=rf"{name}.*Python pickles.*as safetensors"
+    ) as caught:
+        models.check("svlm.model", str(model_folder))
+    assert "\n" not in str(caught.value) and str(model_folder) in str(caught.value)
+    # What a trainer leaves beside the weights is not looked at.
+    save_file({"a": np.zeros(4)}, model_folder / "model.safetensors")
+    models.check("svlm.model", str(model_folder))
+
+
+DAMAGED = {
+    "empty": b"",
+    "cut": b"12",
+    "of an absurd length": b"\xff" * 8,
+    "no JSON": b"\x05\0\0\0\0\0\0\0nope!",
+    "no UTF-8": b"\x02\0\0\0\0\0\0\0\xff\xfe",
+    "a list": b"\x02\0\0\0\0\0\0\0[]",
+    "a tensor that is none": b'\x09\0\0\0\0\0\0\0{"a": 12}',
+    "a tensor without a place": b'\x1a\0\0\0\0\0\0\0{"a": {"shape": [2, 3, 4]}}',
+    "nested": b"\xa0\x86\x01\0\0\0\0\0" + b"[" * 100_000,
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_weights_are_refused_before_anything_loads(kind: str, model_folder: Path) -> None:
+    file = model_folder / "model.safetensors"
+    file.write_bytes(DAMAGED[kind])
+    for look in (
+        lambda: models.check("svlm.model", str(model_folder)),
+        lambda: count_parameters(ModelSection(model=str(model_folder))),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            look()
+        assert str(caught.value).startswith(f"{file} is ") and str(caught.value).endswith(
+            "; copy the model anew"
+        )
+
+
+@pytest.mark.parametrize(
+    "index", [b"", b"[]", b"{}", b'{"weight_map": 7}', b'{"weight_map": {"a": 7}}']
+)
+def test_an_index_that_is_none_is_refused(index: bytes, model_folder: Path) -> None:
+    (model_folder / "model.safetensors.index.json").write_bytes(index)
+    with pytest.raises(
+        ConfigurationError, match=r"index\.json is no index of weights; copy the model anew"
+    ):
+        models.check("svlm.model", str(model_folder))
 
 
 def test_local_names_stay_and_home_is_expanded(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,19 @@ def test_nothing_done_yet_is_no_division_by_zero(clock: list[float]) -> None:
     assert "10 of 10" in shown.line()
 
 
+def test_what_a_name_holds_is_shown_and_does_not_act(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "listing \x1b]0;owned\x07\u202e\ud800 a\n[12:00:00] forged\r\x9b2J"
+    progress.say(hostile)
+    progress._live.show("watch", hostile)
+    progress._live.show("watch", None)
+    said, live = (line for line in capsys.readouterr().out.split("\n") if "listing" in line)
+    assert (
+        said.isprintable()
+        and "⟨U+001B⟩]0;owned⟨U+0007⟩⟨U+202E⟩⟨U+D800⟩ a⟨U+000A⟩[12:00:00] forged⟨U+000D⟩" in said
+    )
+    assert live.isprintable() and live == said.partition("] ")[2][: len(live)]
+
+
 SCRIPT = """
 import time
 from mpa_ray import progress

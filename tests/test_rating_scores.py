@@ -57,6 +57,8 @@ def test_missing_ratings_are_named_and_left_out(tmp_path):
     assert rows[BEFORE, "answerability"] == 3
     assert result["agreement"]["answer_correctness"]["fleiss_items"] == 1
     assert "ann.csv: missing in 2 items: row 2 (item-1): answer_correctness; item-3: no row" in tables(result)
+    renamed = result | {"missing": {"\x1b[2J\nann": result["missing"]["ann.csv"]}}
+    assert tables(renamed).splitlines()[-1].startswith("⟨U+001B⟩[2J⟨U+000A⟩ann: missing in 2 items")
 
 
 def test_a_rater_alone_has_no_agreement(tmp_path):

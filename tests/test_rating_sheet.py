@@ -104,12 +104,49 @@ def test_cells_are_harmless(run, tmp_path):
         ("two\nlines", "two lines"),
         ("nul\0byte", "nul byte"),
         ("a=b", "a=b"),
+        ("What is it;=cmd|' /C calc'!A0", "What is it;'=cmd|' /C calc'!A0"),
+        ("one; +2;\t-3 ;＝4", "one; '+2; '-3 ;'＝4"),
+        (';"=1"', ";\"'=1\""),
+        ('; " "@1', "; \" \"'@1"),
+        ("one; two", "one; two"),
         ("क्\u200dष", "क्\u200dष"),
         ("", ""),
     ],
 )
 def test_harmless(cell, written):
     assert harmless(cell) == written
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_no_cell_is_a_formula_whatever_the_spreadsheet_takes_for_the_delimiter(delimiter):
+    """In many locales it is a semicolon, and then quotes behind the first cell protect nothing."""
+    tails = [
+        "=cmd|' /C calc'!A0",
+        '"=1+1',
+        '""=1+1',
+        " =1",
+        '" =1',
+        "\t+1",
+        "\u00a0-1",
+        "'\";@SUM(A1)",
+        '"";"=1',
+        ",=1",
+        "\n=1",
+    ]
+    rows = [
+        [f"item-{n}", f"What is it;{tail}", f";{tail}", tail]
+        for n, tail in enumerate(tails)
+        if not (delimiter == "|" and "|" in tail)
+    ]
+    text = csv_bytes(rows).decode("utf-8-sig")
+    cells = [
+        cell
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        for cell in row
+    ]
+    assert cells and not [
+        cell for cell in cells if cell.strip(' "').startswith(("=", "+", "-", "@"))
+    ]
 
 
 def test_quotes_and_delimiters_survive():

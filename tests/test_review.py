@@ -62,6 +62,7 @@ def test_a_rating_of_another_text_changes_nothing(run, tmp_path):
     assert rows_of(Folder.at(tmp_path / "new/parity")) == rows
     assert (record["other_text"], record["not_in_parity"], record["fixed"], record["rated"]) == (1, 1, 0, 1)
     assert "1 ratings are of another text than the row has" in told(record)
+    assert "rated by ⟨U+001B⟩[2J⟨U+000A⟩a, b:" in told(record | {"raters": ["\x1b[2J\na", "b"]})
 
 
 @pytest.mark.parametrize(

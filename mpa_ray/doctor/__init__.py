@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mpa_ray.clean_text import visible_line
 from mpa_ray.config import Config, ModelSection
 
 State = Literal["ok", "warning", "failed"]
@@ -30,8 +31,11 @@ class Finding:
     mend: str = ""
 
     def __str__(self) -> str:
-        line = f"{self.state:8} {self.what}: {self.said}"
-        return f"{line}\n{'':8} mend: {self.mend}" if self.mend else line
+        text = f"{self.state:8} {self.what}: {self.said}"
+        if self.mend:
+            text += f"\nfix: {self.mend}"
+        # Whatever a name or a server says is set in below the state: no finding can be forged.
+        return f"\n{'':9}".join(map(visible_line, text.split("\n")))
 
 
 def named_models(config: Config) -> dict[str, ModelSection]:

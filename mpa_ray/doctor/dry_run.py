@@ -17,6 +17,7 @@ from mpa_ray import demo, families
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.doctor import ROOT, Finding
 from mpa_ray.doctor.machine import count_cards
+from mpa_ray.errors import ConfigurationError
 from mpa_ray.presets import preset
 from mpa_ray.storage import Folder, is_remote
 
@@ -85,14 +86,23 @@ def dry_config(config: Config, *, images: str, output: str, on_cards: bool) -> C
 
 
 def _stand_in(model: ModelSection, embedded: dict[str, Any], on_cards: bool) -> ModelSection:
-    parameters = families.count_parameters(model) if model.model and model.engine != "openai" else None
-    is_small = parameters is not None and parameters < _SMALL
-    settings = model.model_dump(exclude_unset=True) if is_small else embedded
+    settings = model.model_dump(exclude_unset=True) if _is_small(model) else embedded
     takes_card = on_cards and bool(model.model) and model.engine == "vllm" and model.gpus_per_replica != 0
     settings = settings | {"min_replicas": 1, "max_replicas": 1, "gpus_per_replica": _SHARE_OF_A_CARD if takes_card else 0}
     if takes_card and settings.get("engine", "vllm") == "vllm":
         settings["engine_options"] = settings.get("engine_options", {}) | _ENGINE_OPTIONS
     return ModelSection.model_validate(settings)
+
+
+def _is_small(model: ModelSection) -> bool:
+    try:
+        parameters = (
+            families.count_parameters(model) if model.model and model.engine != "openai" else None
+        )
+    except ConfigurationError:
+        # What is wrong with its weights is said where models are looked at.
+        return False
+    return parameters is not None and parameters < _SMALL
 
 
 def _name(model: ModelSection) -> str:

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
+from mpa_ray.clean_text import storable
 from mpa_ray.config import ModelSection
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.schema import Stage
@@ -16,11 +17,19 @@ from mpa_ray.storage import Folder
 
 
 class RequestRejected(ValueError):
-    """The engine refused one request, for its length for example. The row is at fault and is quarantined; the engine is well."""
+    """The engine refused one request, for its length for example. The row is at fault and is
+    quarantined with `why`; the engine is well."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(storable(why))
 
 
 class EngineDied(RuntimeError):
-    """The engine broke while it served this request, and perhaps because of it. It serves nothing more and must be loaded anew."""
+    """The engine broke while it served this request, and perhaps because of it. It serves nothing
+    more and must be loaded again."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(storable(why))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +49,8 @@ class Reply:
     """What came back.
 
     Attributes:
-        text: the reply, without special tokens.
+        text: the reply, without special tokens. A lone surrogate, which could not be stored, is
+            U+FFFD.
         prompt_tokens: of the prompt, the image's included.
         cached_tokens: of those, how many the prefix cache served.
         output_tokens: of the reply.
@@ -52,6 +62,9 @@ class Reply:
     cached_tokens: int
     output_tokens: int
     finish_reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", storable(self.text))
 
 
 class Engine(Protocol):

@@ -1,11 +1,12 @@
-"""How fast requests may go out: so many units in any minute, in the order they were asked for.
+"""How fast requests may go out: so many units in any minute, in order; and which side by side.
 
 Not a bucket that starts full (as aiolimiter's): that lets a minute's worth out at once and twice the limit in the first minute, which a
 provider answers with 429. And what was estimated can be corrected once the reply says what it was, which a bucket does not take back.
 """
 
-from asyncio import Lock, sleep
-from collections.abc import Callable
+from asyncio import Event, Lock, sleep
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from time import monotonic
 
 # The longest a waiter goes without looking whether there is still something to wait for.
@@ -42,6 +43,36 @@ class Pace:
     def pause(self, seconds: float) -> None:
         """Nobody goes before `seconds` from now."""
         self._free_at = max(self._free_at, monotonic() + seconds)
+
+
+class Turns:
+    """Requests side by side, or one with no other beside it. Nobody is overtaken."""
+
+    def __init__(self) -> None:
+        self._turn = Lock()
+        self._together = 0
+        self._nobody = Event()
+        self._nobody.set()
+
+    @asynccontextmanager
+    async def with_others(self) -> AsyncIterator[None]:
+        """Waits for one that is alone."""
+        async with self._turn:
+            self._together += 1
+            self._nobody.clear()
+        try:
+            yield
+        finally:
+            self._together -= 1
+            if not self._together:
+                self._nobody.set()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Waits until those that went out are back; none goes out meanwhile."""
+        async with self._turn:
+            await self._nobody.wait()
+            yield
 
 
 async def nap(seconds: float, look: Callable[[], None]) -> None:

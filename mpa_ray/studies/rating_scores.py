@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from mpa_ray.clean_text import visible_line
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.intervals import bootstrap_interval
 from mpa_ray.studies.agreement import fleiss_kappa, krippendorff_alpha
@@ -76,7 +77,7 @@ def read_sheet(path: str | Path, items: Iterable[str]) -> Sheet:
             missing.append(f"row {line} ({item}): {', '.join(empty)}")
     if problems:
         more = [f"... and {len(problems) - _LISTED} more like these"] if len(problems) > _LISTED else []
-        raise ConfigurationError("\n".join(problems[:_LISTED] + more))
+        raise ConfigurationError(*problems[:_LISTED], *more)
     missing += [f"{item}: no row" for item in unseen]
     return Sheet(name=path.name, ratings=ratings, missing=tuple(missing))
 
@@ -161,7 +162,8 @@ def tables(result: dict[str, Any]) -> str:
     for rater, missing in result["missing"].items():
         if missing:
             more = f"; and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
-            text.append(f"{rater}: missing in {len(missing)} items: {'; '.join(missing[:_LISTED])}{more}")
+            said = f"{rater}: missing in {len(missing)} items: {'; '.join(missing[:_LISTED])}{more}"
+            text.append(visible_line(said))
     return "\n".join(text)
 
 

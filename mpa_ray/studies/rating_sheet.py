@@ -7,6 +7,7 @@ OUTPUT/key.csv        which item is which: stays with whoever runs the study
 import csv
 import heapq
 import io
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,9 @@ KEY_COLUMNS = ("item", "groups", "sample_id", "image_uri")
 
 # Not printable to Python, and part of ordinary words in several scripts.
 _JOINERS = "\u200c\u200d"
-_FORMULA_STARTS = tuple("=+-@＝＋－＠")
+# Where a cell begins, or would where a semicolon is taken for the delimiter, as in many locales;
+# quotes protect nothing there.
+_BEFORE_A_FORMULA = re.compile(r"(?:^|;)[\s\"]*(?=[=+\-@＝＋－＠])")
 
 INSTRUCTIONS = """# Rating questions and answers about images
 
@@ -49,7 +52,8 @@ Open `sheet.csv` in a spreadsheet. For each row look at the image in `images/`, 
 
 The task: {task}
 
-An apostrophe in front of a cell that would look like a formula to the spreadsheet is not part of the text.
+An apostrophe in front of what would look like a formula to the spreadsheet (at the start of a
+cell, or behind a semicolon) is not part of the text.
 Save as CSV under a name of your own, and send back that one file. Rate alone: agreement between raters is part of the result.
 """
 
@@ -172,6 +176,8 @@ def csv_bytes(rows: list[list[Any]]) -> bytes:
 
 
 def harmless(cell: str) -> str:
-    """A text that no spreadsheet takes for a formula, on one line (https://owasp.org/www-community/attacks/CSV_Injection)."""
+    """A text that no spreadsheet takes for a formula, on one line and without a tab, whether the
+    delimiter is a comma, a semicolon or a tab
+    (https://owasp.org/www-community/attacks/CSV_Injection)."""
     line = " ".join("".join(character if character.isprintable() or character in _JOINERS else " " for character in cell).split())
-    return f"'{line}" if line.startswith(_FORMULA_STARTS) else line
+    return _BEFORE_A_FORMULA.sub(r"\g<0>'", line)

@@ -83,7 +83,7 @@ def read(paths: Iterable[str | Path]) -> list[Rating]:
                 found[key] = rating
     if problems:
         more = [f"... and {len(problems) - _LISTED} more like these"] if len(problems) > _LISTED else []
-        raise ConfigurationError("\n".join(problems[:_LISTED] + more))
+        raise ConfigurationError(*problems[:_LISTED], *more)
     if not found:
         raise ConfigurationError("the files hold no rating; export them in the page")
     return list(found.values())

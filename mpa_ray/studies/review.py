@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from mpa_ray.clean_text import visible_line
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.run_folder import new_folder, require
 from mpa_ray.schema import PARITY
@@ -140,8 +141,9 @@ def _reviewed(
 
 def told(record: dict[str, Any]) -> str:
     """The record in a line or two, for a terminal."""
+    raters = visible_line(", ".join(record["raters"]))
     lines = [
-        f"{record['rows']:,} rows, {record['rated']:,} of them rated by {', '.join(record['raters'])}:"
+        f"{record['rows']:,} rows, {record['rated']:,} of them rated by {raters}:"
         f" {record['dropped']:,} dropped, {record['fixed']:,} mended, {record['kept']:,} kept as they are"
     ]
     if record["disagreements"]:

@@ -78,8 +78,8 @@ def read(path: str | Path) -> GridData:
     except yaml.YAMLError as error:
         raise ConfigurationError(f"--data {path}: not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        lines = problems(error, GridData).splitlines()
-        raise ConfigurationError("\n".join(f"--data {path}: {line}" for line in lines)) from error
+        lines = problems(error, GridData)
+        raise ConfigurationError(*(f"--data {path}: {line}" for line in lines)) from error
 
 
 def cell_config(cell: Cell, data: GridData, *, output: str, seed: int) -> Config:
