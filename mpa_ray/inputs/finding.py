@@ -84,7 +84,7 @@ def find(images: str, *, image_roots: tuple[str, ...] = ()) -> Iterator[Found]:
             problems.append(str(error))
     if problems:
         more = [f"... and {len(problems) - _PROBLEMS_SHOWN} more of the kind"] if len(problems) > _PROBLEMS_SHOWN else []
-        raise ConfigurationError("\n".join(problems[:_PROBLEMS_SHOWN] + more))
+        raise ConfigurationError(*problems[:_PROBLEMS_SHOWN], *more)
     if runs:
         say(f"listing {images}: {len(runs):,} folders of runs in it are left out, such as {runs[0]}")
     if others:
