@@ -58,13 +58,14 @@ def parse(job: Config, argv: Sequence[str], *, about: str | None = None, whole: 
     """
     given = flags(argv)
     preset, file, wants_help, wants_all = (given.pop(name, None) for name in ("preset", "config", "help", "help_all"))
+    if file is not None:
+        given = merge(_read_yaml(Path(file)), given)
     tree = job.model_dump(exclude_unset=True)
+    own_inputs = any(given.get(name) for name in ("images", "annotations", "parity"))
     for name in [preset] if isinstance(preset, str) else preset or ():
         if name not in presets.NAMES:
             raise ConfigurationError(f"--preset {name}: there is no such preset; take one of {', '.join(presets.NAMES)}")
-        tree = merge(tree, presets.preset(name))
-    if file is not None:
-        tree = merge(tree, _read_yaml(Path(file)))
+        tree = merge(tree, presets.preset(name, own_inputs=own_inputs))
     tree = merge(tree, given)
     if wants_help or wants_all:
         _show_help(about or Config.__doc__ or "", validate(tree), whole=bool(wants_all))

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
+from mpa_ray import locations
 from mpa_ray.section import Section
 
 Price = Annotated[float, Field(ge=0)] | None
@@ -99,6 +100,16 @@ class ModelSection(Section):
         """Engine actors a stage may grow to; None: as many as the cluster gives."""
         return self.max_replicas or (None if self.cards and self.engine != "openai" else self.min_replicas)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _at_its_place(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(name := given.get("model"), str):
+            return given
+        # What a name means behind an API, or to an engine of one's own, is not ours to say; but a folder is one by any engine here.
+        engine = given.get("engine", "vllm")
+        is_place = engine in ("vllm", "transformers") or (engine != "openai" and locations.is_model_folder(name))
+        return given | {"model": locations.of_model(name)} if is_place else given
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.min_replicas:
@@ -121,7 +132,7 @@ class ModelSection(Section):
 
     def _check_trust(self, trusted: str) -> None:
         name, _, commit = trusted.rpartition("@")
-        if name != self.model or not re.fullmatch(r"[0-9a-f]{40}", commit):
+        if locations.of_model(name) != self.model or not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise ValueError(
                 f"trust_remote_code={trusted!r} must name this model and a whole commit: {self.model or 'model'}@ and 40 hexadecimal digits"
                 " (a branch or tag can be moved to other code); write it so, or remove it"
