@@ -118,7 +118,7 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
         source = source_of(_as_listed(config, output), output)
         say(f"input: {source.rows:,} {source.unit} in {source.parts:,} parts")
     if config.evaluate.benchmark:
-        benchmark.prepare(config.evaluate, output.child("evaluation/questions"))
+        benchmark.prepare(config.evaluate, output.child("evaluation/questions"), predictions=output.child("evaluation/predictions"))
     # From here on the output belongs to this configuration; an input that was refused leaves it free.
     output.write_json(_CONFIG, asked_for)
     stopping.go_on(output)
