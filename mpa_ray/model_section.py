@@ -57,7 +57,7 @@ class ModelSection(Section):
     what the model's size asks for."""
     cpus_per_replica: PositiveFloat | None = None
     """CPU cores of a replica, which decode and prepare its images. Without it, its share of a node's, where one stays free, or nothing
-    reads and writes; on the CPU 1."""
+    reads and writes; on the CPU 1, or less where the cluster has too few for all models."""
     engine_options: dict[str, Any] = {}
     """Further arguments of vLLM's `AsyncEngineArgs`, as they are (`{gpu_memory_utilization: 0.9, quantization: fp8}`). With engine=openai,
     further fields of the request (`{reasoning_effort: low, temperature: null}`); null leaves one of ours out."""
