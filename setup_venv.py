@@ -261,12 +261,16 @@ class Installer:
         return self.must_run(self.python, "-c", code, fix=fix).splitlines()[-1]
 
 
+def not_ours(venv: Path, why: str) -> SetupError:
+    remove = f"{'rm' if venv.is_symlink() else 'rm -rf'} {venv}"
+    return SetupError(f"{venv} {why}, so it is left alone. Fix: move it away, or remove it ({remove}), then run `make venv` again.")
+
+
 def make_venv(venv: Path, wanted: str) -> None:
     """An empty venv in place of what an earlier call left there. What is not ours is not touched."""
     todo, why = what_to_do(venv, wanted)
     if todo == "leave":
-        remove = f"{'rm' if venv.is_symlink() else 'rm -rf'} {venv}"
-        raise SetupError(f"{venv} {why}, so it is left alone. Fix: move it away, or remove it ({remove}), then run `make venv` again.")
+        raise not_ours(venv, why)
     state = venv / STATE
     if venv.exists():
         state.write_text(BEGUN)
@@ -301,6 +305,8 @@ def set_up(venv: Path, *, keep: bool) -> None:
     if keep and todo in ("leave", "remake"):
         use_as_it_is(venv, why)
         return
+    if todo == "leave":
+        raise not_ours(venv, why)
     start = time.monotonic()
     doing = "Updating" if todo == "update" else "Setting up"
     print(f"{doing} {venv.name} for {device} ({gpus} GPUs found), Python {sys.version.split()[0]}; log: {venv.name}/setup.log", flush=True)
