@@ -27,7 +27,8 @@ class Evaluation(LabeledSection):
     model: str = ""
     """A hub name, a folder in the Hugging Face layout (a run's model/), or s3://."""
     output: Location = ""
-    """Where predictions and scores go. Models given the same one are asked the same questions; one that is scored is not asked again."""
+    """Where predictions and scores go. Models given the same one are asked the same questions. One that is scored is not asked again;
+    scores of other settings, or of files that have changed, are refused under its name."""
     name: str = "model"
     """Of the model, in scores and file names."""
     task: TaskName = "textvqa"

@@ -61,7 +61,7 @@ def parse(job: Config, argv: Sequence[str], *, about: str | None = None, whole: 
     if file is not None:
         given = merge(_read_yaml(Path(file)), given)
     tree = job.model_dump(exclude_unset=True)
-    own_inputs = any(given.get(name) for name in ("images", "annotations", "parity"))
+    own_inputs = any(given.get(name) or tree.get(name) for name in ("images", "annotations", "parity"))
     for name in [preset] if isinstance(preset, str) else preset or ():
         if name not in presets.NAMES:
             raise ConfigurationError(f"--preset {name}: there is no such preset; take one of {', '.join(presets.NAMES)}")

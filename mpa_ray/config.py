@@ -296,7 +296,8 @@ def identity(config: Config) -> dict[str, Any]:
         elif name == "jury":
             flat[name] = [{key: _lasting(item) for key, item in juror.items() if key not in _SPEED_ONLY[name]} for juror in value]
         else:
-            flat[name] = _lasting(value)
+            # The list of images names where they were; in a new upload they are elsewhere.
+            flat[name] = value if name == "images" else _lasting(value)
     return flat
 
 

@@ -81,4 +81,5 @@ def test_what_a_submission_uploads_is_the_same_in_the_next_one(monkeypatch: pyte
         assert config.evaluate.benchmark == f"{tmp_path}/{upload}/data/val.parquet"
         known_as.append(identity(config))
     assert known_as[0] == known_as[1]
+    assert identity(Config(images="photos"))["images"] == f"{Path.cwd()}/photos", "whose places are in a run's list of them"
     assert lasting("/data/val.parquet") == "/data/val.parquet"

@@ -31,6 +31,7 @@ def test_with_inputs_of_ones_own_the_demo_is_its_models_alone(name: str, by: str
     config = cli.parse(Config(), argv)
     assert (config.demo.images, config.ablations, config.evaluate.benchmark) == (0, (), None)
     assert getattr(config, name) == str(tmp_path) and config.svlm.model == str(demo.SVLM)
+    assert cli.parse(Config(**{name: str(tmp_path)}), argv[:4]).demo.images == 0, "as of a job of one's own"
     assert cli.parse(Config(), [*argv, "--ablations", "human_labels", "--labels.benchmark", "l"]).ablations == ("human_labels",)
 
 
