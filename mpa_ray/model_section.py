@@ -42,7 +42,8 @@ class ModelSection(Section):
     chat_template: str | None = None
     """A chat template (Jinja) in place of the checkpoint's, or where it has none."""
     max_model_len: PositiveInt = 4096
-    """The longest prompt and reply together, in tokens. A request over it is quarantined, never cut."""
+    """The longest prompt and reply together, in tokens; the model's own context, where that is shorter. A request over it is quarantined,
+    never cut."""
     images_in_flight: PositiveInt | None = None
     """Images a replica works on at the same time; vLLM runs as many requests (`max_num_seqs`). More fill a large card better; few keep an
     image's encoding cached until its second question. Without it, half of what the KV cache of its cards holds, from 32 to 128; on the CPU,
