@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo docs test test-all test-nodes chaos lint clean
+.PHONY: help venv env demo docs test test-all test-nodes chaos lint clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -11,26 +11,31 @@ help: ## list these targets
 venv: ## set up .venv for this machine (CPU or GPU) and nothing more
 	@$(PYTHON) setup_venv.py
 
-demo: venv ## align the tiny embedded pair of models, on the CPU, into runs/demo
+# What the other targets need: a .venv, made where there is none, updated in place where its pins have changed, and else used as it is.
+# They never empty one. `make venv` alone makes one again, and only one that it made for this folder.
+env:
+	@$(PYTHON) setup_venv.py --keep
+
+demo: env ## align the tiny embedded pair of models, on the CPU, into runs/demo
 	$(RUN) jobs/mpa_textvqa.py --preset demo --output runs/demo
 
-docs: venv ## build the guide into build/docs, warnings as errors
+docs: env ## build the guide into build/docs, warnings as errors
 	$(RUN) -m mkdocs build --strict --quiet
 	@echo "build/docs is there; to read it: $(RUN) -m http.server 8000 --bind 127.0.0.1 --directory build/docs"
 
-test: venv ## all tests but the slow ones
+test: env ## all tests but the slow ones
 	$(RUN) -m pytest -m "not slow"
 
-test-all: venv ## all tests, the slow ones too
+test-all: env ## all tests, the slow ones too
 	$(RUN) -m pytest
 
-test-nodes: venv ## a cluster that grows and shrinks, nodes that are lost: slow tests that CI runs too
+test-nodes: env ## a cluster that grows and shrinks, nodes that are lost: slow tests that CI runs too
 	$(RUN) -m pytest tests/faults/test_autoscaling.py tests/faults/test_lost_hosts.py tests/faults/test_shared_folders.py tests/faults/test_training_nodes.py
 
-chaos: venv ## kill drivers, nodes and engines of real runs at random; takes long
+chaos: env ## kill drivers, nodes and engines of real runs at random; takes long
 	$(RUN) -m pytest -s -m slow tests/faults
 
-lint: venv ## ruff
+lint: env ## ruff
 	$(RUN) -m ruff check .
 
 clean: ## delete runs/ and caches; .venv stays

@@ -5,10 +5,14 @@
 
 Versions come from setup.cfg and constraints.txt. The script needs nothing but Python 3.11+ with pip and venv. It installs with uv
 (from the package index) because that takes a quarter of pip's time, and with pip where uv cannot do it. pip's own configuration
-(PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf) holds for both.
+(PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf) holds for both; from further indexes uv takes torch and torchvision alone.
 
 A finished set-up is recognised by `.venv/mpa_ray.state` and left alone. One whose pins have changed since is updated in place; one that
-was interrupted, or is for another device or folder, is made again from nothing.
+was interrupted, or is for another device, is made again from nothing. What this script did not make for this folder is never touched: a
+symbolic link, a venv of another checkout or of somebody else.
+
+With `--keep`, as the other make targets call it, no venv that is there is emptied: one is made where there is none, or updated in place,
+and any other is used as it is.
 """
 
 from __future__ import annotations
@@ -60,7 +64,7 @@ class Plan:
 
 
 class SetupError(Exception):
-    """A set-up that cannot go on; the text is for the user, mend included."""
+    """A set-up that cannot go on; the text is for the user, what to do included."""
 
 
 def choose_device(environ: Mapping[str, str], gpus: int) -> str:
@@ -87,13 +91,29 @@ def wanted_state(root: Path, device: str) -> str:
     return f"{device} {root}\n{pins.hexdigest()}\n"
 
 
-def what_to_do(venv: Path, wanted: str) -> str:
-    """ "nothing", "update" (only the pins differ) or "make" (no venv, an interrupted one, another device or folder)."""
+def what_to_do(venv: Path, wanted: str) -> tuple[str, str]:
+    """What is to be done with what is in the venv's place, and why.
+
+    "nothing", "make" (there is none), "update" (only the pins differ), "remake" (it was interrupted, or is for another device), "leave"
+    (it is not ours: whatever is done to it is done to somebody else's).
+    """
     state = venv / STATE
-    found = state.read_text() if state.is_file() and (venv / "bin" / "python").exists() else ""
-    if found == wanted:
-        return "nothing"
-    return "update" if found.splitlines()[:1] == wanted.splitlines()[:1] else "make"
+    if venv.is_symlink():
+        return "leave", f"is a symbolic link to {venv.resolve()}"
+    if not venv.exists():
+        return "make", "is not there"
+    if not state.is_file():
+        return "leave", "was not made by setup_venv.py"
+    if (found := state.read_text()) == BEGUN:
+        return "remake", "was not finished"
+    (device, _, folder), (wanted_device, _, here) = (text.splitlines()[0].partition(" ") for text in (found, wanted))
+    if folder != here:
+        return "leave", f"was made for {folder}"
+    if not (venv / "bin" / "python").exists():
+        return "remake", "has lost its Python"
+    if device != wanted_device:
+        return "remake", f"is for {device}"
+    return ("nothing", "is up to date") if found == wanted else ("update", "has other pins")
 
 
 def choose_plan(device: str, torch_cpu: bool, vllm_cpu: bool) -> Plan:
@@ -117,15 +137,22 @@ def is_offered(requirement: str, versions_output: str) -> bool:
     return "No matching distribution found" not in versions_output
 
 
-def uv_index_flags(pip_config: str) -> list[str]:
-    """uv's flags for the indexes in the output of `pip config list`, which uv does not read by itself."""
+def uv_index_flags(pip_config: str) -> tuple[list[str], list[str]]:
+    """uv's flags for the indexes in the output of `pip config list`, which uv does not read by itself: for all packages, and for torch.
+
+    All packages come from one index. Builds of torch lie in others, and those serve torch and torchvision alone: else any of them could
+    serve any package, whoever has put it there.
+    """
     settings = dict(line.split("=", 1) for line in pip_config.splitlines() if "=" in line)
-    flags = ["--index-strategy", "unsafe-best-match"]  # all indexes count alike, as they do for pip
-    for option in ("index-url", "extra-index-url", "find-links"):
+
+    def flags(option: str) -> list[str]:
         keys = (f":env:.{option}", f"install.{option}", f"global.{option}")
         value = next((ast.literal_eval(settings[key]) for key in keys if key in settings), "")
-        flags += [part for item in value.split() for part in (f"--{option}", item)]
-    return flags
+        return [part for item in value.split() for part in (f"--{option}", item)]
+
+    one = flags("index-url")
+    # Here all indexes count alike, as they do for pip: the newest build of the version asked for is taken.
+    return one, [*one, *flags("extra-index-url"), *flags("find-links"), "--index-strategy", "unsafe-best-match"]
 
 
 def patch_torchvision(init_py: Path) -> bool:
@@ -168,7 +195,7 @@ class Installer:
         self.env = {**os.environ, "DS_BUILD_OPS": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         # The imports of the last step leave their bytecode, so that every later process starts sooner.
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
-        self.uv_flags: list[str] | None = None
+        self.uv_flags: tuple[list[str], list[str]] | None = None
 
     def run(self, *command: str) -> tuple[bool, str]:
         """(succeeded, what it printed)."""
@@ -178,11 +205,11 @@ class Installer:
             log.write(f"$ {' '.join(command)}\n{done.stdout}\n")
         return done.returncode == 0, done.stdout
 
-    def must_run(self, *command: str, mend: str) -> str:
-        """What the command printed; a SetupError with the end of it and `mend` if it failed."""
+    def must_run(self, *command: str, fix: str) -> str:
+        """What the command printed; a SetupError with the end of it and `fix` if it failed."""
         succeeded, output = self.run(*command)
         if not succeeded:
-            raise SetupError(f"{tail(output)}\n\nfailed: {' '.join(command)}\nwhole log: {self.log}\n{mend}")
+            raise SetupError(f"{tail(output)}\n\nfailed: {' '.join(command)}\nwhole log: {self.log}\n{fix}")
         return output
 
     def get_uv(self) -> None:
@@ -199,16 +226,19 @@ class Installer:
 
     def install(self, plan: Plan) -> None:
         """Install `plan` with uv, or with pip where uv is missing or fails."""
-        wanted = ["--constraint", str(ROOT / "constraints.txt"), "--editable", f"{ROOT}[{','.join(plan.extras)}]", plan.torch]
+        pins = ["--constraint", str(ROOT / "constraints.txt")]
+        wanted = [*pins, "--editable", f"{ROOT}[{','.join(plan.extras)}]", plan.torch]
         if self.uv_flags is not None:
-            succeeded, _ = self.run(str(self.venv / "bin" / "uv"), "pip", "install", "--python", self.python, *self.uv_flags, *wanted)
-            if succeeded:
+            uv = [str(self.venv / "bin" / "uv"), "pip", "install", "--python", self.python]
+            of_all, of_torch = self.uv_flags
+            # What is installed and fits is not looked for again.
+            if self.run(*uv, *of_torch, "--no-deps", *pins, plan.torch, "torchvision")[0] and self.run(*uv, *of_all, *wanted)[0]:
                 return
-        mend = (
-            "Mend: look for the first ERROR above. With a broken connection, run `make venv` again (what was fetched is cached); "
+        fix = (
+            "Fix: look for the first ERROR above. With a broken connection, run `make venv` again (what was fetched is cached); "
             "with an index of your own, set PIP_INDEX_URL; with a full disk, free about 5 GB (CPU) or 15 GB (CUDA)."
         )
-        self.must_run(self.python, "-m", "pip", "install", "--no-compile", *wanted, mend=mend)
+        self.must_run(self.python, "-m", "pip", "install", "--no-compile", *wanted, fix=fix)
 
     def fit_to_cpu(self) -> None:
         """Take away what cannot load beside torch for CPU, and make torchvision load."""
@@ -227,16 +257,22 @@ class Installer:
         if device == "cuda":
             code += "assert torch.version.cuda, f'torch {torch.__version__} is a CPU build'\n"
         code += "print('\\n' + ', '.join(f'{m.__name__} {m.__version__}' for m in (torch, transformers, ray, deepspeed)))"
-        mend = "Mend: a package does not load on this machine. Try MPA_DEVICE=cpu (or cuda), or report the lines above."
-        return self.must_run(self.python, "-c", code, mend=mend).splitlines()[-1]
+        fix = "Fix: a package does not load on this machine. Try MPA_DEVICE=cpu (or cuda), or report the lines above."
+        return self.must_run(self.python, "-c", code, fix=fix).splitlines()[-1]
 
 
-def make_venv(venv: Path) -> None:
-    """An empty venv in place of what an earlier call left there; a venv that this script did not make is not touched."""
+def not_ours(venv: Path, why: str) -> SetupError:
+    remove = f"{'rm' if venv.is_symlink() else 'rm -rf'} {venv}"
+    return SetupError(f"{venv} {why}, so it is left alone. Fix: move it away, or remove it ({remove}), then run `make venv` again.")
+
+
+def make_venv(venv: Path, wanted: str) -> None:
+    """An empty venv in place of what an earlier call left there. What is not ours is not touched."""
+    todo, why = what_to_do(venv, wanted)
+    if todo == "leave":
+        raise not_ours(venv, why)
     state = venv / STATE
-    if venv.exists() or venv.is_symlink():
-        if not state.is_file():
-            raise SetupError(f"{venv} exists and was not made by setup_venv.py. Mend: move or delete it, then run `make venv` again.")
+    if venv.exists():
         state.write_text(BEGUN)
         for entry in venv.iterdir():  # all but the state: an interruption here leaves a folder that the next call knows as ours
             if entry.name != STATE:
@@ -245,24 +281,38 @@ def make_venv(venv: Path) -> None:
     state.write_text(BEGUN)
     made = subprocess.run([sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True, check=False)
     if made.returncode != 0:
-        raise SetupError(f"{tail(made.stdout + made.stderr)}\n\nMend: this Python lacks venv or pip (on Debian and Ubuntu: python3-venv).")
+        raise SetupError(f"{tail(made.stdout + made.stderr)}\n\nFix: this Python lacks venv or pip (on Debian and Ubuntu: python3-venv).")
 
 
-def set_up(venv: Path) -> None:
-    """Bring `venv` to the state that this checkout and this machine ask for."""
+def use_as_it_is(venv: Path, why: str) -> None:
+    """Says that a venv is used which `make venv` would refuse, or make again; raises SetupError where it cannot be used."""
+    state = venv / STATE
+    unfinished = state.is_file() and state.read_text() == BEGUN
+    if unfinished or not (venv / "bin" / "python").exists():
+        raise SetupError(f"{venv} {why} and cannot be used. Fix: run `make venv`, which makes it again.")
+    print(f"{venv.name} {why}; it is used as it is.")
+
+
+def set_up(venv: Path, *, keep: bool) -> None:
+    """Bring `venv` to the state that this checkout and this machine ask for; with `keep`, without emptying one that is there."""
     gpus = count_gpus()
     device = choose_device(os.environ, gpus)
     wanted = wanted_state(ROOT, device)
-    todo = what_to_do(venv, wanted)
+    todo, why = what_to_do(venv, wanted)
     if todo == "nothing":
         print(f"{venv.name} is up to date ({device}).")
         return
+    if keep and todo in ("leave", "remake"):
+        use_as_it_is(venv, why)
+        return
+    if todo == "leave":
+        raise not_ours(venv, why)
     start = time.monotonic()
     doing = "Updating" if todo == "update" else "Setting up"
     print(f"{doing} {venv.name} for {device} ({gpus} GPUs found), Python {sys.version.split()[0]}; log: {venv.name}/setup.log", flush=True)
-    if todo == "make":
+    if todo != "update":
         with step("empty venv"):
-            make_venv(venv)
+            make_venv(venv, wanted)
     (venv / STATE).write_text(BEGUN)
     installer = Installer(venv)
     with step("see what can be had"):
@@ -283,9 +333,9 @@ def set_up(venv: Path) -> None:
 
 def main() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036  this is where a user with an older one learns of it
-        sys.exit(f"mpa_ray needs Python 3.11 or later, this is {sys.version.split()[0]}. Mend: make venv PYTHON=python3.11")
+        sys.exit(f"mpa_ray needs Python 3.11 or later, this is {sys.version.split()[0]}. Fix: make venv PYTHON=python3.11")
     try:
-        set_up(ROOT / ".venv")
+        set_up(ROOT / ".venv", keep="--keep" in sys.argv[1:])
     except SetupError as error:
         sys.exit(f"\n{error}")
     except KeyboardInterrupt:

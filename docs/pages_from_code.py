@@ -74,7 +74,8 @@ def settings_page() -> str:
     """docs/settings.md: a table a section."""
     parts = [
         "# Every setting\n\nMade from `mpa_ray/config.py`. The same names serve Python, YAML and flags: `lvlm.model` in YAML is"
-        " `--lvlm.model` on the command line. A flag goes over YAML, YAML over a preset, a preset over the job's own configuration.\n",
+        " `--lvlm.model` on the command line; in a flag, dashes stand for underscores too (`--pl.learning-rate`). A flag goes over"
+        " YAML, YAML over a preset, a preset over the job's own configuration.\n",
         "## The run\n\n" + _table([setting for setting in settings(Config) if "." not in setting.name]),
     ]
     seen: dict[type[BaseModel], list[str]] = {}

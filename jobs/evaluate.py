@@ -15,6 +15,7 @@ from mpa_ray import families, models
 from mpa_ray.cli import parse_section, problems
 from mpa_ray.config import Config, EvaluateSection, LabeledSection, ModelSection, TaskName
 from mpa_ray.errors import ConfigurationError, exit_codes
+from mpa_ray.locations import Location
 from mpa_ray.storage import Folder
 from mpa_ray.summary import aligned, interval
 from mpa_ray.tables.transfer import score_alone
@@ -25,12 +26,13 @@ class Evaluation(LabeledSection):
 
     model: str = ""
     """A hub name, a folder in the Hugging Face layout (a run's model/), or s3://."""
-    output: str = ""
-    """Where predictions and scores go. Models given the same one are asked the same questions; one that is scored is not asked again."""
+    output: Location = ""
+    """Where predictions and scores go. Models given the same one are asked the same questions. One that is scored is not asked again;
+    scores of other settings, or of files that have changed, are refused under its name."""
     name: str = "model"
     """Of the model, in scores and file names."""
     task: TaskName = "textvqa"
-    """Whose score a Parquet benchmark has; the other formats have their own."""
+    """The metric of a Parquet benchmark is that of this task; the other formats have their own."""
     max_tokens: int = 32
     """The longest answer, in tokens; captions need more than the default gives a word or phrase."""
     serve: ModelSection = ModelSection()
@@ -48,7 +50,7 @@ def parse(argv: Sequence[str]) -> tuple[Evaluation, Config]:
     """The job, and the configuration that follows from it."""
     try:
         job = parse_section(Evaluation(), argv, about=__doc__ or "", often=OFTEN)
-        serve = job.serve.model_copy(update={"model": job.model})
+        serve = ModelSection.model_validate(job.serve.model_dump(exclude_unset=True) | {"model": job.model})
         evaluate = EvaluateSection(benchmark=job.benchmark, format=job.format, images=job.images, max_tokens=job.max_tokens)
         config = Config(task=job.task, output=job.output, svlm=serve, evaluate=evaluate)
     except ValidationError as error:
@@ -56,7 +58,7 @@ def parse(argv: Sequence[str]) -> tuple[Evaluation, Config]:
     for flag, value in {"--model": job.model, "--benchmark": job.benchmark, "--output": job.output}.items():
         if not value:
             raise ConfigurationError(f"{flag} is not set; give it on the command line")
-    models.check("--model", job.model)
+    models.check("--model", serve.model)
     families.check("--model", config.svlm, trained=False)
     return job, config
 

@@ -2,8 +2,8 @@
 
 Examples:
 
-    python jobs/export.py --run runs/demo --format datasets --output exports/demo
-    python jobs/export.py --run s3://bucket/run1 --format llava --output s3://bucket/llava
+    python jobs/export.py runs/demo --format datasets --output exports/demo
+    python jobs/export.py s3://bucket/run1 --format llava --output s3://bucket/llava
 """
 
 from mpa_ray.errors import exit_codes
@@ -14,7 +14,7 @@ from mpa_ray.storage import Folder
 
 def arguments() -> JobParser:
     parser = JobParser(__doc__)
-    parser.add_argument("--run", required=True, metavar="RUN", help="the output folder of a run, local, s3:// or gs://")
+    parser.add_run("--run")
     layouts = "Hugging Face datasets, TRL's prompt/completion, or LLaVA's conversation JSON"
     parser.add_argument("--format", required=True, choices=list(LAYOUTS), help=layouts)
     parser.add_argument("--output", required=True, metavar="FOLDER", help="a new folder")

@@ -2,8 +2,8 @@
 
 Examples:
 
-    python jobs/gap_study.py --run runs/demo
-    python jobs/gap_study.py --run s3://bucket/run1 --samples 1000 --lvlm.model Qwen/Qwen2-VL-7B-Instruct --lvlm.gpus_per_replica 1
+    python jobs/gap_study.py runs/demo
+    python jobs/gap_study.py s3://bucket/run1 --samples 1000 --lvlm.model Qwen/Qwen2-VL-7B-Instruct --lvlm.gpus_per_replica 1
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pydantic import Field
 from mpa_ray.cli import parse_section
 from mpa_ray.config import Config, ModelSection, Section
 from mpa_ray.errors import ConfigurationError, exit_codes
+from mpa_ray.job_parser import run_first
 from mpa_ray.models import check, check_api
 from mpa_ray.run_folder import config_of
 from mpa_ray.storage import Folder
@@ -25,7 +26,7 @@ class GapStudy(Section):
     """A study of knowledge gaps (Table 8)."""
 
     run: str = ""
-    """The output folder of a run, local, s3:// or gs://."""
+    """The output folder of a run, local, s3:// or gs://; also without the flag, as the first argument."""
     output: str = ""
     """Where gaps.json and gaps.parquet go. Without it, studies/ in the run."""
     samples: int = Field(default=100, ge=1)
@@ -40,6 +41,7 @@ class GapStudy(Section):
 
 def parse(argv: Sequence[str]) -> tuple[GapStudy, Config]:
     """The job and the run's configuration, whose L-VLM is the judge where no other is given."""
+    argv = run_first(argv, "--run")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--run", default="")
     run = first.parse_known_args(argv)[0].run

@@ -4,6 +4,7 @@ Examples:
 
     python jobs/mpa_textvqa.py --images s3://bucket/images --output s3://bucket/run1
     python jobs/mpa_textvqa.py --preset demo --output runs/demo-textvqa
+    python jobs/mpa_textvqa.py --preset demo --images photos --output runs/photos-demo
 """
 
 from mpa_ray.cli import main

@@ -1,12 +1,12 @@
-"""What a run will take: hours, cards, money, tokens and the size of the parity set, before it is paid for.
+"""Cost estimate: the hours, GPUs, money and tokens that a run will take, and the size of the parity set, before it is paid for.
 
 The figures come from a probe, a small run on images drawn at random, or from a former run. A probe takes every flag of a run.
 
 Examples:
 
     python jobs/plan.py --probe 400 --images s3://bucket/images --output s3://bucket/probe --lvlm.model A --svlm.model B
-    python jobs/plan.py --rates s3://bucket/probe --count 10000000 --cards 64 --cards-per-node 8 --usd-per-card-hour 1.90
-    python jobs/plan.py --rates runs/demo --count 1000000 --usd-per-million-input-tokens 2.5 --usd-per-million-output-tokens 10
+    python jobs/plan.py s3://bucket/probe --count 10000000 --cards 64 --cards-per-node 8 --usd-per-card-hour 1.90
+    python jobs/plan.py runs/demo --count 1000000 --usd-per-million-input-tokens 2.5 --usd-per-million-output-tokens 10
 """
 
 import argparse
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from mpa_ray import cli
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError, exit_codes
+from mpa_ray.job_parser import run_first
 from mpa_ray.planning.plan import Hardware, all_cards, forecast, table, with_prices
 from mpa_ray.planning.probe import probe
 from mpa_ray.planning.rates import read_rates
@@ -38,7 +39,8 @@ def arguments() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     number, amount = above_zero(int), above_zero(float)
     source.add_argument("--probe", type=number, metavar="N", help="run N images first, with the flags of a run; --output is the probe's")
-    source.add_argument("--rates", metavar="RUN", help="the output folder of a finished run or probe; nothing is run")
+    rates = "the output folder of a finished run or probe; nothing is run. Without the flag, the first argument"
+    source.add_argument("--rates", metavar="RUN", help=rates)
     parser.add_argument("--count", type=number, metavar="N", help="images to plan for; a probe knows how many there are")
     parser.add_argument("--cards", type=amount, metavar="C", help="of PA and PI together (as the rates' run had)")
     parser.add_argument("--workers", type=number, metavar="W", help="of PL (as the rates' run had)")
@@ -56,7 +58,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
     Raises:
         ConfigurationError: a flag is neither, or a setting of the run is wrong.
     """
-    given, flags = arguments().parse_known_args(argv)
+    given, flags = arguments().parse_known_args(run_first(argv, "--rates"))
     if given.probe is not None:
         return given, cli.parse(Config(), flags)
     if flags:

@@ -2,7 +2,7 @@
 
 Examples:
 
-    python jobs/rating_sheet.py --run runs/demo --output runs/demo-rating --samples 100
+    python jobs/rating_sheet.py runs/demo --output runs/demo-rating --samples 100
     python jobs/score_ratings.py --key runs/demo-rating/key.csv ann.csv ben.csv
 """
 
@@ -16,7 +16,7 @@ from mpa_ray.tasks import task_of
 
 def arguments() -> JobParser:
     parser = JobParser(__doc__)
-    parser.add_argument("--run", required=True, metavar="RUN", help="the output folder of a run, local, s3:// or gs://")
+    parser.add_run("--run")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="a new folder; raters get its for_raters/ and nothing else")
     parser.add_argument("--samples", type=int, default=500, help="annotations before PI, and as many after it (default: 500, the paper's)")
     parser.add_argument("--human", action="store_true", help="mix in as many questions of the run's benchmark, which people wrote")

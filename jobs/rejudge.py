@@ -2,7 +2,7 @@
 
 Examples:
 
-    python jobs/rejudge.py --run runs/demo --matcher anls --output runs/demo-anls
+    python jobs/rejudge.py runs/demo --matcher anls --output runs/demo-anls
 """
 
 from mpa_ray.errors import exit_codes
@@ -14,7 +14,7 @@ from mpa_ray.storage import Folder
 
 def arguments() -> JobParser:
     parser = JobParser(__doc__)
-    parser.add_argument("--run", required=True, metavar="RUN", help="the output folder of a run, local, s3:// or gs://")
+    parser.add_run("--run")
     parser.add_argument("--matcher", required=True, choices=list(MATCHERS), help="when two answers count as the same (Eq. 1)")
     parser.add_argument("--output", required=True, metavar="NEW", help="a new folder")
     parser.add_argument("--no-parity", action="store_true", help="write no parity/: verdicts and counts alone, no image is touched")

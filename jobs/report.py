@@ -2,8 +2,8 @@
 
 Examples:
 
-    python jobs/report.py --output runs/demo
-    python jobs/report.py --output s3://bucket/run1 --to reports/run1 --samples 10000 --rated 500
+    python jobs/report.py runs/demo
+    python jobs/report.py s3://bucket/run1 --to reports/run1 --samples 10000 --rated 500
 """
 
 from mpa_ray.errors import exit_codes
@@ -15,7 +15,7 @@ from mpa_ray.storage import Folder
 
 def arguments() -> JobParser:
     parser = JobParser(__doc__)
-    parser.add_argument("--output", required=True, metavar="RUN", help="the output folder of the run, local, s3:// or gs://")
+    parser.add_run("--run", "--output")
     parser.add_argument("--to", metavar="FOLDER", help="where the pages go (default: report/ in the run)")
     parser.add_argument("--samples", type=int, default=SAMPLES, help=f"samples of the gallery, drawn by verdict (default: {SAMPLES})")
     rated = f"samples to rate before PI, and as many after it (default: {RATED}; the paper: 500)"
@@ -27,7 +27,7 @@ def arguments() -> JobParser:
 if __name__ == "__main__":
     given = arguments().parse_args()
     with exit_codes():
-        run = Folder.at(given.output)
+        run = Folder.at(given.run)
         target = Folder.at(given.to) if given.to else run.child("report")
         pages = write_report(run, to=target, samples=given.samples, rated=given.rated, seed=given.seed)
         print(f"{target.uri}/index.html, and {len(pages) - 1} further pages" if len(pages) > 1 else f"{target.uri}/index.html")

@@ -1,11 +1,12 @@
-"""Score the ratings that people gave in the report's pages, and mend the parity set by them. The run stays as it is.
+"""Score the ratings that people gave in the report's pages, and fix the parity set by them. The run stays as it is.
 
 Examples:
 
-    python jobs/review.py --run runs/demo ann.jsonl ben.jsonl --output scores.json
-    python jobs/review.py --run runs/demo ann.jsonl --parity runs/demo-reviewed --drop_below answer_correctness=0.5
+    python jobs/review.py runs/demo ann.jsonl ben.jsonl --output scores.json
+    python jobs/review.py runs/demo ann.jsonl --parity runs/demo-reviewed --drop_below answer_correctness=0.5
 """
 
+import argparse
 import json
 from pathlib import Path
 
@@ -19,14 +20,27 @@ from mpa_ray.studies.review import apply, told
 
 def arguments() -> JobParser:
     parser = JobParser(__doc__)
-    parser.add_argument("ratings", nargs="+", metavar="JSONL", help="ratings as a page exports them, of one rater or several")
-    parser.add_argument("--run", required=True, metavar="RUN", help="the output folder of the run, local, s3:// or gs://")
+    ratings = "the output folder of a run, local, s3:// or gs://, and after it ratings as a page exports them, of one rater or several"
+    parser.add_argument("words", nargs="+", metavar="RUN JSONL", help=ratings)
+    parser.add_argument("--run", metavar="RUN", help="the run, where only ratings are given as arguments")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the scores there as JSON too; a new file")
     parser.add_argument("--open", action="store_true", help="score ratings, too, that were given with the models' answers in sight")
-    parser.add_argument("--parity", metavar="FOLDER", help="write the parity set there, rows dropped and mended; a new folder")
+    parser.add_argument("--parity", metavar="FOLDER", help="write the parity set there, rows dropped and fixed; a new folder")
     below = "drop rows whose mean rating is lower, such as answer_correctness=0.5; may be given again for another question"
     parser.add_argument("--drop_below", action="append", default=[], metavar="QUESTION=SHARE", help=below)
     return parser
+
+
+def run_and_ratings(given: argparse.Namespace) -> tuple[Folder, list[str]]:
+    """The run, behind its flag or as the first argument, and the files of ratings.
+
+    Raises:
+        ConfigurationError: there is one of the two alone.
+    """
+    run, *ratings = [given.run, *given.words] if given.run else given.words
+    if not ratings:
+        raise ConfigurationError(f"{run}: give the output folder of a run, and after it at least one file of ratings")
+    return Folder.at(run), ratings
 
 
 def thresholds_of(given: list[str]) -> dict[str, float]:
@@ -61,14 +75,15 @@ if __name__ == "__main__":
         thresholds = thresholds_of(given.drop_below)
         if thresholds and not given.parity:
             raise ConfigurationError("--drop_below drops nothing without --parity FOLDER; give both")
-        folder, ratings = Folder.at(given.run), read(given.ratings)
+        folder, files = run_and_ratings(given)
+        ratings = read(files)
         scored = [rating for rating in ratings if rating.blind or given.open]
         if given.parity:
-            mended = Folder.at(given.parity)
-            record = apply(folder, ratings, mended, thresholds=thresholds)
+            fixed = Folder.at(given.parity)
+            record = apply(folder, ratings, fixed, thresholds=thresholds)
             print(told(record))
             if record["dropped"] < record["rows"]:
-                print(f"a run trains on it with --parity {mended.child('parity').uri}")
+                print(f"a run trains on it with --parity {fixed.child('parity').uri}")
         if scored:
             print_scores(folder, scored, given.output)
         else:

@@ -1,8 +1,8 @@
-"""How far a run is, its rate and the time to go, told from outside by its output folder.
+"""Show the progress of a run, its rate and the time to go, by its output folder alone.
 
 Examples:
 
-    python jobs/status.py --output s3://bucket/run1
+    python jobs/status.py s3://bucket/run1
 """
 
 from mpa_ray.errors import exit_codes
@@ -13,11 +13,11 @@ from mpa_ray.storage import Folder
 
 def arguments() -> JobParser:
     parser = JobParser(__doc__)
-    parser.add_argument("--output", required=True, metavar="RUN", help="the output folder of the run, local, s3:// or gs://")
+    parser.add_run("--run", "--output")
     return parser
 
 
 if __name__ == "__main__":
     given = arguments().parse_args()
     with exit_codes():
-        print(status(Folder.at(given.output)))
+        print(status(Folder.at(given.run)))

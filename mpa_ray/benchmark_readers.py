@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mpa_ray.benchmark_rows import Row, annotation_files, image_of, json_rows, open_annotations, parquet_rows
 
+_OKVQA = re.compile(r"(v2_)?mscoco_(\w+)_annotations\.json")
 WORD_RECOGNITION_PROMPT = "What word is shown in the image?"
 """The question asked about every ICDAR 2015 word image; the benchmark has none of its own."""
 CAPTION_PROMPT = "Describe the image in one sentence that mentions the text in it."
@@ -66,10 +67,10 @@ def read_okvqa(annotations_path: str | Path, images_folder: str | Path | None) -
     `OpenEnded_mscoco_val2014_questions.json` is found by its name. The answers are the lemmatised ones the official score uses.
     """
     path = Path(annotations_path)
-    named = re.fullmatch(r"(v2_)?mscoco_(\w+)_annotations\.json", path.name)
+    named = _OKVQA.fullmatch(path.name)
     if named is None:
         raise ValueError(f"annotations_path is {str(path)!r}; give the official file, such as mscoco_val2014_annotations.json")
-    questions_path = path.with_name(f"{named[1] or ''}OpenEnded_mscoco_{named[2]}_questions.json")
+    questions_path = _okvqa_questions(path)
     questions = {row.question_id: row.text("question") for row in json_rows(questions_path, "questions", id_field="question_id")}
     for row in json_rows(path, "annotations", id_field="question_id"):
         image_id = row.value("image_id")
@@ -83,6 +84,10 @@ def read_okvqa(annotations_path: str | Path, images_folder: str | Path | None) -
         image = row.image_in(images_folder, f"COCO_{named[2]}_{image_id:012d}.jpg", "image_id")
         texts = Row(path, row.question_id, {"answers": [answer["answer"] for answer in answers]}).texts("answers")
         yield _labeled(row, image=image, question=questions[row.question_id], answers=texts, kind=row.fields.get("question_type"))
+
+
+def _okvqa_questions(annotations: Path) -> Path:
+    return annotations.with_name(_OKVQA.sub(r"\1OpenEnded_mscoco_\2_questions.json", annotations.name))
 
 
 def read_pathvqa(annotations_path: str | Path, images_folder: str | Path | None = None) -> Iterator[LabeledQuestion]:
@@ -162,3 +167,11 @@ READERS: dict[str, Reader] = {
     "textcaps": read_textcaps,
     "parquet": read_parquet,
 }
+
+
+def files_of(form: str, annotations_path: str | Path) -> list[Path]:
+    """The files that a benchmark in the format `form` is read from, images apart; those that are not there among them."""
+    path = Path(annotations_path)
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix in (".json", ".parquet"))
+    return [path, _okvqa_questions(path)] if form == "okvqa" else [path]

@@ -58,13 +58,14 @@ def parse(job: Config, argv: Sequence[str], *, about: str | None = None, whole: 
     """
     given = flags(argv)
     preset, file, wants_help, wants_all = (given.pop(name, None) for name in ("preset", "config", "help", "help_all"))
+    if file is not None:
+        given = merge(_read_yaml(Path(file)), given)
     tree = job.model_dump(exclude_unset=True)
+    own_inputs = any(given.get(name) or tree.get(name) for name in ("images", "annotations", "parity"))
     for name in [preset] if isinstance(preset, str) else preset or ():
         if name not in presets.NAMES:
             raise ConfigurationError(f"--preset {name}: there is no such preset; take one of {', '.join(presets.NAMES)}")
-        tree = merge(tree, presets.preset(name))
-    if file is not None:
-        tree = merge(tree, _read_yaml(Path(file)))
+        tree = merge(tree, presets.preset(name, own_inputs=own_inputs))
     tree = merge(tree, given)
     if wants_help or wants_all:
         _show_help(about or Config.__doc__ or "", validate(tree), whole=bool(wants_all))
@@ -108,7 +109,8 @@ def _print_help(about: str, section: BaseModel, *, often: Sequence[str], whole: 
     found = list(settings(type(section), values=section))
     if not whole:
         found = sorted((setting for setting in found if setting.name in often), key=lambda setting: often.index(setting.name))
-    rest = () if whole else ("  --help-all                    Every setting, with its whole meaning; docs/ has the guide.",)
+    rest = ["  --help-all                    Every setting, with its whole meaning; docs/ has the guide."]
+    rest = [*([] if whole else rest), "", "In a flag, dashes stand for underscores too: --pl.learning-rate."]
     lines = help_lines(found, width=shutil.get_terminal_size((100, 40)).columns, whole=whole)
     print("\n".join([about.strip(), "", *more, *rest, "", *lines]))
     sys.exit(0)
@@ -131,6 +133,8 @@ def flags(argv: Sequence[str], root: type[BaseModel] = Config) -> dict[str, Any]
         kind = _type_of(path, root)
         if not values and kind not in (bool, None):
             raise ConfigurationError(f"{flag} needs a value; give it as {flag} VALUE")
+        if len(values) > 1 and not _takes_many(path, kind):
+            raise ConfigurationError(f"{flag} takes one value, and {values[1]!r} stands after it; a value with spaces is put into quotes")
         read = [_value(flag, text, kind) for text in values]
         section = tree
         for part in path[:-1]:
@@ -140,6 +144,11 @@ def flags(argv: Sequence[str], root: type[BaseModel] = Config) -> dict[str, Any]
         one = read[0] if read else True
         section[path[-1]] = read if len(read) > 1 or (get_origin(kind) is tuple and not isinstance(one, list)) else one
     return tree
+
+
+def _takes_many(path: Sequence[str], kind: Any) -> bool:
+    """Whether several values may follow a flag; of an unknown one something else is said."""
+    return kind is None or get_origin(kind) is tuple or path == ["preset"]
 
 
 def _grouped(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -231,8 +240,7 @@ def problems(error: ValidationError, root: type[BaseModel] = Config) -> list[str
         path = [str(part) for part in item["loc"] if part not in TASK_TAGS]
         name = ".".join(path)
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(path[-1], _names(root, path[:-1]), n=1)
-            likely = [".".join([*path[:-1], near[0]])] if near else _elsewhere(root, path[-1])
+            likely = [".".join([*path[:-1], name]) for name in _near(path[-1], _names(root, path[:-1]))] or _elsewhere(root, path[-1])
             hint = f"; did you mean {' or '.join(likely)}?" if likely else ""
             lines.append(f"{name}: unknown setting{hint}")
         elif item["type"] == "value_error":
@@ -251,6 +259,15 @@ def _names(section: type[BaseModel], path: Sequence[str]) -> list[str]:
     return list(section.model_fields)
 
 
+def _near(name: str, names: Sequence[str]) -> list[str]:
+    """Those of `names` that were likely meant: the nearest in letters, else by initials (`lr`), else those with the word in them."""
+    near = difflib.get_close_matches(name, names, n=1)
+    by_initials = [known for known in names if "".join(word[0] for word in known.split("_")) == name]
+    return near or by_initials or [known for known in names if name in known.split("_")]
+
+
 def _elsewhere(root: type[BaseModel], name: str) -> list[str]:
-    """Settings of other sections that are called so: `--workers` where `--pl.workers` was meant."""
-    return [setting.name for setting in settings(root) if setting.name.rpartition(".")[2] == name]
+    """Settings of other sections that are called so, or nearly: `--workers` where `--pl.workers` was meant."""
+    by_last = {setting.name: setting.name.rpartition(".")[2] for setting in settings(root)}
+    meant = [name] if name in by_last.values() else _near(name, sorted(set(by_last.values())))
+    return [whole for whole, last in by_last.items() if last in meant][:3]

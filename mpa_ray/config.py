@@ -5,6 +5,7 @@ Every field says below it what it means and in which unit. Combinations that can
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
@@ -12,12 +13,15 @@ from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, mode
 from mpa_ray import prompts
 from mpa_ray.cluster_section import ClusterSection
 from mpa_ray.level_section import LevelSection
+from mpa_ray.locations import Location, OptionalLocation, absolute, lasting
 from mpa_ray.model_section import API_SETTINGS, ModelSection
 from mpa_ray.section import Section, Share
 from mpa_ray.tasks import TASKS, MatcherName, Task
 
 ArmName = Literal["no_pi_same_size", "no_pi_all", "consistent", "human_labels", "few_shot_full", "few_shot_lora"]
 LABELED_ARMS = frozenset({"human_labels", "few_shot_full", "few_shot_lora"})
+# Settings that some comparisons read, and MPA itself never.
+_READ_BY = {"labels": LABELED_ARMS, "few_shot": LABELED_ARMS - {"human_labels"}}
 
 # So that a mistake in a task is reported of the kind of task that was meant, and not of both.
 TASK_TAGS = ("task by name", "own task")
@@ -65,12 +69,12 @@ class IdentifySection(Section):
 class LabeledSection(Section):
     """Questions with people's answers, for the supervised comparisons alone (Tables 5 and 6): MPA itself never reads them."""
 
-    benchmark: str | None = None
+    benchmark: OptionalLocation = None
     """The annotation file, as published for `format`. For `parquet`: question_id, image {bytes, path}, question, answers (a list),
     question_kind (optional)."""
     format: Literal["parquet", "textvqa", "stvqa", "chartqa", "okvqa", "pathvqa", "icdar2015", "textcaps"] = "parquet"
     """The layout of the annotation file; it decides the official score too. A Parquet file is scored as the task is."""
-    images: str | None = None
+    images: OptionalLocation = None
     """The folder of the benchmark's images, for the formats whose files only name them."""
 
 
@@ -97,12 +101,12 @@ class DemoSection(Section):
 class Config(Section):
     """A run of MPA: images in, an aligned S-VLM out."""
 
-    images: str = ""
+    images: Location = ""
     """A folder or prefix of image files, Parquet files (an image or URI column) or WebDataset tars; local, s3:// or gs://."""
-    image_roots: tuple[str, ...] = ()
+    image_roots: tuple[Location, ...] = ()
     """Further folders, prefixes or buckets that a list of URIs may name, if you trust it (`--image_roots s3://photos`). Without them a list
     leads to what lies below its own folder or `images`, and to URIs in their buckets."""
-    output: str = ""
+    output: Location = ""
     """The folder of the run, local, s3:// or gs://. The same command on the same folder goes on where it stopped."""
     task: TaskChoice = "textvqa"
     """What the questions are about: decides prompt, matcher and metric. One of the paper's tasks by name (`--task chartqa`), or a task of
@@ -127,10 +131,10 @@ class Config(Section):
     with `labels`, on all human labels, or on `few_shot` of them with full fine-tuning or LoRA."""
     few_shot: PositiveInt = 100
     """Labeled samples of the few-shot comparisons (Table 5: 100)."""
-    annotations: str | None = None
+    annotations: OptionalLocation = None
     """An annotations folder to start from instead of images (another run's, or an imported one): the Pseudo Annotator's work is not paid
     twice."""
-    parity: str | None = None
+    parity: OptionalLocation = None
     """A parity set to train on (parity/ of another run, or one that jobs/review.py has mended): nothing is annotated or judged, and no row
     of it is held out."""
     rounds: PositiveInt = 1
@@ -172,7 +176,8 @@ class Config(Section):
             )
         if self.demo.images and self.images:
             raise ValueError(
-                f"images={self.images!r} and the demo preset exclude each other: the demo renders its own; remove one of the two"
+                f"images={self.images!r} and demo.images={self.demo.images} exclude each other: the demo renders its own; remove one"
+                " of the two"
             )
         if self.annotations and (self.images or self.demo.images):
             raise ValueError(
@@ -284,18 +289,76 @@ _SPEED_ONLY = {
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The settings that decide what comes out, flat: {"lvlm.model": ...}. Two runs may share an output folder when these are equal."""
+    """The settings that decide what comes out, flat: {"lvlm.model": ...}. Two runs may share an output folder when `changes` finds none."""
     flat: dict[str, Any] = {}
     for name, value in config.model_dump(mode="json").items():
         if name in _NOT_IDENTITY:
             continue
         if isinstance(value, dict):
-            flat |= {f"{name}.{key}": item for key, item in value.items() if key not in _SPEED_ONLY.get(name, ())}
+            flat |= {f"{name}.{key}": _lasting(item) for key, item in value.items() if key not in _SPEED_ONLY.get(name, ())}
         elif name == "jury":
-            flat[name] = [{key: item for key, item in juror.items() if key not in _SPEED_ONLY[name]} for juror in value]
+            flat[name] = [{key: _lasting(item) for key, item in juror.items() if key not in _SPEED_ONLY[name]} for juror in value]
         else:
-            flat[name] = value
+            # The list of images names where they were; in a new upload they are elsewhere.
+            flat[name] = value if name == "images" else _lasting(value)
     return flat
+
+
+def _lasting(value: Any) -> Any:
+    return lasting(value) if isinstance(value, str) and value.startswith("/") else value
+
+
+def of_identity(flat: Mapping[str, Any]) -> Config:
+    """The configuration that an `identity` was taken of, with the defaults of what is not in it.
+
+    Raises:
+        ValidationError: it is of another version of this program.
+    """
+    return Config.model_validate(nested(flat))
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """An `identity` as a tree of sections."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        section, dot, key = name.partition(".")
+        if dot:
+            tree.setdefault(section, {})[key] = value
+        else:
+            tree[name] = value
+    return tree
+
+
+def changes(before: Config, now: Config, *, trained: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """The settings by which `now` is another run than `before`: name -> what it was and is.
+
+    Args:
+        before: of the run that is there.
+        now: of the call.
+        trained: the comparisons whose training has begun. What only comparisons read may change until one of them has read it.
+    """
+    was, is_now = identity(before), identity(now)
+    a, b = _by_places(was), _by_places(is_now)
+    differing = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+    return {name: (was.get(name), is_now.get(name)) for name in differing if _is_read(name, trained) and _is_read(name, now.ablations)}
+
+
+def keep_used(config: Config, before: Config, trained: Collection[str]) -> Config:
+    """`config` with those settings of `before` that the comparisons `trained` have read, where no comparison of its own reads them."""
+    used = [name for name in _READ_BY if _is_read(name, trained) and not _is_read(name, config.ablations)]
+    return config.model_copy(update={name: getattr(before, name) for name in used})
+
+
+def _is_read(name: str, arms: Collection[str]) -> bool:
+    """Whether a run with the comparisons `arms` reads a setting of `identity`."""
+    readers = _READ_BY.get(name.partition(".")[0])
+    return readers is None or not readers.isdisjoint(arms)
+
+
+def _by_places(flat: dict[str, Any]) -> dict[str, Any]:
+    """A local model whose folder is gone reads like a hub name, and is what it was all the same."""
+    models = {name: absolute(flat[name]) for name in ("lvlm.model", "svlm.model")}
+    return flat | models | {"jury": [juror | {"model": absolute(juror["model"])} for juror in flat["jury"]]}
 
 
 def digest(config: Config) -> str:

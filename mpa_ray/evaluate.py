@@ -63,7 +63,7 @@ def evaluate(model: ModelSection, *, name: str, config: Config, output: Folder) 
     """
     settings = config.evaluate
     questions = output.child("evaluation/questions")
-    numbers = list(range(benchmark.prepare(settings, questions)))
+    numbers = list(range(benchmark.prepare(settings, questions, predictions=output.child("evaluation/predictions"))))
     read = partial(_read_questions, questions=questions, max_image_bytes=config.max_image_bytes)
     answered = answer(dataset_of(numbers, read), model, config, prompt=FORMATS[settings.format].prompt, schema=ANSWERED_ROW, output=output)
     answered.set_name(f"evaluate_{name}")

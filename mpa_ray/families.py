@@ -36,6 +36,9 @@ _ORIGINAL_LAYOUTS = {
 # Of these, what vLLM has a model for; the checkpoint's own code is then run for configuration and tokenizer alone.
 _SERVED_BY_VLLM = {"internvl_chat"}
 
+# Under which a checkpoint's configuration has that of its language model.
+LANGUAGE_MODEL = ("text_config", "llm_config", "language_config")
+
 # The files of a checkpoint that can name code.
 _NAMES_CODE = (
     "config.json",
@@ -84,6 +87,24 @@ def check_loaded(flag: str, model: ModelSection, *, trained: bool) -> None:
                 f"{flag}={model.model!r}: its code is not in it but in {repository}, which trust_remote_code={model.trust_remote_code!r}"
                 " does not name; take a copy of the model with the code inside"
             )
+
+
+def within_context(model: ModelSection) -> ModelSection:
+    """`model` with a `max_model_len` of no more than the context its checkpoint states: an engine refuses to serve more.
+
+    What scales positions (RoPE scaling) is left to the engine, and so is a checkpoint that states nothing.
+    """
+    if model.engine not in ("vllm", "transformers"):
+        return model
+    from transformers import PreTrainedConfig
+
+    config, _ = PreTrainedConfig.get_config_dict(models.local(model.model), revision=models.arguments(model)["revision"])
+    language = next((config[name] for name in LANGUAGE_MODEL if isinstance(config.get(name), dict)), config)
+    stated = language.get("max_position_embeddings") or config.get("max_position_embeddings")
+    scaling = language.get("rope_scaling") or language.get("rope_parameters") or {}
+    if not isinstance(stated, int) or scaling.get("factor") or stated >= model.max_model_len:
+        return model
+    return model.model_copy(update={"max_model_len": stated})
 
 
 def _refuse(flag: str, model: ModelSection, config: Mapping[str, Any], *, trained: bool) -> None:

@@ -27,6 +27,9 @@ def labeled_rows(config: Config, target: Folder, *, count: int, seed: int) -> Fo
     questions = target.child("questions")
     parts = benchmark.prepare(config.labels, questions)
     chosen = _draw(questions, count, f"few_shot/{seed}") if count else None
+    # Rows of other labels, of a call that was stopped before it trained on them.
+    for name in target.names(".parquet"):
+        target.delete(name)
     write = partial(_write_part, questions=questions, target=target, chosen=chosen, max_image_bytes=config.max_image_bytes)
     for _ in dataset_of(list(range(parts)), write).iter_batches(batch_size=None):
         pass

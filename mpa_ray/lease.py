@@ -5,6 +5,7 @@ thing: there the lease is an object that is created only where there is none, re
 renewed for long, each by a conditional PUT, of which one of several at the same time succeeds.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import IO, Any
 
 from mpa_ray import s3
 from mpa_ray.errors import ConfigurationError, StorageError
@@ -25,6 +26,11 @@ from mpa_ray.storage import Folder
 RENEW_EVERY_S = 10.0
 EXPIRES_AFTER_S = 45.0
 _NAME = "lease.json"
+# Why there can be no such folder, or nothing in it; a full or failing disk is another matter, and has room again later.
+_NO_PLACE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENOENT, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+)
 
 
 @contextmanager
@@ -61,9 +67,7 @@ class Lease:
 
 @contextmanager
 def _file_lock(output: Folder) -> Iterator[None]:
-    path = Path(output.path) / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with _lock_file(output) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -74,6 +78,19 @@ def _file_lock(output: Folder) -> Iterator[None]:
         file.write(_holder())
         file.flush()
         yield
+
+
+def _lock_file(output: Folder) -> IO[str]:
+    path = Path(output.path) / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+")
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        raise ConfigurationError(
+            f"output={output.uri!r} cannot be made or written: {error.strerror}; give a folder that you may write to"
+        ) from error
 
 
 def _refused(output: Folder, holder: str) -> ConfigurationError:

@@ -13,12 +13,12 @@ class LevelSection(Section):
     train_on: Literal["parity", "consistent", "all"] = "parity"
     """The rows trained on: the parity set; every row the L-VLM agrees with itself on; every annotation."""
     replay: Annotated[float, Field(ge=0)] = 0.0
-    """Rows the S-VLM had right that are mixed in, per row of the parity set (0.25: one for every four), against forgetting."""
+    """Replay ratio: rows the S-VLM had right that are mixed in against forgetting, per row of the parity set (0.25: one for every four)."""
     holdout: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """The share of self-consistent rows kept out of training, to see what was learned and forgotten."""
     learning_rate: PositiveFloat | None = None
-    """The peak. Without it, Table 11's for the paper's S-VLMs (Qwen2-VL-2B 1e-5, InternVL2 4e-5, SmolVLM-500M and TinyLLaVA-2B 1e-4), else
-    1e-5."""
+    """Peak learning rate. Without it, Table 11's for the paper's S-VLMs (Qwen2-VL-2B 1e-5, InternVL2 4e-5, SmolVLM-500M and TinyLLaVA-2B
+    1e-4), else 1e-5."""
     batch_size: PositiveInt | None = None
     """Samples of an optimizer step over all workers. Without it, Table 11's: 16, and 6 for InternVL2-4B."""
     micro_batch_size: PositiveInt = 4

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
+from mpa_ray import locations
 from mpa_ray.section import Section
 
 Price = Annotated[float, Field(ge=0)] | None
@@ -43,7 +44,8 @@ class ModelSection(Section):
     chat_template: str | None = None
     """A chat template (Jinja) in place of the checkpoint's, or where it has none."""
     max_model_len: PositiveInt = 4096
-    """The longest prompt and reply together, in tokens. A request over it is quarantined, never cut."""
+    """The longest prompt and reply together, in tokens; the model's own context, where that is shorter. A request over it is quarantined,
+    never cut."""
     images_in_flight: PositiveInt | None = None
     """Images a replica works on at the same time; vLLM runs as many requests (`max_num_seqs`). More fill a large card better; few keep an
     image's encoding cached until its second question. Without it, half of what the KV cache of its cards holds, from 32 to 128; on the CPU,
@@ -58,7 +60,7 @@ class ModelSection(Section):
     what the model's size asks for."""
     cpus_per_replica: PositiveFloat | None = None
     """CPU cores of a replica, which decode and prepare its images. Without it, its share of a node's, where one stays free, or nothing
-    reads and writes; on the CPU 1."""
+    reads and writes; on the CPU 1, or less where the cluster has too few for all models."""
     engine_options: dict[str, Any] = {}
     """Further arguments of vLLM's `AsyncEngineArgs`, as they are (`{gpu_memory_utilization: 0.9, quantization: fp8}`). With engine=openai,
     further fields of the request (`{reasoning_effort: low, temperature: null}`); null leaves one of ours out."""
@@ -101,6 +103,16 @@ class ModelSection(Section):
         """Engine actors a stage may grow to; None: as many as the cluster gives."""
         return self.max_replicas or (None if self.cards and self.engine != "openai" else self.min_replicas)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _at_its_place(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(name := given.get("model"), str):
+            return given
+        # What a name means behind an API, or to an engine of one's own, is not ours to say; but a folder is one by any engine here.
+        engine = given.get("engine", "vllm")
+        is_place = engine in ("vllm", "transformers") or (engine != "openai" and locations.is_model_folder(name))
+        return given | {"model": locations.of_model(name)} if is_place else given
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.min_replicas:
@@ -130,7 +142,7 @@ class ModelSection(Section):
 
     def _check_trust(self, trusted: str) -> None:
         name, _, commit = trusted.rpartition("@")
-        if name != self.model or not re.fullmatch(r"[0-9a-f]{40}", commit):
+        if locations.of_model(name) != self.model or not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise ValueError(
                 f"trust_remote_code={trusted!r} must name this model and a whole commit: {self.model or 'model'}@ and 40 hexadecimal digits"
                 " (a branch or tag can be moved to other code); write it so, or remove it"

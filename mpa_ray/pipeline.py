@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from pydantic import ValidationError
+
 from mpa_ray import (
     attempts,
     benchmark,
@@ -28,7 +30,7 @@ from mpa_ray import (
     summary,
     telemetry,
 )
-from mpa_ray.config import LABELED_ARMS, Config, ModelSection, identity
+from mpa_ray.config import LABELED_ARMS, Config, ModelSection, changes, identity, keep_used, of_identity
 from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
 from mpa_ray.evaluate import evaluate
 from mpa_ray.forgetting import learned_and_forgotten
@@ -62,12 +64,16 @@ def run(config: Config) -> dict[str, Any]:
         RunError: the run cannot go on; what is finished stays.
     """
     output = Folder.at(config.output)
-    check(config, output)
+    before = _check_output(config, output)
+    if before:
+        config = keep_used(config, before, _trained_on_labels(output))
     record = output.read_json(_RUN) if output.exists(_RUN) else None
     if record and {arm.name for arm in arms(config)} <= record["training"].keys():
         say(f"{output.uri} is finished; this is what it holds")
         print(summary.table(record))
         return record
+    _check_inputs(config)
+    refuse_output_among_images(config, output)
     with lease(output) as held:
         if config.rounds > 1:
             return _run_rounds(config, output)
@@ -75,7 +81,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _with_earlier_arms(config: Config, record: dict[str, Any]) -> Config:
-    """Ablations may be added to a finished run; those it has stay in its record."""
+    """Comparisons may be added to a finished run; those it has stay in its record."""
     earlier = [name for name in record["training"] if name != "mpa"]
     return config.model_copy(update={"ablations": tuple(dict.fromkeys([*earlier, *config.ablations]))})
 
@@ -107,7 +113,7 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
         source = source_of(config, output)
         say(f"input: {source.rows:,} {source.unit} in {source.parts:,} parts")
     if config.evaluate.benchmark:
-        benchmark.prepare(config.evaluate, output.child("evaluation/questions"))
+        benchmark.prepare(config.evaluate, output.child("evaluation/questions"), predictions=output.child("evaluation/predictions"))
     # From here on the output belongs to this configuration; an input that was refused leaves it free.
     output.write_json(_CONFIG, asked_for)
     stopping.go_on(output)
@@ -171,13 +177,17 @@ def check(config: Config, output: Folder) -> None:
     """Everything that can be refused before a model loads.
 
     Raises:
-        ConfigurationError: with a line that names the thing and the mend.
+        ConfigurationError: with a line that names the thing and the fix.
     """
+    _check_output(config, output)
+    _check_inputs(config)
+    refuse_output_among_images(config, output)
+
+
+def _check_inputs(config: Config) -> None:
     if config.images and not Folder.at(config.images).exists():
         raise ConfigurationError(f"images={config.images!r} does not exist; give a folder or prefix of images, Parquet files or tars")
     tracking.check(config.pl.tracking)
-    refuse_output_among_images(config, output)
-    _check_output(config, output)
     _check_models(config)
 
 
@@ -199,19 +209,31 @@ def _check_models(config: Config) -> None:
     _warn_of_size(config.svlm, families.count_parameters(config.svlm))
 
 
-def _check_output(config: Config, output: Folder) -> None:
+def _check_output(config: Config, output: Folder) -> Config | None:
+    """What the run in `output` was asked for; None where there is none yet."""
     if not output.exists():
-        return
+        return None
     if not output.exists(_CONFIG):
         if output.names():
             raise ConfigurationError(f"output={config.output!r} holds other files and no run; give an empty or new folder")
-        return
-    # An output may be older than a setting, which then did what it does by default.
-    before, now = identity(Config()) | output.read_json(_CONFIG), identity(config)
-    differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        return None
+    try:
+        before = of_identity(output.read_json(_CONFIG))
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, item["loc"])) for item in error.errors())
+        raise ConfigurationError(
+            f"output={config.output!r} holds a run of another version of mpa_ray (it differs in {fields}); give another output"
+        ) from error
+    differing = changes(before, config, trained=_trained_on_labels(output))
     if differing:
-        changes = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing)
-        raise ConfigurationError(f"output={config.output!r} holds another run: {changes}. Give another output, or the settings of that run")
+        listed = "; ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in differing.items())
+        raise ConfigurationError(f"output={config.output!r} holds another run: {listed}. Give another output, or the settings of that run")
+    return before
+
+
+def _trained_on_labels(output: Folder) -> set[str]:
+    """The comparisons on human labels whose training has begun."""
+    return {arm for arm in LABELED_ARMS if output.exists(f"stages/train_{arm}.json") or output.exists(f"checkpoints/{arm}")}
 
 
 def _warn_of_size(svlm: ModelSection, parameters: int | None) -> None:

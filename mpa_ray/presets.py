@@ -13,6 +13,7 @@ from mpa_ray.engines import vllm_is_installed
 
 DEMO_IMAGES = 3000
 DEMO_QUESTIONS = 1000
+DEMO_ABLATIONS = ("no_pi_same_size", "no_pi_all")
 
 
 # Table 11 of the paper: the part of a model's name that tells it, batch size, learning rate.
@@ -39,17 +40,25 @@ PAPER: dict[str, dict[str, Any]] = {
 NAMES = ("demo", *PAPER)
 
 
-def preset(name: str) -> dict[str, Any]:
-    """The settings of a preset, nested as in YAML."""
-    return _demo() if name == "demo" else PAPER[name]
+def preset(name: str, *, own_inputs: bool = False) -> dict[str, Any]:
+    """The settings of a preset, nested as in YAML.
+
+    Args:
+        name: one of `NAMES`.
+        own_inputs: the run has images, annotations or a parity set of its own: of the demo, its models and how they are run are taken, and
+            nothing is rendered or compared.
+    """
+    if name != "demo":
+        return PAPER[name]
+    rendered = {} if own_inputs else {"demo": {"images": DEMO_IMAGES, "questions": DEMO_QUESTIONS}, "ablations": DEMO_ABLATIONS}
+    return rendered | _embedded_pair()
 
 
-def _demo() -> dict[str, Any]:
+def _embedded_pair() -> dict[str, Any]:
     """Tiny embedded models on two CPU cores, minutes. Everything else is the code that runs the large ones."""
     engine = "vllm" if vllm_is_installed() else "transformers"
     model = {"engine": engine, "gpus_per_replica": 0, "cpus_per_replica": 0.5, "max_model_len": 512, "images_in_flight": 64}
     return {
-        "demo": {"images": DEMO_IMAGES, "questions": DEMO_QUESTIONS},
         "lvlm": model | {"model": str(demo.LVLM)},
         "svlm": model | {"model": str(demo.SVLM)},
         # A tiny model asks the same few questions at low temperatures, and knows no words but its prompts.
@@ -66,15 +75,15 @@ def _demo() -> dict[str, Any]:
             "gradient_checkpointing": False,
         },
         "evaluate": {"models_at_once": 2},
-        "ablations": ("no_pi_same_size", "no_pi_all"),
         "images_per_part": 128,
     }
 
 
 def with_hyperparameters(settings: LevelSection, svlm: str) -> LevelSection:
     """`settings` with batch size and learning rate filled in from Table 11 where they are not set."""
-    name = svlm.lower()
-    batch_size, learning_rate = next((values for part, values in TABLE_11.items() if part in name), _OTHERS)
+    # The folder nearest to the model tells: what lies above it may be called after another one.
+    names = reversed(svlm.lower().split("/"))
+    batch_size, learning_rate = next((values for name in names for part, values in TABLE_11.items() if part in name), _OTHERS)
     return settings.model_copy(
         update={"batch_size": settings.batch_size or batch_size, "learning_rate": settings.learning_rate or learning_rate}
     )

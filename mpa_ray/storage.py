@@ -28,6 +28,7 @@ import pyarrow.parquet
 
 from mpa_ray import s3
 from mpa_ray.errors import ConfigurationError, StorageError
+from mpa_ray.locations import absolute
 
 REMOTE_SCHEMES = ("s3://", "gs://")
 _PIECE = 16 * 2**20
@@ -71,7 +72,7 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     scheme, separator, _ = uri.partition("://")
     if separator and scheme != "file":
         raise ConfigurationError(f"{uri!r}: the scheme {scheme}:// is not supported; use a local path, s3:// or gs://")
-    return pyarrow.fs.LocalFileSystem(), os.path.abspath(uri.removeprefix("file://"))
+    return pyarrow.fs.LocalFileSystem(), absolute(uri)
 
 
 def refuse_secrets(uri: str) -> None:

@@ -41,7 +41,7 @@ def write_yaml(folder: Path, tree: Any) -> str:
 def test_flags_have_the_names_of_the_configuration() -> None:
     config = parse("--pl.learning_rate", "2e-5", "--pl.zero-stage=3", "--lvlm.gpus_per_replica", "0.5", "--seed", "-1", "--task", "chartqa")
     assert (config.pl.learning_rate, config.pl.zero_stage, config.lvlm.gpus_per_replica, config.seed) == (2e-5, 3, 0.5, -1)
-    assert (config.task, config.images, config.output) == ("chartqa", "photos", "out")
+    assert (config.task, config.images, config.output) == ("chartqa", os.path.abspath("photos"), os.path.abspath("out"))
 
 
 def test_switches_lists_and_mappings() -> None:
@@ -105,14 +105,19 @@ def test_merging_goes_section_by_section() -> None:
         (["--lvlm.engine_options", "{a: 1"], "--lvlm.engine_options='{a: 1': not YAML"),
         (["--lvlm.engine_options", "fp8"], "lvlm.engine_options: Input should be a valid dictionary; it is 'fp8'"),
         (["--lvlm", "x", "--lvlm.model", "y"], "--lvlm.model: lvlm was given a value of its own before"),
-        (["--seed", "1", "stray"], "seed: Input should be a valid integer; it is [1, 'stray']"),
+        (["--pl.lr", "1"], "pl.lr: unknown setting; did you mean pl.learning_rate or pl.lora_rank?"),
+        (["--lr", "1"], "lr: unknown setting; did you mean pl.learning_rate or pl.lora_rank?"),
+        (["--pl.rank", "1"], "pl.rank: unknown setting; did you mean pl.lora_rank?"),
+        (["--batchsize", "1"], "batchsize: unknown setting; did you mean pl.batch_size?"),
+        (["--seed", "1", "stray"], "--seed takes one value, and 'stray' stands after it; a value with spaces is put into quotes"),
+        (["--output", "my", "run"], "--output takes one value, and 'run' stands after it"),
         (["--preset"], "--preset needs a value"),
         (["--preset", "dmo"], "--preset dmo: there is no such preset; take one of "),
         (["--config"], "--config needs a value"),
         (["--config", "/no/such.yaml"], "--config /no/such.yaml: there is no such file"),
         (["--config", "/"], "--config /: cannot be read: Is a directory; give a YAML file"),
         (["--prompt", "\udcff"], "--prompt='\\udcff' is not UTF-8"),
-        (["--preset", "demo"], "images='photos' and the demo preset exclude each other"),
+        (["--demo.images", "9"], f"images='{os.path.abspath('photos')}' and demo.images=9 exclude each other"),
         (["--pl.replay", "0.5", "--pl.train_on", "all"], "pl: replay=0.5 and train_on='all' exclude each other"),
     ],
 )
@@ -232,16 +237,17 @@ def test_the_probe_works(job: Command, place: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--images", "empty"], ["images='empty' holds no image", "are taken"]),
-        (["--images", "nowhere"], ["images='nowhere' does not exist", "give a folder"]),
+        (["--images", "empty"], ["/empty' holds no image", "are taken"]),
+        (["--images", "nowhere"], ["/nowhere' does not exist", "give a folder"]),
         (["--svlm.model", "no_model"], ["svlm.model='no_model' is no model folder", "give a folder in the Hugging Face layout"]),
         (["--lvlm.model", "/no/such/model"], ["lvlm.model='/no/such/model'", "neither a folder nor a hub name"]),
-        (["--output", "full"], ["output='full' holds other files and no run", "give an empty or new folder"]),
+        (["--output", "full"], ["/full' holds other files and no run", "give an empty or new folder"]),
         (["--output", "images/a.png"], ["images/a.png is a file", "give a folder"]),
+        (["--output", "images/a.png/out"], ["images/a.png/out' cannot be made or written: Not a directory", "give a folder"]),
         (["--pl.wokers", "2"], ["pl.wokers: unknown setting", "did you mean pl.workers?"]),
         (["--pl.workers", "two"], ["pl.workers", "valid integer", "'two'"]),
         (["--pl.replay", "0.5", "--pl.train_on", "all"], ["replay=0.5 and train_on='all' exclude each other", "set replay=0"]),
-        (["--preset", "demo"], ["images='images' and the demo preset exclude each other", "remove one of the two"]),
+        (["--demo.images", "9"], ["/images' and demo.images=9 exclude each other", "remove one of the two"]),
         (["--config", "bad.yaml"], ["seed", "valid integer", "'abc'"]),
         (["--config", "unknown.yaml"], ["pl.wokers: unknown setting", "did you mean pl.workers?"]),
     ],
@@ -271,7 +277,7 @@ def test_an_output_that_holds_another_run_is_refused(job: Command, place: Path) 
     before = (place / "taken/config.json").read_bytes()
     ended = job("--output", "taken", "--seed", "7", "--annotate.temperature", "0.5")
     assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
-    for text in ("output='taken' holds another run", "seed was 0 and is 7", "annotate.temperature was 0.7 and is 0.5"):
+    for text in (f"output='{place}/taken' holds another run", "seed was 0 and is 7", "annotate.temperature was 0.7 and is 0.5"):
         assert text in ended.stderr
     assert (place / "taken/config.json").read_bytes() == before
     assert job("--output", "taken", "--lvlm.images_in_flight", "2").returncode == 99, "the same run, at another speed, goes on"
@@ -285,6 +291,41 @@ def test_an_output_of_before_a_setting_was_there_goes_on(job: Command, place: Pa
     assert job("--output", "old").returncode == 99
     ended = job("--output", "old", "--bytes_per_part", "1000")
     assert ended.returncode == 2 and "bytes_per_part was 268435456 and is 1000" in ended.stderr
+
+
+OWN_TASK = {"name": "signs", "prompt": "Reply: Question: <question>, Answer: <answer>", "metric": "exact_match"}
+
+
+def test_a_run_with_a_task_of_ones_own_goes_on(job: Command, place: Path) -> None:
+    (place / "signs.yaml").write_text(yaml.safe_dump({"task": OWN_TASK}))
+    (place / "others.yaml").write_text(yaml.safe_dump({"task": OWN_TASK | {"metric": "anls"}}))
+    for _ in range(2):
+        ended = job("--output", "signs", "--config", "signs.yaml")
+        assert ended.returncode == 99, ended.stderr
+    ended = job("--output", "signs", "--config", "others.yaml")
+    assert ended.returncode == 2 and "task.metric was 'exact_match' and is 'anls'" in ended.stderr
+
+
+def test_an_output_of_before_paths_were_absolute_goes_on(job: Command, place: Path) -> None:
+    """However the folder is spelled; and what was listed is not listed again."""
+    assert job("--output", "spelled").returncode == 99
+    for name in ("config.json", "manifest/index.json"):
+        record = place / "spelled" / name
+        record.write_text(record.read_text().replace(f'"{place}/images"', '"images"'))
+    listed = place / "spelled/manifest/00000.parquet"
+    before = listed.stat().st_mtime_ns
+    for spelling in ("images", "images/", "./images", f"{place}/images", f"file://{place}/images"):
+        ended = job("--output", "spelled/", "--images", spelling)
+        assert ended.returncode == 99, ended.stderr
+    assert listed.stat().st_mtime_ns == before
+    assert f'"{place}/images"' in (place / "spelled/config.json").read_text()
+
+
+def test_an_output_of_another_version_is_refused(job: Command, place: Path) -> None:
+    (place / "version").mkdir(exist_ok=True)
+    (place / "version/config.json").write_text('{"gone.setting": 1, "seed": 0}')
+    ended = job("--output", "version")
+    assert ended.returncode == 2 and "of another version of mpa_ray (it differs in gone); give another output" in ended.stderr
 
 
 MODULES = sorted(

@@ -3,11 +3,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.storage import Folder
-from mpa_ray.studies.compare import compare, html, jaccard, parity_ids, tables, text
+from mpa_ray.studies.compare import compare, html, jaccard, parity_ids, questions_of, tables, text
 from tests.browser import assert_harmless, assert_no_sideways_scroll, browser, installed
 from tests.report_runs import finish, some_rows, write_finished, write_hostile, write_predictions, write_started
 
@@ -54,6 +55,42 @@ def test_a_run_under_way_and_one_without_scores(runs, tmp_path):
     assert cells([started, started], "Data")["images"] == ["10", "10"]
 
 
+def on_other_questions(run, change):
+    """The run, scored on a benchmark of the same name and the same ids."""
+    folder = run.child("evaluation/predictions")
+    for name in folder.names(".parquet"):
+        table = folder.read_table(name)
+        column, values = change
+        position = table.column_names.index(column)
+        folder.write_table(name, table.set_column(position, column, pa.array([values] * len(table), table.schema.field(column).type)))
+    return run
+
+
+@pytest.mark.parametrize("change", [("question", "Another question?"), ("answers", ["another"])])
+def test_runs_on_two_benchmarks_are_not_tested_against_each_other(tmp_path, change):
+    runs = [write_finished(tmp_path / name) for name in ("a", "b", "c", "d")]
+    on_other_questions(runs[1], change)
+    on_other_questions(runs[3], change)
+    blocks = [(title, rows) for title, rows in tables(compare(runs)) if title.startswith("Accuracy")]
+    of_a, of_b = ({row[0]: row[1:] for row in rows} for _, rows in blocks)
+    assert [title for title, _ in blocks] == [f"Accuracy, textvqa accuracy on benchmark of {names}, percent" for names in ("a, c", "b, d")]
+    assert [cell != "-" for cell in of_a["S-VLM after MPA"]] == [True, False, True, False]
+    assert [cell != "-" for cell in of_b["S-VLM after MPA"]] == [False, True, False, True]
+    assert [cell != "-" for cell in of_a["S-VLM after MPA, against a"]] == [False, False, True, False]
+    assert not any("against" in label for label in of_b)
+
+
+def test_a_run_whose_questions_are_not_known(runs):
+    runs[1].child("evaluation/predictions").delete_folder()
+    titles = [title for title, _ in tables(compare(runs)) if title.startswith("Accuracy")]
+    assert titles == [
+        "Accuracy, textvqa accuracy on benchmark of run, percent",
+        "Accuracy, textvqa accuracy on benchmark of run-b (its questions are not known), percent",
+    ]
+    runs[1].child("rounds/1/evaluation").copy_from(runs[0].child("evaluation"))
+    assert questions_of(runs[1]) == questions_of(runs[0]), "as rounds keep them"
+
+
 def test_jaccard(runs):
     a = np.array([1, 2, 3], dtype=np.uint64)
     assert jaccard(a, np.array([2, 3, 4], dtype=np.uint64)) == 0.5
@@ -67,8 +104,10 @@ def test_runs_of_the_same_name_are_told_apart(runs, tmp_path):
 
 
 def test_one_run_is_nothing_to_compare(runs, tmp_path):
-    with pytest.raises(ConfigurationError, match="give two or more"):
+    with pytest.raises(ConfigurationError, match="give at least two runs"):
         compare(runs[:1])
+    with pytest.raises(ConfigurationError, match="nowhere: holds no run"):
+        compare([Folder.at(tmp_path / "nowhere")])
     with pytest.raises(ConfigurationError, match="holds no run"):
         compare([runs[0], Folder.at(tmp_path / "nowhere")])
 

@@ -1,13 +1,15 @@
 """The typed configuration: what excludes what, what a run is known by, and that every field says what it means."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from mpa_ray.benchmark import METRICS
-from mpa_ray.config import Config, LevelSection, ModelSection, Section, digest, identity
+from mpa_ray.config import Config, LevelSection, ModelSection, Section, changes, digest, identity, keep_used, of_identity
 from mpa_ray.matchers import MATCHERS
 from mpa_ray.tasks import TASKS
 
@@ -45,10 +47,10 @@ def test_the_defaults_are_valid_and_frozen() -> None:
     [
         ({"images": "x", "demo": {"images": 3}}, "exclude each other: the demo renders its own"),
         ({"annotations": "y", "images": "x"}, "exclude each other: annotations name their images"),
-        ({"parity": "y", "images": "x"}, "parity='y' and images exclude each other"),
-        ({"parity": "y", "rounds": 2}, "parity='y' and rounds exclude each other"),
-        ({"parity": "y", "pl": {"replay": 0.5}}, "parity='y' and pl.replay exclude each other"),
-        ({"parity": "y", "ablations": ["no_pi_all"]}, r"parity='y' and ablations=\['no_pi_all'\] exclude each other"),
+        ({"parity": "y", "images": "x"}, "y' and images exclude each other"),
+        ({"parity": "y", "rounds": 2}, "y' and rounds exclude each other"),
+        ({"parity": "y", "pl": {"replay": 0.5}}, "y' and pl.replay exclude each other"),
+        ({"parity": "y", "ablations": ["no_pi_all"]}, r"y' and ablations=\['no_pi_all'\] exclude each other"),
         ({"annotate": {"constrained": True}, "lvlm": {"engine": "transformers"}}, "it cannot hold a reply to a form"),
         ({"pl": {"node_labels": {"ray.io/market-type": "!spot"}}}, "String should match pattern"),
         ({"pl": {"node_labels": {"a": "b"}, "workers": 2, "min_workers": 1}}, "min_workers=1 and node_labels=.* exclude each other"),
@@ -124,9 +126,88 @@ def test_a_run_is_known_by_what_changes_its_result() -> None:
 
 def test_the_identity_is_flat_and_names_settings_as_flags_do() -> None:
     flat = identity(Config(images="i"))
-    assert flat["images"] == "i" and flat["lvlm.engine"] == "vllm" and flat["pl.holdout"] == 0.1
+    assert flat["images"] == str(Path("i").absolute()) and flat["lvlm.engine"] == "vllm" and flat["pl.holdout"] == 0.1
     assert "output" not in flat and "lvlm.max_replicas" not in flat and "pl.workers" not in flat
     assert set(flat) <= {name for name, _ in fields()}
+
+
+SIGNS = {"name": "signs", "prompt": "Reply: Question: <question>, Answer: <answer>", "metric": "exact_match"}
+
+
+def stored(config: Config) -> Config:
+    """The configuration as config.json gives it back."""
+    return of_identity(json.loads(json.dumps(identity(config))))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"task": SIGNS},
+        {"task": "chartqa"},
+        {"jury": [{"model": "a/b"}, {"model": "gpt-4o", "engine": "openai"}]},
+        {"lvlm": {"model": "a/b", "engine_options": {"seed": 1}}, "pl": {"node_labels": {"a": "b"}}},
+        {"parity": "p"},
+        {"demo": {"images": 3}, "ablations": ["human_labels"]},
+    ],
+)
+def test_a_run_is_known_again(settings: dict[str, Any]) -> None:
+    config = Config.model_validate(settings)
+    assert changes(stored(config), config) == {}
+    assert digest(stored(config)) == digest(config)
+
+
+def test_changes_are_named_with_both_values() -> None:
+    own = Config.model_validate({"task": SIGNS})
+    changed = own.model_copy(update={"seed": 1})
+    assert changes(own, changed) == {"seed": (0, 1)}
+    assert changes(Config(), own)["task"] == ("textvqa", None)
+
+
+@pytest.mark.parametrize("model", ["svlm", "lvlm", "jury"])
+def test_a_model_whose_folder_is_gone_is_the_model_it_was(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def config(name: str) -> Config:
+        section = {"model": name}
+        return Config.model_validate({model: [section] if model == "jury" else section})
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/mine").mkdir(parents=True)
+    (tmp_path / "models/mine/config.json").touch()
+    before = config("models/mine")
+    (tmp_path / "models").rename(tmp_path / "elsewhere")
+    assert changes(before, config("models/mine")) == {}
+    assert changes(before, config("models/other"))
+
+
+LABELS = {"benchmark": "labels.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("trained", "now", "differing"),
+    [
+        ((), {"ablations": ["few_shot_full"], "labels": LABELS, "few_shot": 10}, []),
+        (("no_pi_all",), {"ablations": ["no_pi_all", "human_labels"], "labels": LABELS}, []),
+        (("human_labels",), {"ablations": ["human_labels"], "labels": LABELS}, ["labels.benchmark"]),
+        (("human_labels",), {"ablations": ["few_shot_lora"], "labels": LABELS, "few_shot": 10}, ["labels.benchmark"]),
+        (("few_shot_full",), {"ablations": ["few_shot_lora"], "labels": LABELS, "few_shot": 10}, ["few_shot", "labels.benchmark"]),
+        (("few_shot_full",), {"few_shot": 10}, []),
+        (("human_labels",), {"ablations": ["no_pi_all"]}, []),
+    ],
+)
+def test_labels_are_compared_once_a_comparison_was_trained_on_them(
+    trained: tuple[str, ...], now: dict[str, Any], differing: list[str]
+) -> None:
+    before = Config.model_validate({"labels": {"benchmark": "others.parquet"}})
+    assert sorted(changes(before, Config.model_validate(now), trained=trained)) == differing
+
+
+def test_labels_that_were_used_stay_where_a_call_names_none() -> None:
+    before = Config.model_validate({"labels": LABELS, "few_shot": 10})
+    kept = keep_used(Config(), before, {"few_shot_full"})
+    assert (kept.labels, kept.few_shot) == (before.labels, 10)
+    assert keep_used(Config(), before, {"human_labels"}).few_shot == 100, "which that comparison does not read"
+    assert keep_used(Config(), before, {"no_pi_all"}) == Config()
+    again = Config.model_validate({"ablations": ["human_labels"], "labels": LABELS})
+    assert keep_used(again, before, {"human_labels"}) == again
 
 
 def test_tasks_name_what_there_is() -> None:

@@ -197,7 +197,8 @@ def test_what_the_cluster_has(ray_session: None, monkeypatch: pytest.MonkeyPatch
     )
     found = {finding.what: finding for finding in cluster.cluster(config)}
     assert "1 nodes, 4 CPU cores, 0 cards" in found["ray"].said
-    assert found["cards for PA and PI"].state == found["cards for PL"].state == "warning"
+    assert found["room for PA and PI"].said == "it asks for 1 GPU on one node, and the largest node has 0"
+    assert found["room for PA and PI"].state == found["room for PL"].state == "failed", "and nothing starts a node"
     assert found["key on a worker"].state == "failed"
 
 
@@ -235,7 +236,12 @@ def test_cards_that_are_asked_for_and_not_here(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cluster, "count_cards", lambda: 1)
     model = ModelSection(model="a/b", gpus_per_replica=0.5)
     found = list(cluster.cluster(Config(lvlm=model, svlm=model, pl=LevelSection(workers=3))))
-    assert [(finding.state, finding.what) for finding in found[1:]] == [("ok", "cards for PA and PI"), ("failed", "cards for PL")]
+    assert [(finding.state, finding.what) for finding in found[1:]] == [("ok", "room for PA and PI"), ("ok", "room for PL")]
+    assert "asks for 3 GPU in all, and the cluster has 1, and goes on with 1 workers" in found[2].said
+    monkeypatch.setattr(cluster, "count_cards", lambda: 0)
+    found = list(cluster.cluster(Config(lvlm=model, svlm=model)))
+    assert [(finding.state, finding.what) for finding in found[1:]] == [("failed", "room for PA and PI"), ("failed", "room for PL")]
+    assert found[1].mend
     assert states(list(cluster.cluster(Config()))) == ["ok"], "no model is named, so no card is asked for"
 
 
@@ -257,7 +263,7 @@ def test_the_job(job: Doctor, tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "nothing failed"), ended.stdout + ended.stderr
     ended = job("--quick", "--images", "nowhere", "--svlm.model", "no/such")
     assert ended.returncode == 3 and ended.stderr.endswith(" failed: a run would not work\n"), ended.stdout + ended.stderr
-    assert "failed   images: images='nowhere' does not exist" in ended.stdout
+    assert f"failed   images: images='{tmp_path}/nowhere' does not exist" in ended.stdout
     assert job("--svlm.modle", "x").returncode == 2
 
 

@@ -449,3 +449,23 @@ def test_parameters_are_counted_from_headers_and_a_large_svlm_is_named(published
 def test_presets_combine() -> None:
     config = cli.parse(Config(), ["--preset", "qwen2vl-2b", "internvl2-8b", "--images", "i", "--output", "o"])
     assert (config.svlm.model, config.lvlm.model) == ("Qwen/Qwen2-VL-2B-Instruct", "OpenGVLab/InternVL2-8B")
+
+
+@pytest.mark.parametrize(
+    ("stated", "context"),
+    [
+        ({"text_config": {"max_position_embeddings": 2048, "rope_parameters": {"rope_type": "default"}}}, 2048),
+        ({"max_position_embeddings": 1024}, 1024),
+        ({"text_config": {"max_position_embeddings": 32768}}, 4096),
+        ({"text_config": {"max_position_embeddings": 2048, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}}, 4096),
+        ({}, 4096),
+    ],
+)
+def test_a_context_is_no_longer_than_the_model_states(stated: dict[str, Any], context: int, tmp_path: Path) -> None:
+    """vLLM refuses to serve more."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"} | stated))
+    model = ModelSection(model=str(tmp_path))
+    assert families.within_context(model).max_model_len == context
+    assert families.within_context(model.model_copy(update={"max_model_len": 512})).max_model_len == 512
+    behind_api = ModelSection(model="gpt", engine="openai")
+    assert families.within_context(behind_api) == behind_api

@@ -45,6 +45,25 @@ def test_a_killed_process_leaves_nothing_behind(holder: Any, tmp_path: Path) -> 
         held.check()
 
 
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("{tmp}/file/run", "Not a directory"),
+        ("/proc/nope/run", "No such file or directory"),
+        # To root too, and wherever it is mounted read-only.
+        ("/sys/kernel/run", "(Permission denied|Operation not permitted|Read-only file system)"),
+    ],
+)
+def test_an_output_that_cannot_be_made_is_refused(place: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    output = Folder.at(place.format(tmp=tmp_path))
+    with (
+        pytest.raises(ConfigurationError, match=rf"output='{output.uri}' cannot be made or written: {why}; give a folder"),
+        lease(output),
+    ):
+        pass
+
+
 class Store:
     """An object with conditional requests, as the lease's object in S3 behaves."""
 

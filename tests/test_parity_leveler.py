@@ -22,9 +22,9 @@ from mpa_ray.training.training_data import is_held_out
 from test_tracking import points
 
 
-def config_with(**pl: Any) -> Config:
+def config_with(*, model: str = str(demo.SVLM), **pl: Any) -> Config:
     settings = {"gpus_per_worker": 0, "cpus_per_worker": 1, "precision": "float32", "batch_size": 4, "micro_batch_size": 2, "holdout": 0.0}
-    return Config(svlm=ModelSection(model=str(demo.SVLM), gpus_per_replica=0), pl=LevelSection(**(settings | pl)))
+    return Config(svlm=ModelSection(model=model, gpus_per_replica=0), pl=LevelSection(**(settings | pl)))
 
 
 @pytest.mark.parametrize(("workers", "stage", "precision"), [(1, 2, "float32"), (2, 1, "float32"), (2, 3, "float32"), (2, 2, "bfloat16")])
@@ -47,9 +47,13 @@ def test_workers_stages_and_precisions_train_alike(
     assert losses[-1] < losses[0]
 
 
-def test_adapters_are_merged_into_the_weights(ray_session: None, parity_folder: Path, tmp_path: Path) -> None:
-    """With LoRA, the target is a model like any other: the published names, and none of the adapters'."""
-    config = config_with(workers=1, learning_rate=1e-2, lora_rank=4)
+def test_adapters_are_merged_into_the_weights(
+    ray_session: None, parity_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With LoRA, the target is a model like any other: the published names, and none of the adapters'. The S-VLM is given by a relative
+    path, which in the folders of Ray Train's workers leads nowhere."""
+    monkeypatch.chdir(demo.SVLM.parent)
+    config = config_with(model="svlm", workers=1, learning_rate=1e-2, lora_rank=4)
     target = Folder.at(tmp_path / "model")
     result = level(config, [Folder.at(parity_folder)], name="run", target=target, work=Folder.at(tmp_path / "work"))
     assert result["samples"] == 24

@@ -139,6 +139,22 @@ def test_on_the_cpu_nothing_is_asked_of_cards() -> None:
     assert not any("card" in line for line in result.lines), result.lines
 
 
+@pytest.mark.parametrize(("cores", "jury", "each"), [(2, 0, 0.5), (2, 1, 0.3), (3, 0, 1), (64, 2, 1), (1, 0, 0.1), (None, 0, 1)])
+def test_on_the_cpu_all_models_fit_beside_a_core_that_reads(cores: int | None, jury: int, each: float) -> None:
+    on = Cluster(nodes=(), bounded=True, largest=1, cpus_per_card=None, card_gib=48, cpus=cores)
+    config = config_with(gpus_per_replica=0, svlm={"gpus_per_replica": 0}, jury=jury, pl={"gpus_per_worker": 0})
+    config = config.model_copy(update={"jury": tuple(juror.model_copy(update={"gpus_per_replica": 0.0}) for juror in config.jury)})
+    models = models_of(placed(config, on).config).values()
+    assert [model.cpus for model in models] == [each] * (2 + jury)
+    assert cores in (None, 1) or sum(bundle["CPU"] for bundle in bundles(list(models))) <= cores
+
+
+def test_cores_that_are_set_are_left_out_of_what_is_divided() -> None:
+    on = Cluster(nodes=(), bounded=True, largest=1, cpus_per_card=None, card_gib=48, cpus=3)
+    config = placed(config_with(gpus_per_replica=0, cpus_per_replica=1.5, svlm={"gpus_per_replica": 0}), on).config
+    assert (config.lvlm.cpus, config.svlm.cpus) == (1.5, 0.5)
+
+
 def test_an_api_takes_no_card() -> None:
     config = placed(config_with(engine="openai"), cluster(2)).config
     assert config.lvlm.max_replicas == 1 and config.svlm.max_replicas == 2

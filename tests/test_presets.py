@@ -1,10 +1,12 @@
 """Presets are whole configurations that can be run, and Table 11 is as printed."""
 
+from pathlib import Path
+
 import pytest
 
-from mpa_ray import demo, presets
+from mpa_ray import cli, demo, presets
 from mpa_ray.cli import validate
-from mpa_ray.config import LevelSection
+from mpa_ray.config import Config, LevelSection
 
 
 @pytest.mark.parametrize("name", presets.NAMES)
@@ -18,6 +20,19 @@ def test_the_demo_needs_nothing_but_an_output() -> None:
     assert config.missing() == ["--output"]
     assert (config.lvlm.model, config.svlm.model) == (str(demo.LVLM), str(demo.SVLM))
     assert config.lvlm.gpus_per_replica == config.svlm.gpus_per_replica == config.pl.gpus_per_worker == 0
+
+
+@pytest.mark.parametrize("name", ["images", "annotations", "parity"])
+@pytest.mark.parametrize("by", ["flag", "file"])
+def test_with_inputs_of_ones_own_the_demo_is_its_models_alone(name: str, by: str, tmp_path: Path) -> None:
+    settings = tmp_path / "own.yaml"
+    settings.write_text(f"{name}: {tmp_path}")
+    argv = ["--preset", "demo", "--output", "o", *(["--config", str(settings)] if by == "file" else [f"--{name}", str(tmp_path)])]
+    config = cli.parse(Config(), argv)
+    assert (config.demo.images, config.ablations, config.evaluate.benchmark) == (0, (), None)
+    assert getattr(config, name) == str(tmp_path) and config.svlm.model == str(demo.SVLM)
+    assert cli.parse(Config(**{name: str(tmp_path)}), argv[:4]).demo.images == 0, "as of a job of one's own"
+    assert cli.parse(Config(), [*argv, "--ablations", "human_labels", "--labels.benchmark", "l"]).ablations == ("human_labels",)
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_a_run_that_starts_from_a_parity_set(tmp_path: Path) -> None:
     record = {"config": config.model_dump(mode="json"), **counts, "training": {"mpa": trained}, "evaluation": [], "stages": {}}
     assert write_report(run, record=record) == ["index.html"]
     text = run.read_bytes("report/index.html").decode()
-    assert "learns from the parity set <b>reviewed/parity</b>" in text and "Parity set, made elsewhere" in text
+    assert f"learns from the parity set <b>{Path('reviewed/parity').absolute()}</b>" in text and "Parity set, made elsewhere" in text
     assert "Images worked on" not in text and "<h3>Verdicts</h3>" not in text and "<h3>Quarantine</h3>" not in text
 
 

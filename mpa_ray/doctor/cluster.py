@@ -2,13 +2,14 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from mpa_ray.config import Config
 from mpa_ray.doctor import Finding, State, named_models
 from mpa_ray.doctor.machine import count_cards
 from mpa_ray.errors import ConfigurationError, RunError
-from mpa_ray.placement import capacity
+from mpa_ray.placement import Cluster, bundles, capacity, models_of, place, training_bundles
+from mpa_ray.placement.model_size import size_of
 from mpa_ray.ray_session import ray_session
 
 _CONNECT_S = 5.0
@@ -19,7 +20,7 @@ def cluster(config: Config) -> Iterator[Finding]:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         yield Finding(state="ok", what="ray", said="RAY_ADDRESS is not set: a run starts a Ray of its own on this machine")
-        yield from _enough_cards(config, count_cards(), state="failed", mend="set RAY_ADDRESS to a cluster with cards, or ask for fewer")
+        yield from _on_this_machine(config)
         return
     host, _, port = address.rpartition("://")[2].rpartition(":")
     mend = "is the head up, and its port open from here? Without RAY_ADDRESS a run starts a Ray of its own"
@@ -31,6 +32,24 @@ def cluster(config: Config) -> Iterator[Finding]:
             yield from _keys(config)
     except (OSError, RuntimeError, ValueError) as error:
         yield Finding(state="failed", what="ray", said=f"RAY_ADDRESS={address}: {' '.join(str(error).split())[:300]}", mend=mend)
+
+
+def _on_this_machine(config: Config) -> Iterator[Finding]:
+    """The placement that a Ray of the run's own would have here, without starting one."""
+    from ray._private.utils import get_num_cpus
+
+    cpus, cards = float(get_num_cpus()), count_cards()
+    here = Cluster(
+        nodes=(cards,) if cards else (),
+        bounded=True,
+        largest=cards or 1,
+        cpus_per_card=(cpus - 1) / cards if cards else None,
+        card_gib=config.cluster.gpu_memory_gib,
+        cpus=cpus,
+    )
+    sizes = {name: size_of(model) for name, model in models_of(config).items()}
+    placed = place(config, sizes, here, asked=list(named_models(config)))
+    yield from _room(placed.config, [{"CPU": cpus, "GPU": float(cards)}], state="failed")
 
 
 def _resources(config: Config) -> Iterator[Finding]:
@@ -48,20 +67,25 @@ def _resources(config: Config) -> Iterator[Finding]:
         return
     for line in placed.lines:
         yield Finding(state="ok", what="placement", said=line.removeprefix("placement: "))
-    mend = "an autoscaler must bring them, or the run ends with an error; fewer workers, or gpus_per_replica below one, ask for less"
-    yield from _enough_cards(placed.config, gpus, state="warning", mend=mend)
+    # What is not there, an autoscaler may start; nobody says what.
+    yield from _room(placed.config, [node["Resources"] for node in alive], state="warning" if capacity.autoscaler().grows else "failed")
 
 
-def _enough_cards(config: Config, there: float, *, state: State, mend: str) -> Iterator[Finding]:
-    """What the configuration asks for by number; what it leaves open is fitted to what is there."""
-    models = [model for model in named_models(config).values() if model.engine != "openai"]
-    serving = sum((model.gpus_per_replica or 0) * model.min_replicas for model in models)
-    training = (config.pl.workers or 0) * config.pl.gpus_per_worker if config.svlm.model else 0
-    for what, needed in (("cards for PA and PI", serving), ("cards for PL", training)):
-        if needed > there:
-            yield Finding(state=state, what=what, said=f"{needed:g} at the same time, and {there:g} are there", mend=mend)
-        elif needed:
-            yield Finding(state="ok", what=what, said=f"{needed:g} at the same time, {there:g} are there")
+def _room(config: Config, nodes: Sequence[Mapping[str, float]], *, state: State) -> Iterator[Finding]:
+    """The sum that a stage makes before it begins: what it asks for together, against what the nodes have."""
+    models = list(named_models(config).values())
+    asked = {} if config.parity or not models else {"PA and PI": bundles(models)}
+    if config.svlm.model:
+        asked["PL"] = training_bundles(config.pl, config.pl.workers or 1)
+    for what, needed in asked.items():
+        lack = capacity.lacking(needed, nodes)
+        fewest = needed[: config.pl.min_workers or None] if what == "PL" else needed
+        if lack and capacity.lacking(fewest, nodes):
+            mend = "a larger machine or cluster, or less for each model (gpus_per_replica, cpus_per_replica, min_replicas; pl.workers)"
+            yield Finding(state=state, what=f"room for {what}", said=f"it {lack}", mend=mend)
+        else:
+            fewer = f"; it {lack}, and goes on with {len(fewest)} workers, or as many as there are" if lack else ""
+            yield Finding(state="ok", what=f"room for {what}", said=f"{capacity.shown(needed)}{fewer}")
 
 
 def _keys(config: Config) -> Iterator[Finding]:

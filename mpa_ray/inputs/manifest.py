@@ -22,6 +22,7 @@ from mpa_ray.images import image_id_of
 from mpa_ray.inputs import references
 from mpa_ray.inputs.finding import Found, find, root_of
 from mpa_ray.inputs.repeats import Repeats
+from mpa_ray.locations import absolute
 from mpa_ray.progress import Tally, say
 from mpa_ray.schema import MANIFEST
 from mpa_ray.storage import Folder
@@ -65,8 +66,8 @@ def load(folder: Folder, *, source: str | None = None) -> Manifest | None:
     if not folder.exists(_INDEX):
         return None
     index = folder.read_json(_INDEX)
-    # Compared as places: the text may have been a relative path, or had a slash at its end.
-    if source is not None and Folder.at(index["source"]).uri != Folder.at(source).uri:
+    # An older list has the text of the setting as it was given.
+    if source is not None and absolute(index["source"]) != absolute(source):
         return None
     files = tuple((file["name"], file["parts"]) for file in index["files"])
     return Manifest(folder, files, index["images"], index.get("root"))

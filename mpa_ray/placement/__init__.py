@@ -27,6 +27,7 @@ from mpa_ray.presets import with_hyperparameters
 _TINY = 1_000_000_000
 _MOST_CARDS = 8
 _MOST_CPUS_PER_CARD = 8
+_LEAST_CPUS = 0.1
 _CHOSEN = ("gpus_per_replica", "cpus_per_replica", "min_replicas", "max_replicas", "images_in_flight")
 
 
@@ -40,6 +41,7 @@ class Cluster:
         largest: cards of the largest node there is or can be.
         cpus_per_card: CPU cores of a node with cards, by its cards; None where no such node is there yet.
         card_gib: memory of a card, in GiB; of the smallest where they differ.
+        cpus: CPU cores of all nodes; None where more may come.
     """
 
     nodes: tuple[int, ...]
@@ -47,6 +49,7 @@ class Cluster:
     largest: int
     cpus_per_card: float | None
     card_gib: float
+    cpus: float | None = None
 
     @property
     def cards(self) -> int:
@@ -144,11 +147,13 @@ def _place_engines(
     cards |= shared
     replicas = _replicas(together, sections, sizes, cluster, cards, shared=bool(shared))
     placed = {}
+    cpus = {name: model.cpus_per_replica or (_cpus(cards[name], cluster) if name in cards else None) for name, model in sections.items()}
+    on_cpu = _cpus_without_cards(cpus, sections, cluster, asked)
     for name, model in sections.items():
         most = model.most_replicas or (max(model.min_replicas, replicas[name]) if replicas.get(name) else None)
         update = {
             "gpus_per_replica": cards.get(name, 0.0 if model.gpus_per_replica == 0 else model.gpus_per_replica),
-            "cpus_per_replica": model.cpus_per_replica or _cpus(cards.get(name, 0.0), cluster),
+            "cpus_per_replica": cpus[name] or on_cpu,
             "max_replicas": most,
         }
         chosen = model.model_copy(update=update)
@@ -247,12 +252,32 @@ def _work(name: str, size: ModelSize | None) -> float:
     return parameters * (3 if name == "lvlm" else 1)
 
 
+def _cpus_without_cards(
+    cpus: Mapping[str, float | None], sections: Mapping[str, ModelSection], cluster: Cluster, asked: Sequence[str]
+) -> float:
+    """CPU cores of a replica that runs without a GPU: 1, or less where the cluster has too few cores for all that are asked together.
+
+    Args:
+        cpus: of a replica, by the models' names; None where it is left open.
+        sections: the models.
+        cluster: to place them on.
+        asked: the models that are asked at the same time.
+    """
+    if cluster.cpus is None:
+        return 1.0
+    taken = sum((cpus[name] or 0.0) * sections[name].min_replicas for name in asked)
+    replicas = sum(sections[name].min_replicas for name in asked if cpus[name] is None)
+    # One core reads and writes.
+    room = (cluster.cpus - 1 - taken) / max(1, replicas)
+    return min(1.0, max(_LEAST_CPUS, math.floor(10 * room) / 10))
+
+
 def _cpus(cards: float, cluster: Cluster) -> float:
-    if not cards or cluster.cpus_per_card is None:
+    if cluster.cpus_per_card is None:
         return 1.0
     cpus = cards * min(_MOST_CPUS_PER_CARD, cluster.cpus_per_card)
     # On a node with fewer cores than cards, a part of one: reserved cores are figures, and one must stay free.
-    return float(math.floor(cpus)) if cpus >= 1 else max(0.1, math.floor(10 * cpus) / 10)
+    return float(math.floor(cpus)) if cpus >= 1 else max(_LEAST_CPUS, math.floor(10 * cpus) / 10)
 
 
 def _place_training(settings: LevelSection, size: ModelSize | None, cluster: Cluster) -> tuple[LevelSection, str]:

@@ -79,7 +79,8 @@ def cluster_of(settings: ClusterSection) -> Cluster:
     with_cards = [node for node in living if node["Resources"].get("GPU")]
     cards = sorted((int(node["Resources"]["GPU"]) for node in with_cards), reverse=True)
     largest = settings.gpus_per_node or max(cards, default=_CARDS_OF_A_NODE)
-    bounded = settings.gpus is not None or not autoscaler().grows
+    grows = autoscaler().grows
+    bounded = settings.gpus is not None or not grows
     if settings.gpus is not None:
         whole, rest = divmod(settings.gpus, largest)
         cards = [largest] * whole + [rest] * bool(rest)
@@ -93,6 +94,7 @@ def cluster_of(settings: ClusterSection) -> Cluster:
         largest=max(cards) if bounded and cards else largest,
         cpus_per_card=min(cpus, default=None),
         card_gib=card_memory(types, settings.gpu_memory_gib),
+        cpus=None if grows else sum(node["Resources"].get("CPU", 0.0) for node in living),
     )
 
 

@@ -16,6 +16,7 @@ import pyarrow.fs
 
 from mpa_ray.config import ModelSection
 from mpa_ray.errors import StorageError
+from mpa_ray.families import LANGUAGE_MODEL
 from mpa_ray.storage import Folder, is_remote
 
 GIB = 2**30
@@ -25,7 +26,6 @@ _QUANTIZED_ON_LOADING = {"fp8": 1.0, "experts_int8": 1.0, "bitsandbytes": 0.5}
 _IN_A_NAME = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)([BM])(?![A-Za-z])", re.IGNORECASE)
 # Where the configuration does not tell: what Qwen2-VL-7B takes a parameter (57 KB of 8.3 billion); larger models take less.
 _KV_BYTES_PER_PARAMETER = 7e-6
-_LANGUAGE_MODEL = ("text_config", "llm_config", "language_config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def size_from(config: Mapping[str, Any], file_bytes: int, model: ModelSection, *
         parameters: where they were counted; else they are told from `file_bytes`.
         source: see ModelSize.
     """
-    language = next((config[name] for name in _LANGUAGE_MODEL if isinstance(config.get(name), dict)), config)
+    language = next((config[name] for name in LANGUAGE_MODEL if isinstance(config.get(name), dict)), config)
     published = str(_first(language, config, "dtype") or _first(language, config, "torch_dtype") or "bfloat16")
     parameters = parameters or round(file_bytes / _WIDTHS.get(published, 2))
     weight_bytes = file_bytes if model.dtype in ("auto", published) else parameters * _WIDTHS[model.dtype]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpa_ray import ledger, parts
-from mpa_ray.config import Config
+from mpa_ray.config import Config, nested
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.inputs import manifest
 from mpa_ray.run_folder import config_of
@@ -130,24 +130,13 @@ def _from_books(run: Folder, flat: dict[str, Any], settings: Config | None) -> d
         if change := steps.get(f"holdout_{arm}"):
             step["holdout"] = {name: change[name] for name in ("learned", "forgotten", "kept", "still_wrong")}
     return {
-        "config": _nested(flat),
+        "config": nested(flat),
         **(parts.totals(run) if run.child("commits").exists() else _NOTHING),
         "training": training,
         "evaluation": [score for name, step in steps.items() if name.startswith("evaluate_") for score in step["scores"]],
         "ledger": ledger.totals(run, settings.lvlm) if settings else {},
         "stages": {name: step["seconds"] for name, step in steps.items()},
     }
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        section, dot, key = name.partition(".")
-        if dot:
-            tree.setdefault(section, {})[key] = value
-        else:
-            tree[name] = value
-    return tree
 
 
 def _in_training(run: Folder, record: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:

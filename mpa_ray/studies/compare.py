@@ -4,6 +4,7 @@ A run is compared with the first one. Nothing is loaded but counts, the ids of p
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ class Compared:
 
     Attributes:
         name: short, and unique among them.
+        questions: a hash of the benchmark's questions (`questions_of`); None where they are not known.
         against_first: model -> the paired test against the same model of the first run in percent, and on how many questions.
     """
 
@@ -42,6 +44,7 @@ class Compared:
     facts: Facts
     evaluation: Evaluation
     parity: NDArray[np.uint64]
+    questions: str | None
     against_first: dict[str, tuple[PairedTest | None, int]]
 
 
@@ -51,14 +54,17 @@ def compare(runs: Sequence[Folder]) -> list[Compared]:
     Raises:
         ConfigurationError: fewer than two, or a folder that holds no run.
     """
-    if len(runs) < 2:
-        raise ConfigurationError("one run is nothing to compare; give two or more")
     found: list[Compared] = []
     for run, name in zip(runs, _names(runs), strict=True):
         known = facts.read(run)
-        evaluation = Evaluation(run, known.evaluation)
-        tests = _tests(evaluation, found[0].evaluation) if found else {}
-        found.append(Compared(name=name, facts=known, evaluation=evaluation, parity=parity_ids(run), against_first=tests))
+        evaluation, questions = Evaluation(run, known.evaluation), questions_of(run)
+        is_same = bool(found) and (evaluation.metric, questions) == (found[0].evaluation.metric, found[0].questions)
+        tests = _tests(evaluation, found[0].evaluation) if is_same else {}
+        found.append(
+            Compared(name=name, facts=known, evaluation=evaluation, parity=parity_ids(run), questions=questions, against_first=tests)
+        )
+    if len(found) < 2:
+        raise ConfigurationError("give at least two runs to compare")
     return found
 
 
@@ -69,10 +75,22 @@ def _names(runs: Sequence[Folder]) -> list[str]:
 
 
 def _tests(evaluation: Evaluation, first: Evaluation) -> dict[str, tuple[PairedTest | None, int]]:
-    if evaluation.metric != first.metric:
-        return {}
     both = [model for model in evaluation.predictions if model in first.predictions]
     return {model: compared(evaluation.predictions[model], first.predictions[model]) for model in both}
+
+
+def questions_of(run: Folder) -> str | None:
+    """A hash of the questions that a run's models were asked, with ids and answers, in any order; None where no prediction is kept.
+
+    An id alone says little: it is often the question's place in its file.
+    """
+    # All rounds ask the same questions.
+    folders = [run.child(f"{folder}evaluation/predictions") for folder in ("", "rounds/1/")]
+    kept = next(((folder, name) for folder in folders for name in folder.names(".parquet")), None)
+    if kept is None:
+        return None
+    rows = kept[0].read_table(kept[1], ["question_id", "question", "answers"]).to_pylist()
+    return hashlib.sha256("\n".join(sorted(json.dumps(row) for row in rows)).encode()).hexdigest()
 
 
 def parity_ids(run: Folder) -> NDArray[np.uint64]:
@@ -143,20 +161,31 @@ def _overlap(runs: Sequence[Compared]) -> Iterable[Row]:
 
 
 def _scores(runs: Sequence[Compared]) -> Iterable[tuple[str, list[Row]]]:
-    """A table for each benchmark and official score that the runs have."""
-    for metric, benchmark in dict.fromkeys((run.evaluation.metric, run.evaluation.benchmark) for run in runs if run.evaluation.scores):
+    """A table for each benchmark and official score that the runs have. Two benchmarks of one name are told apart by their questions."""
+    scored = [run for run in runs if run.evaluation.scores]
+    blocks = dict.fromkeys(map(_scored_on, scored))
+    for metric, benchmark, questions in blocks:
         models = dict.fromkeys(score["model"] for run in runs for score in run.evaluation.scores)
         order = sorted(models, key=lambda model: _MODELS.index(model) if model in _MODELS else len(_MODELS))
-        rows = [row for model in order for row in _of_model(runs, model, (metric, benchmark))]
-        yield f"{(metric or '').replace('_', ' ')} on {benchmark}, percent", rows
+        rows = [row for model in order for row in _of_model(runs, model, (metric, benchmark, questions))]
+        title = f"{(metric or '').replace('_', ' ')} on {benchmark}"
+        if [block[:2] for block in blocks].count((metric, benchmark)) > 1:
+            title += f" of {', '.join(run.name for run in scored if _scored_on(run) == (metric, benchmark, questions))}"
+        yield f"{title}{'' if questions else ' (its questions are not known)'}, percent", rows
 
 
-def _of_model(runs: Sequence[Compared], model: str, which: tuple[str | None, str | None]) -> Iterable[Row]:
+def _scored_on(run: Compared) -> tuple[str | None, str | None, str | None]:
+    return run.evaluation.metric, run.evaluation.benchmark, run.questions
+
+
+def _of_model(runs: Sequence[Compared], model: str, which: tuple[str | None, ...]) -> Iterable[Row]:
     """Score and interval; and, where the first run has the model too, how far each is from it."""
-    mine = [run.evaluation.score(model) if (run.evaluation.metric, run.evaluation.benchmark) == which else None for run in runs]
+    mine = [run.evaluation.score(model) if _scored_on(run) == which else None for run in runs]
+    if not any(mine):
+        return
     label = LABELS.get(model, model)
     yield [label, *(f"{score['score']:.1f} ({interval(score['ci95'])})" if score else _NONE for score in mine)]
-    tests = [run.against_first.get(model, (None, 0)) for run in runs]
+    tests = [run.against_first.get(model, (None, 0)) if score else (None, 0) for run, score in zip(runs, mine, strict=True)]
     if any(test for test, _ in tests):
         yield [f"{label}, against {runs[0].name}", *(_difference(*test) for test in tests)]
 
