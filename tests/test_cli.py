@@ -243,7 +243,7 @@ def test_the_probe_works(job: Command, place: Path) -> None:
         (["--lvlm.model", "/no/such/model"], ["lvlm.model='/no/such/model'", "neither a folder nor a hub name"]),
         (["--output", "full"], ["/full' holds other files and no run", "give an empty or new folder"]),
         (["--output", "images/a.png"], ["images/a.png is a file", "give a folder"]),
-        (["--output", "images/a.png/out"], ["images/a.png/out' cannot be made or written: Not a directory", "give a folder"]),
+        (["--output", "bad.yaml/out"], ["bad.yaml/out' cannot be made or written: Not a directory", "give a folder"]),
         (["--pl.wokers", "2"], ["pl.wokers: unknown setting", "did you mean pl.workers?"]),
         (["--pl.workers", "two"], ["pl.workers", "valid integer", "'two'"]),
         (["--pl.replay", "0.5", "--pl.train_on", "all"], ["replay=0.5 and train_on='all' exclude each other", "set replay=0"]),
