@@ -54,6 +54,22 @@ def test_a_run_under_way_and_one_without_scores(runs, tmp_path):
     assert cells([started, started], "Data")["images"] == ["10", "10"]
 
 
+def test_a_run_of_rounds_has_the_parity_samples_of_all_rounds(runs, tmp_path):
+    first, second = runs
+    rounds = write_started(tmp_path / "four/run-d", [], [])
+    for number, run in enumerate(runs, 1):
+        rounds.child(f"rounds/{number}").copy_from(run)
+    union = set(map(int, parity_ids(first))) | set(map(int, parity_ids(second)))
+    assert set(map(int, parity_ids(rounds))) == union
+
+
+def test_all_stages_together_are_wall_time(runs):
+    record = runs[0].read_json("run.json")
+    assert cells(runs, "Tokens")["all stages (wall time)"][0] == "2 min 4 s"
+    runs[0].write_json("run.json", record | {"wall_seconds": 100.0})
+    assert cells(runs, "Tokens")["all stages (wall time)"][0] == "1 min 40 s"
+
+
 def test_jaccard(runs):
     a = np.array([1, 2, 3], dtype=np.uint64)
     assert jaccard(a, np.array([2, 3, 4], dtype=np.uint64)) == 0.5
