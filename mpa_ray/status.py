@@ -57,7 +57,8 @@ def _images(output: Folder, counts: dict[str, Any], commits: list[dict[str, Any]
         )
     line = f"images: {counts['images']:,} of {listed.images:,} in {len(commits):,} of {listed.parts:,} parts"
     rate = recent_rate(commits)
-    if counts["images"] == listed.images or not rate:
+    # Rounds may end before all images are done.
+    if counts["images"] == listed.images or not rate or output.exists("run.json"):
         return line
     ago = now - max(commit["committed"] for commit in commits)
     return f"{line}, {rate:.1f}/s, {duration((listed.images - counts['images']) / rate)} to go; newest part {duration(ago)} ago"

@@ -86,6 +86,8 @@ def test_a_run_of_rounds_shows_all_of_them_and_each_that_began(tmp_path: Path) -
     assert "  done: train_mpa in 1 min 15 s" in lines[first:second]
     assert lines[second].endswith("/run/rounds/2") and lines[second + 1].startswith("  images: 20 of 30 in 2 of 3 parts, 1.0/s, 10 s to go")
     assert not any("round 3" in line for line in lines), "only its list is there"
+    output.write_json("run.json", {})
+    assert status(output, now=1150.0).splitlines()[1] == "images: 50 of 120 in 5 of 12 parts", "rounds may end early"
 
 
 def test_the_rate_is_of_the_newest_call_and_its_newest_minutes() -> None:
