@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mpa_ray.clean_text import visible_line
 
@@ -35,15 +35,25 @@ class StorageError(RunError):
 
 
 class NothingToTeach(RunError):
-    """No parity sample was found: the S-VLM lacks nothing that the L-VLM asked about."""
+    """There is no row to train on: no annotation, none that the S-VLM lacks, or none beside the held-out ones."""
+
+    record: dict[str, Any] | None = None
+    """What run.json would say of the run, where it came so far."""
 
 
 def meant_for_people(error: BaseException) -> ConfigurationError | RunError | None:
-    """The error of ours that a worker raised, or None. Of errors of a dataset's workers Ray keeps no more than the traceback, as text."""
+    """What is to be said of an error in one line: an error of ours, also one that a worker raised, or a failing disk. None for others.
+
+    Of errors of a dataset's workers Ray keeps no more than the traceback, as text.
+    """
     found = _IN_TRACEBACK.search(str(error))
-    if found is None:
-        return None
-    return (ConfigurationError if found[1] == "ConfigurationError" else RunError)(found[2])
+    if found is not None:
+        return (ConfigurationError if found[1] == "ConfigurationError" else RunError)(found[2])
+    if isinstance(error, ConfigurationError | RunError):
+        return error
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return RunError(f"{error}. Mend the storage and give the same command again")
+    return None
 
 
 @contextmanager
@@ -52,14 +62,11 @@ def exit_codes() -> Iterator[None]:
     stderr."""
     try:
         yield
-    except ConfigurationError as error:
-        _end(error, USAGE)
-    except RunError as error:
-        _end(error, FAILED)
-    except OSError as error:
-        if error.errno not in _DISK:
+    except (ConfigurationError, RunError, OSError) as error:
+        said = meant_for_people(error)
+        if said is None:
             raise
-        _end(RunError(f"{error}. Mend the storage and give the same command again"), FAILED)
+        _end(said, USAGE if isinstance(said, ConfigurationError) else FAILED)
     except KeyboardInterrupt:
         print("\nstopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
         sys.exit(INTERRUPTED)

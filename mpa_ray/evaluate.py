@@ -16,7 +16,7 @@ from mpa_ray.inputs import references
 from mpa_ray.metrics import caption_scores
 from mpa_ray.parts import dataset_of, part_name
 from mpa_ray.placement import capacity
-from mpa_ray.progress import Progress
+from mpa_ray.progress import Progress, Watch
 from mpa_ray.schema import SOURCE_ROW, Stage
 from mpa_ray.storage import Folder
 from mpa_ray.tasks import task_of
@@ -71,10 +71,11 @@ def evaluate(model: ModelSection, *, name: str, config: Config, output: Folder) 
     progress = Progress(f"evaluate {name}", asked, unit="questions")
     tables = []
     # Labeled benchmarks hold thousands of questions, not millions: predictions fit into the driver.
-    for table in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
-        _refuse_quarantined(table)
-        tables.append(table.select(PREDICTIONS.names))
-        progress.add(table.num_rows)
+    with Watch(progress.waiting, stage=f"evaluate {name}, loading"):
+        for table in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+            _refuse_quarantined(table)
+            tables.append(table.select(PREDICTIONS.names))
+            progress.add(table.num_rows)
     progress.end()
     stopping.raise_if_stopped(output, f"The evaluation of {name} was not finished and is done again")
     predictions = pa.concat_tables(tables).sort_by("question_id")

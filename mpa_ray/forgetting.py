@@ -1,7 +1,7 @@
 """What an S-VLM learned and forgot, found without labels: it is asked again about self-consistent rows that were held out of training.
 
-No label is used: the annotation, which the L-VLM stands by, is what an answer is compared with. Training on the parity set alone can
-overwrite what was known, and an accuracy on the task would show it only where there are labels.
+No label is used: an answer is compared with the annotation, which the L-VLM itself answers alike. Training on the parity set alone
+can overwrite what was known, and an accuracy on the task would show it only where there are labels.
 """
 
 from functools import partial
@@ -9,15 +9,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from mpa_ray import prompts
+from mpa_ray import prompts, stopping
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.evaluate import answer
-from mpa_ray.matchers import MATCHERS
+from mpa_ray.matchers import MATCHERS, Matcher
 from mpa_ray.parity_identifier import matcher_of
 from mpa_ray.parity_leveler import CONSISTENT
 from mpa_ray.parts import dataset_of, part_name, part_number, with_images
-from mpa_ray.progress import Progress
-from mpa_ray.schema import SOURCE_ROW
+from mpa_ray.progress import Progress, Watch
+from mpa_ray.schema import CHANGES, SOURCE_ROW
 from mpa_ray.storage import Folder
 from mpa_ray.training.training_data import is_held_out
 
@@ -32,31 +32,42 @@ def learned_and_forgotten(model: ModelSection, *, name: str, config: Config, out
     """Asks the trained S-VLM about the held-out rows and compares with what it answered before. Writes holdout/<name>/.
 
     Returns:
-        Counts: "learned" (wrong before, right now), "forgotten" (right before, wrong now), "kept" (right, right), "still_wrong".
+        How many rows each of CHANGES has.
+
+    Raises:
+        RunError: the engine could not go on.
     """
     judgements = output.child("judgements")
     numbers = [part_number(file) for file in judgements.names(".parquet")]
     read = partial(_read_held_out, judgements=judgements, share=config.pl.holdout, max_image_bytes=config.max_image_bytes)
     matches = MATCHERS[matcher_of(config)]
-    counts = {"learned": 0, "forgotten": 0, "kept": 0, "still_wrong": 0}
+    counts = dict.fromkeys(CHANGES, 0)
     asked = answer(dataset_of(numbers, read), model, config, prompt=prompts.ANSWERING, schema=_ASKED_AGAIN, output=output)
     asked.set_name(f"holdout_{name}")
     progress = Progress("held out", len(numbers), unit="parts")
-    for table in asked.iter_batches(batch_size=None, batch_format="pyarrow"):
-        progress.add(1)
-        rows: list[dict[str, Any]] = table.to_pylist()
-        for row in rows:
-            row["after"] = row["prediction"] or ""
-            row["change"] = change(matches(row["before"], row["answer"]), matches(row["after"], row["answer"]))
-            counts[row["change"]] += 1
-        if rows:
-            output.write_table(f"holdout/{name}/{part_name(rows[0]['part'])}", pa.Table.from_pylist(rows, schema=HELD_OUT))
+    with Watch(progress.waiting, stage="held out, loading"):
+        for table in asked.iter_batches(batch_size=None, batch_format="pyarrow"):
+            progress.add(1)
+            rows: list[dict[str, Any]] = table.to_pylist()
+            for row in rows:
+                row["after"] = row["prediction"]
+                row["change"] = _change(row, matches)
+                counts[row["change"]] += 1
+            if rows:
+                output.write_table(f"holdout/{name}/{part_name(rows[0]['part'])}", pa.Table.from_pylist(rows, schema=HELD_OUT))
     progress.end()
+    stopping.raise_if_stopped(output, "The held-out rows were not all asked again, and all of them are by the next call")
     return counts
 
 
+def _change(row: dict[str, Any], matches: Matcher) -> str:
+    if row["reason"] is not None:
+        return "unanswered"
+    return change(matches(row["before"], row["answer"]), matches(row["after"], row["answer"]))
+
+
 def change(right_before: bool, right_after: bool) -> str:
-    """What became of a held-out row."""
+    """What became of a held-out row that was answered."""
     return {(False, True): "learned", (True, False): "forgotten", (True, True): "kept", (False, False): "still_wrong"}[
         right_before, right_after
     ]

@@ -9,17 +9,19 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import socket
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import IO, Any
 
 from mpa_ray import s3
-from mpa_ray.errors import ConfigurationError, StorageError
+from mpa_ray.errors import ConfigurationError, RunError, StorageError
 from mpa_ray.progress import say
 from mpa_ray.storage import Folder
 
@@ -35,10 +37,11 @@ _NO_PLACE = (
 
 @contextmanager
 def lease(output: Folder) -> Iterator["Lease"]:
-    """Holds `output` for this process.
+    """Holds `output` for this process. Where it is lost, what runs in the main thread is interrupted, and other threads ask `Lease.check`.
 
     Raises:
         ConfigurationError: another run holds it; the message says which.
+        RunError: another run has taken it over meanwhile.
     """
     if output.is_local:
         with _file_lock(output):
@@ -58,9 +61,9 @@ class Lease:
         self.lost = Event()
 
     def check(self) -> None:
-        """Raises ConfigurationError where another run took the output over, because this one was not heard of for long."""
+        """Raises RunError where another run took the output over, because this one was not heard of for long."""
         if self.lost.is_set():
-            raise ConfigurationError(
+            raise RunError(
                 "another run has taken over this output, because this one could not renew its lease; nothing more is written here"
             )
 
@@ -106,9 +109,9 @@ def _object_lease(output: Folder) -> Iterator[Lease]:
     store = _Object(output)
     content = {"holder": _holder(), "token": uuid.uuid4().hex}
     etag = _take(store, output, content)
-    held, stop = Lease(), Event()
+    held, stop, ending = Lease(), Event(), Lock()
 
-    def renew() -> None:
+    def renew(interrupt: Callable[[], None]) -> None:
         nonlocal etag
         renewed_at = time.monotonic()
         while not stop.wait(RENEW_EVERY_S):
@@ -121,18 +124,47 @@ def _object_lease(output: Folder) -> Iterator[Lease]:
                 renewed = None
             if renewed is None:
                 held.lost.set()
+                with ending:
+                    if not stop.is_set():
+                        interrupt()
                 return
             etag, renewed_at = renewed, time.monotonic()
 
-    thread = Thread(target=renew, daemon=True, name="lease")
-    thread.start()
+    with _interruptible() as interrupt:
+        thread = Thread(target=renew, args=(interrupt,), daemon=True, name="lease")
+        thread.start()
+        try:
+            yield held
+        except KeyboardInterrupt:
+            held.check()
+            raise
+        finally:
+            with ending:
+                stop.set()
+            thread.join(RENEW_EVERY_S)
+            if not held.lost.is_set():
+                store.delete()
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """Gives what another thread calls to raise KeyboardInterrupt in this one, whatever it waits for.
+
+    Only the main thread can be interrupted; of work in another one it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # Not SIGINT: a job in the background of a shell ignores that one.
+    before = signal.signal(signal.SIGUSR1, interrupted)
     try:
-        yield held
+        yield lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
     finally:
-        stop.set()
-        thread.join(RENEW_EVERY_S)
-        if not held.lost.is_set():
-            store.delete()
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL if before is None else before)
 
 
 def _take(store: "_Object", output: Folder, content: dict[str, Any]) -> str:

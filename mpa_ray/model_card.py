@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from mpa_ray.config import Config
+from mpa_ray.config import LABELED_ARMS, Config
 from mpa_ray.summary import aligned, interval
 from mpa_ray.tasks import task_of
 
@@ -31,12 +31,13 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
         "## Data",
         "",
         *_data(config, record),
-        f"- trained on {trained['samples']:,} samples ({code(config.pl.train_on)}), one answer each; no human label was used",
+        f"- trained on {trained['samples']:,} samples ({code(config.pl.train_on)}), one answer each; {_labels(config)}",
         "",
         "## Training",
         "",
         f"- {config.pl.epochs} epoch, batch size {trained['batch_size']}, peak learning rate {trained['learning_rate']:g},"
         f" DeepSpeed ZeRO stage {config.pl.zero_stage}",
+        f"- {_weights(config)}",
         f"- loss on answer tokens only (Eq. 3), last step {trained['loss']:.4f} a sample",
         *_held_out(trained),
         "",
@@ -46,7 +47,7 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
         "",
         "## Limits",
         "",
-        "The large model's mistakes and biases carry over: a parity sample is what it stands by, not what is true. Scores are of the",
+        "The large model's mistakes and biases carry over: a parity sample is what it repeats, not what is true. Scores are of the",
         "benchmark named above and say nothing of other tasks; what was forgotten was looked for in rows like those it was trained on.",
         "",
     ]
@@ -55,10 +56,11 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
 
 def _origin(config: Config, record: dict[str, Any]) -> list[str]:
     task = f"(task {code(task_of(config).name)})."
+    tuned = f"fine-tuned with LoRA of rank {config.pl.lora_rank}" if config.pl.lora_rank else "fully fine-tuned"
     if config.parity:
-        return [f"{code(config.svlm.model)}, fully fine-tuned on the parity set {code(config.parity)} {task}"]
+        return [f"{code(config.svlm.model)}, {tuned} on the parity set {code(config.parity)} {task}"]
     return [
-        f"{code(config.svlm.model)}, fully fine-tuned on what {code(config.lvlm.model)} knew and it did not, found in",
+        f"{code(config.svlm.model)}, {tuned} on what {code(config.lvlm.model)} knew and it did not, found in",
         f"{record['images']:,} unlabeled images {task}",
     ]
 
@@ -67,6 +69,21 @@ def _data(config: Config, record: dict[str, Any]) -> list[str]:
     if config.parity:
         return [f"- {record['annotations']:,} parity samples, made elsewhere"]
     return [f"- {record['annotations']:,} annotations by the large model, of which {record['verdicts']['parity']:,} are parity samples"]
+
+
+def _labels(config: Config) -> str:
+    """What is known of people's part in what it learned."""
+    if config.parity:
+        return "whether people wrote or changed any of them is not known here"
+    if LABELED_ARMS & set(config.ablations):
+        return "human labels trained the comparisons alone"
+    return "no human label was used"
+
+
+def _weights(config: Config) -> str:
+    if config.pl.lora_rank:
+        return f"LoRA of rank {config.pl.lora_rank} on all linear layers, merged into the weights"
+    return "every weight was trained"
 
 
 def code(text: str) -> str:

@@ -6,13 +6,13 @@ What is trained on is an arm: the parity set (MPA itself), or one of the paper's
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from mpa_ray import placement
 from mpa_ray.config import Config, LevelSection
-from mpa_ray.errors import RunError
+from mpa_ray.errors import NothingToTeach
 from mpa_ray.labels import labeled_rows
 from mpa_ray.parts import dataset_of, part_name, part_number, with_image_struct, with_images
 from mpa_ray.placement import capacity
@@ -22,9 +22,7 @@ from mpa_ray.storage import Folder
 from mpa_ray.training.tracking import Tracking
 from mpa_ray.training.train_loop import Training, train
 from mpa_ray.training.training_data import draw, is_held_out
-
-if TYPE_CHECKING:
-    from ray.train import Result
+from mpa_ray.training.training_state import KEPT
 
 # The paper does not give its rank; 16 is what most recipes for models of this size take.
 _FEW_SHOT_LORA_RANK = 16
@@ -75,7 +73,7 @@ def training_folders(arm: Arm, output: Folder, config: Config) -> list[Folder]:
     again.
 
     Raises:
-        RunError: there is nothing to train on.
+        RunError: an image of a row is gone.
     """
     if arm.train_on == "parity" and not arm.replay:
         return [Folder.at(config.parity) if config.parity else output.child("parity")]
@@ -165,8 +163,9 @@ def settings_of(arm: Arm, config: Config) -> LevelSection:
 def level(
     config: Config, folders: list[Folder], *, name: str, target: Folder, work: Folder, tracking: Tracking | None = None
 ) -> dict[str, Any]:
-    """Trains the S-VLM on `folders` and writes the model to `target`. Gives back samples, loss, seconds, and the workers that trained: for
-    each time their group was made, its first step and how many they were.
+    """Trains the S-VLM on `folders` and writes the model to `target`. Gives back samples, loss, the seconds of the steps that are in the
+    model (in `timed_samples` of its samples), and the workers that trained: for each time their group was made, its first step and how many
+    they were.
 
     A lost worker costs the steps since the newest checkpoint; so does a call that is killed, when the same call is made again.
 
@@ -179,14 +178,18 @@ def level(
         tracking: where the curve is shown; nowhere, where it is not given.
 
     Raises:
-        RunError: no row is left to train on, or training failed more often than `pl.max_failures`.
+        NothingToTeach: no row is left to train on.
+        RunError: the training failed: workers were lost more often than `pl.max_failures`, or for a reason that stays.
+        ConfigurationError: the workers refused the configuration.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from mpa_ray.training.trainer import Trainer
 
     settings = with_hyperparameters(config.pl, config.svlm.model)
     if not count_rows(folders, settings.holdout):
-        raise RunError(f"{name}: no row to train on in {', '.join(folder.uri for folder in folders)}")
+        raise NothingToTeach(f"{name}: no row to train on in {', '.join(folder.uri for folder in folders)}")
     limits = {"max_pixels": config.svlm.max_pixels, "max_image_pixels": config.max_image_pixels, "max_image_bytes": config.max_image_bytes}
     training = Training(
         svlm=config.svlm,
@@ -208,7 +211,7 @@ def level(
         labels=settings.node_labels,
     )
     capacity.look_again()
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train,
         train_loop_config={"training": training},
         torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
@@ -218,14 +221,13 @@ def level(
             storage_path=work.path,
             storage_filesystem=work.filesystem,
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
         ),
     )
-    result: Result = trainer.fit()
-    if result.error:
-        raise RunError(f"{name}: training failed: {result.error}")
+    trainer.fit()
     log = target.read_json("training_log.json")
-    return {key: log[key] for key in ("samples", "loss", "seconds", "tokens_per_second", "mfu", "parameters", "workers")} | {
+    told = ("samples", "loss", "seconds", "timed_samples", "tokens_per_second", "mfu", "parameters", "workers")
+    return {key: log[key] for key in told} | {
         "batch_size": settings.batch_size,
         "learning_rate": settings.learning_rate,
     }

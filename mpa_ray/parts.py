@@ -252,7 +252,7 @@ def committed(output: Folder) -> set[int]:
 
 def totals(output: Folder) -> dict[str, Any]:
     """The sum of all commits: images, annotations, images without any, quarantined rows by stage/reason, verdicts, tokens, vision encoder
-    runs by stage, annotations that the S-VLM was asked about, and seconds over all calls of the run."""
+    runs by stage, and annotations that the S-VLM was asked about."""
     return add_up(commits(output))
 
 
@@ -263,13 +263,12 @@ def commits(output: Folder) -> Iterator[dict[str, Any]]:
 
 
 def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """See `totals`. The seconds of a call are counted from its start to its last commit, so a killed call counts too."""
+    """See `totals`."""
     images = annotations = lost = svlm_asked = 0
     quarantined: Counter[str] = Counter()
     verdicts: Counter[str] = Counter({str(verdict): 0 for verdict in Verdict})
     tokens: Counter[str] = Counter()
     runs: Counter[str] = Counter()
-    calls: dict[float, float] = {}
     for commit in commits:
         images += commit["images"]
         annotations += commit["annotations"]
@@ -280,7 +279,6 @@ def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
         tokens.update(commit["tokens"])
         runs.update(commit.get("encoder_runs", {}))
         svlm_asked += commit.get("svlm_asked", 0)
-        calls[commit["call"]] = max(calls.get(commit["call"], 0.0), commit["committed"])
     return {
         "images": images,
         "annotations": annotations,
@@ -290,5 +288,4 @@ def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "tokens": dict(tokens),
         "encoder_runs": dict(runs),
         "svlm_asked": svlm_asked,
-        "seconds": sum(end - start for start, end in calls.items()),
     }

@@ -1,14 +1,13 @@
 """Algorithm 1 of the paper, from images to an aligned S-VLM, with everything it left on the way.
 
-Each step leaves a record in `stages/` when it is done, and a call on the same output goes on with the first step that has none. Parts of
-the first step have commits of their own (`mpa_ray.parts`).
+Each step leaves a record when it is done (`mpa_ray.stages`), and a call on the same output goes on with the first step that has none.
+Parts of the first step have commits of their own (`mpa_ray.parts`).
 """
 
 import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -26,6 +25,7 @@ from mpa_ray import (
     parts,
     placement,
     rounds,
+    stages,
     stopping,
     summary,
     telemetry,
@@ -43,11 +43,12 @@ from mpa_ray.parity_identifier import identify
 from mpa_ray.parity_leveler import Arm, arms, level, settings_of, training_folders
 from mpa_ray.placement import capacity
 from mpa_ray.placement.shared_folders import refuse_unshared
-from mpa_ray.progress import Progress, Watch, say, training_line
+from mpa_ray.progress import Progress, Watch, not_yet, say, training_line
 from mpa_ray.pseudo_annotator import annotate
 from mpa_ray.ray_session import ray_session
 from mpa_ray.report import parity_picture, write_report
-from mpa_ray.schema import Verdict
+from mpa_ray.schema import CHANGES, Verdict
+from mpa_ray.side_by_side import side_by_side
 from mpa_ray.storage import Folder
 from mpa_ray.training import tracking
 from mpa_ray.versions import versions
@@ -76,7 +77,7 @@ def run(config: Config) -> dict[str, Any]:
     refuse_output_among_images(config, output)
     with lease(output) as held:
         if config.rounds > 1:
-            return _run_rounds(config, output)
+            return _run_rounds(config, output, held)
         return _run(_with_earlier_arms(config, record) if record else config, output, held)
 
 
@@ -86,18 +87,19 @@ def _with_earlier_arms(config: Config, record: dict[str, Any]) -> Config:
     return config.model_copy(update={"ablations": tuple(dict.fromkeys([*earlier, *config.ablations]))})
 
 
-def _run_rounds(config: Config, output: Folder) -> dict[str, Any]:
+def _run_rounds(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     """The run of a configuration with several rounds; each of them is a run of its own in rounds/<k>/."""
     asked_for = identity(config)
-    config = _with_demo_inputs(config, output)
+    config = _with_demo_inputs(config, output, held)
     shares = rounds.split(config, output)
     output.write_json(_CONFIG, asked_for)
-    record = {"config": config.model_dump(mode="json"), "versions": versions()} | rounds.run_rounds(config, output, shares=shares, run=run)
+    found = rounds.run_rounds(config, output, shares=shares, run=run, held=held)
+    own = {name: one["seconds"] for name, one in stages.records(output).items()}
+    record = {"config": config.model_dump(mode="json"), "versions": versions(), **found}
+    record |= {"stages": own | found["stages"], "wall_seconds": sum(own.values()) + found["wall_seconds"]}
+    held.check()
     output.write_json("evaluation/metrics.json", record["evaluation"])
-    output.write_bytes("model/README.md", model_card(config, record).encode())
-    write_report(output, record=record)
-    output.write_json(_RUN, record)
-    print(summary.table(record))
+    _publish(config, output, record, held)
     print(rounds.table(record["rounds"]))
     return record
 
@@ -105,7 +107,7 @@ def _run_rounds(config: Config, output: Folder) -> dict[str, Any]:
 def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     logs.in_driver(telemetry.run_id(output))
     asked_for = identity(config)
-    config = _without_holdout(config) if config.parity else _with_demo_inputs(config, output)
+    config = _without_holdout(config) if config.parity else _with_demo_inputs(config, output, held)
     if config.parity:
         source, given = None, parity_set(config, output)
         say(f"input: a parity set of {given.rows:,} rows")
@@ -122,14 +124,37 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     with ray_session():
         refuse_unshared(output, config, source.first_file if source else given.first_file)
         config, placed = _place(config, source)
-        with logs.stage("annotate_and_identify"):
+        with logs.stage(stages.ANNOTATE):
             data = annotate_and_identify(config, output, source, held) if source else _given(given.rows)
-        trained = {arm.name: _train(arm, config, output) for arm in arms(config)}
-        evaluation = _ask_trained(config, output, trained)
+        record = partial(_record, config, output, placed, data)
+        try:
+            _refuse_nothing(data, output)
+            trained = {arm.name: _train(arm, config, output, held) for arm in arms(config)}
+        except NothingToTeach as error:
+            error.record = record({}, [])
+            write_report(output, record=error.record)
+            raise
+        evaluation = _ask_trained(config, output, trained, held)
+    held.check()
     if source:
         parity_picture(output)
+    found = record(trained, evaluation)
+    _publish(config, output, found, held)
+    return found
+
+
+def _record(
+    config: Config,
+    output: Folder,
+    placed: dict[str, Any],
+    data: dict[str, Any],
+    trained: dict[str, dict[str, Any]],
+    evaluation: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """What run.json says."""
     paid = ledger.accounts(config, output)
-    record = {
+    finished = stages.records(output)
+    return {
         "config": config.model_dump(mode="json"),
         "versions": versions(),
         "placement": placed,
@@ -138,15 +163,18 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
         "evaluation": evaluation,
         "ledger": paid,
         "cost_usd": {step: account["cost_usd"] for step, account in paid.items() if "cost_usd" in account},
-        "stages": {
-            name.removesuffix(".json"): output.read_json(f"stages/{name}")["seconds"] for name in output.child("stages").names(".json")
-        },
+        "stages": {name: one["seconds"] for name, one in finished.items()},
+        "wall_seconds": stages.wall_seconds(finished.values()),
     }
+
+
+def _publish(config: Config, output: Folder, record: dict[str, Any], held: Lease) -> None:
+    """Writes what a finished run shows, run.json last."""
     output.write_bytes("model/README.md", model_card(config, record).encode())
     write_report(output, record=record)
+    held.check()
     output.write_json(_RUN, record)
     print(summary.table(record))
-    return record
 
 
 def _without_holdout(config: Config) -> Config:
@@ -157,7 +185,7 @@ def _without_holdout(config: Config) -> Config:
 def _given(rows: int) -> dict[str, Any]:
     """The counts of a run that starts from a parity set: each row is an annotation, and what it was found in is not known."""
     nothing = parts.add_up([])
-    return nothing | {"annotations": rows, "verdicts": nothing["verdicts"] | {str(Verdict.PARITY): rows}}
+    return nothing | {"seconds": 0.0, "annotations": rows, "verdicts": nothing["verdicts"] | {str(Verdict.PARITY): rows}}
 
 
 def _place(config: Config, source: Source | None) -> tuple[Config, dict[str, Any]]:
@@ -242,20 +270,7 @@ def _warn_of_size(svlm: ModelSection, parameters: int | None) -> None:
         say(warning)
 
 
-def _once(output: Folder, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a step gave, from its record where it is finished. The record gains the seconds of the call that finished it."""
-    record = f"stages/{name}.json"
-    if output.exists(record):
-        return output.read_json(record)
-    started = time.time()
-    with logs.stage(name):
-        result = {"seconds": 0.0} | work()
-    result["seconds"] = result["seconds"] or time.time() - started
-    output.write_json(record, result)
-    return result
-
-
-def _with_demo_inputs(config: Config, output: Folder) -> Config:
+def _with_demo_inputs(config: Config, output: Folder, held: Lease) -> Config:
     """The demo renders its images and its benchmark into the output; every other run has its own."""
     if not config.demo.images:
         return config
@@ -264,9 +279,10 @@ def _with_demo_inputs(config: Config, output: Folder) -> Config:
     inputs_folder = output.child("inputs")
     images, questions = config.demo.images, config.demo.questions
     rendered = partial(inputs.write, inputs_folder, task=config.task, images=images, questions=questions, seed=config.seed)
-    found = _once(output, "demo_inputs", rendered)
+    found = stages.once(output, "demo_inputs", rendered, held)
     if LABELED_ARMS & set(config.ablations):
-        found |= _once(output, "demo_labels", partial(inputs.write_labels, inputs_folder, task=config.task, count=images, seed=config.seed))
+        labels = partial(inputs.write_labels, inputs_folder, task=config.task, count=images, seed=config.seed)
+        found |= stages.once(output, "demo_labels", labels, held)
     say(f"demo: {images:,} unlabeled images and a benchmark of {questions:,} questions in {inputs_folder.uri}")
     labeled = config.evaluate.model_copy(update={"benchmark": found["benchmark"]})
     labels_section = config.labels.model_copy(update={"benchmark": found.get("labels")})
@@ -274,8 +290,8 @@ def _with_demo_inputs(config: Config, output: Folder) -> Config:
 
 
 def annotate_and_identify(config: Config, output: Folder, source: Source, held: Lease) -> dict[str, Any]:
-    """PA and PI as one stream; PI alone, or the L-VLM's own answers and PI, where annotations are given. Gives back the counts; refuses to
-    go on with nothing to learn."""
+    """PA and PI as one stream; PI alone, or the L-VLM's own answers and PI, where annotations are given. Gives back the counts and the
+    seconds."""
     done = parts.committed(output)
     todo = [number for number in range(source.parts) if number not in done]
     before = parts.totals(output)
@@ -290,7 +306,7 @@ def annotate_and_identify(config: Config, output: Folder, source: Source, held: 
         capacity.wait_for(
             needed,
             what=stage,
-            mend="Ask for less (gpus_per_replica, cpus_per_replica or min_replicas of lvlm and svlm)",
+            mend=capacity.advice({name: placement.models_of(config)[name] for name in _asked(config, source)}),
             patience_s=config.cluster.patience_s,
         )
         watched = telemetry.Run(config, output, listed=source.rows, done=finished)
@@ -302,7 +318,11 @@ def annotate_and_identify(config: Config, output: Folder, source: Source, held: 
         rows = rows.map_batches(commit, batch_size=None, batch_format="pyarrow", **parts.COMMITTING)
         rows.set_name("annotate_and_identify")
         tables = rows.iter_batches(batch_size=None, batch_format="pyarrow")
-        with Watch(partial(capacity.shortage, needed, what=stage), stage="nodes"):
+        with (
+            stages.clock(output, stages.ANNOTATE, held),
+            Watch(progress.waiting, stage=f"{stage}, loading"),
+            Watch(partial(capacity.shortage, needed, what=stage), stage="nodes"),
+        ):
             for counts in (json.loads(row) for table in tables for row in table.column("commit").to_pylist()):
                 held.check()
                 progress.add(
@@ -318,9 +338,7 @@ def annotate_and_identify(config: Config, output: Folder, source: Source, held: 
     _refuse_too_many(data, config, output, source)
     stopping.forget(output)
     attempts.forget(output)
-    _once(output, "annotate_and_identify", lambda: {"seconds": data["seconds"]})
-    _refuse_nothing(data, output)
-    return data
+    return data | {"seconds": stages.finish(output, stages.ANNOTATE, {}, held)["seconds"]}
 
 
 def _asked_about(rows: Any, config: Config, output: Folder, source: Source) -> Any:
@@ -375,7 +393,7 @@ def _refuse_nothing(data: dict[str, Any], output: Folder) -> None:
     verdicts = ", ".join(f"{name} {count:,}" for name, count in data["verdicts"].items())
     if not data["annotations"]:
         leading = "; ".join(f"{name} {count:,}" for name, count in data["quarantined"].items())
-        raise RunError(
+        raise NothingToTeach(
             f"all {data['images']:,} images were quarantined ({leading}); see {output.uri}/quarantine, mend the cause, and use a new output"
         )
     if not data["verdicts"][Verdict.PARITY]:
@@ -390,7 +408,7 @@ def model_folder(output: Folder, arm: str) -> Folder:
     return output.child("model") if arm == "mpa" else output.child(f"models/{arm}")
 
 
-def _train(arm: Arm, config: Config, output: Folder) -> dict[str, Any]:
+def _train(arm: Arm, config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     """Trains an arm."""
     target = model_folder(output, arm.name)
     work = output.child("checkpoints")
@@ -398,7 +416,7 @@ def _train(arm: Arm, config: Config, output: Folder) -> dict[str, Any]:
     def training() -> dict[str, Any]:
         say(f"train {arm.name}: collecting rows")
         folders = training_folders(arm, output, config)
-        watched = partial(_training_line, work.child(arm.name), arm.name, telemetry.run_id(output), config)
+        watched = _training_line(work.child(arm.name), arm.name, telemetry.run_id(output), config)
         own = config.model_copy(update={"pl": settings_of(arm, config)})
         curve = output.child(f"tensorboard/{arm.name}")
         tracked = tracking.Tracking(names=config.pl.tracking, folder=curve, run=f"{telemetry.run_id(output)}-{arm.name}")
@@ -408,28 +426,38 @@ def _train(arm: Arm, config: Config, output: Folder) -> dict[str, Any]:
         if families.count_parameters(config.svlm) is None:
             _warn_of_size(config.svlm, result["parameters"])
         say(f"train {arm.name}: {result['samples']:,} samples, final loss {result['loss']:.3f}, {result['seconds']:.0f} s in the loop")
-        return result | {"seconds": 0.0, "loop_seconds": result["seconds"]}
+        return {"loop_seconds" if key == "seconds" else key: value for key, value in result.items()}
 
-    return _once(output, f"train_{arm.name}", training)
+    return stages.once(output, f"train_{arm.name}", training, held)
 
 
-def _training_line(work: Folder, name: str, run: str, config: Config) -> str | None:
-    if not work.exists("progress.json"):
-        return None
-    fewest = placement.training_bundles(config.pl, config.pl.min_workers or config.pl.workers or 1)
-    lost = capacity.shortage(fewest, what=f"train {name}", labels=config.pl.node_labels)
-    if lost:
-        return lost
-    state = work.read_json("progress.json")
-    telemetry.show_training(run, name, state)
-    return f"train {name}: {training_line(state)}"
+def _training_line(work: Folder, name: str, run: str, config: Config) -> Callable[[], str | None]:
+    """What tells how far a training is that begins now."""
+    began = time.monotonic()
+    # A call that was interrupted has left its own.
+    earlier = work.read_json("progress.json") if work.exists("progress.json") else None
+
+    def line() -> str | None:
+        state = work.read_json("progress.json") if work.exists("progress.json") else None
+        if state is None:
+            return not_yet(f"train {name}: starting", began)
+        fewest = placement.training_bundles(config.pl, config.pl.min_workers or config.pl.workers or 1)
+        lost = capacity.shortage(fewest, what=f"train {name}", labels=config.pl.node_labels)
+        if lost:
+            return lost
+        if state == earlier:
+            return not_yet(f"train {name}: starting", began)
+        telemetry.show_training(run, name, state)
+        return f"train {name}: {training_line(state)}"
+
+    return line
 
 
 def _svlm(config: Config, target: Folder) -> Any:
     return config.svlm.model_copy(update={"model": target.uri, "revision": None})
 
 
-def _ask_trained(config: Config, output: Folder, trained: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _ask_trained(config: Config, output: Folder, trained: dict[str, dict[str, Any]], held: Lease) -> list[dict[str, Any]]:
     """Asks the models about the labeled benchmark, before and after, and MPA's own S-VLM about the held-out rows. Gives back the scores;
     what was learned and forgotten goes into `trained`."""
     contestants = {"zero_shot": config.svlm} | {name: _svlm(config, model_folder(output, name)) for name in trained}
@@ -439,11 +467,12 @@ def _ask_trained(config: Config, output: Folder, trained: dict[str, dict[str, An
     work = evaluations if config.evaluate.benchmark else {}
     if config.pl.holdout:
         work["holdout_mpa"] = partial(_ask_held_out, contestants["mpa"], config, output)
-    with ThreadPoolExecutor(config.evaluate.models_at_once) as pool:
-        done = dict(zip(work, pool.map(lambda name: _once(output, name, work[name]), work), strict=True))
+    asked = side_by_side(lambda name: stages.once(output, name, work[name], held), work, at_once=config.evaluate.models_at_once)
+    done = dict(zip(work, asked, strict=True))
     if config.pl.holdout:
         change = done.pop("holdout_mpa")
-        trained["mpa"]["holdout"] = {name: change[name] for name in ("learned", "forgotten", "kept", "still_wrong")}
+        # A record of an earlier version does not know of all of them.
+        trained["mpa"]["holdout"] = {name: change[name] for name in CHANGES if name in change}
         if change["forgotten"] > change["learned"]:
             say(
                 f"held out: MPA forgot more than it learned ({change['forgotten']:,} against {change['learned']:,} of the held-out rows)."

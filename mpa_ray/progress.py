@@ -15,6 +15,7 @@ from mpa_ray.logs import LOG
 
 _EVERY_S = 5.0
 _LIVE_EVERY_S = 0.25
+_LOADING_EVERY_S = 15.0
 
 
 def say(line: str) -> None:
@@ -73,8 +74,9 @@ class Progress:
         self._stage, self._total, self._unit = stage, total, unit
         self.done = done
         self.quarantined = quarantined
-        self._said = time.monotonic()
-        # The rate counts from the first result on: loading the models would make the time to go look ten times as long.
+        self._began = self._said = time.monotonic()
+        self._done_before = done
+        # Under way, the rate counts from the first result on: loading the models would make the time to go look ten times as long.
         self._counts_from: tuple[float, int] | None = None
 
     def add(self, count: int, *, quarantined: int = 0) -> None:
@@ -94,13 +96,21 @@ class Progress:
         if is_live():
             _live.show(self._stage, None)
 
+    def waiting(self) -> str | None:
+        """The line until the first result comes, for a `Watch`; None from there on."""
+        return None if self._counts_from else not_yet(f"{self._stage}: loading models", self._began)
+
     def line(self) -> str:
         bad = f", {self.quarantined} quarantined" if self.quarantined else ""
         line = f"{self._stage}: {self.done:,} of {self._total:,} {self._unit}{bad}"
         began, before = self._counts_from or (0.0, self.done)
-        if self.done == before:
+        if self.done >= self._total:
+            # What it was over the whole stage: of few parts, the last ones may come at once.
+            began, before = self._began, self._done_before
+        elapsed = time.monotonic() - began
+        if self.done == before or not elapsed:
             return line
-        rate = (self.done - before) / max(time.monotonic() - began, 1e-9)
+        rate = (self.done - before) / elapsed
         to_go = f", {duration((self._total - self.done) / rate)} to go" if self.done < self._total else ""
         return f"{line}, {rate:.1f}/s{to_go}"
 
@@ -119,6 +129,15 @@ class Tally:
         if now - self._said > _EVERY_S:
             self._said = now
             say(f"{self._stage}: {self.count:,} {self._unit} so far, {self.count / (now - self._started):,.0f}/s")
+
+
+def not_yet(what: str, began: float) -> str | None:
+    """`what` is done, and how long it takes since `began` (of `time.monotonic`); None in the first seconds. Where lines stay, a new one
+    comes every few seconds."""
+    waited = time.monotonic() - began
+    if not is_live():
+        waited -= waited % _LOADING_EVERY_S
+    return f"{what}, {duration(waited)}" if waited >= 1 else None
 
 
 def duration(seconds: float) -> str:

@@ -65,7 +65,11 @@ def ray_session() -> Iterator[None]:
 def _configure_data() -> None:
     from ray.data import DataContext
 
+    from mpa_ray.dataset_callback import EndsWhenInterrupted
+
     context = DataContext.get_current()
+    callbacks = context.custom_execution_callback_classes
+    context.custom_execution_callback_classes = [*(one for one in callbacks if one is not EndsWhenInterrupted), EndsWhenInterrupted]
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # A part stays one block from its reading to its commit; splitting blocks by size would break that.

@@ -16,6 +16,7 @@ from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
 from mpa_ray.inputs import manifest
 from mpa_ray.inputs.manifest import Manifest
 from mpa_ray.inputs.sources import listed_images
+from mpa_ray.lease import Lease
 from mpa_ray.presets import with_hyperparameters
 from mpa_ray.progress import say
 from mpa_ray.schema import MANIFEST, Verdict
@@ -48,33 +49,42 @@ def _share(whole: Manifest, config: Config, number: int, folder: Folder) -> Mani
     return manifest.write(parts, folder, source=config.images, root=whole.root, schema=MANIFEST)
 
 
-def run_rounds(config: Config, output: Folder, *, shares: list[Manifest], run: Callable[[Config], Record]) -> Record:
-    """Makes the rounds, by `run`, until one stops helping, and copies the model that is kept to `model/`.
+def run_rounds(config: Config, output: Folder, *, shares: list[Manifest], run: Callable[[Config], Record], held: Lease) -> Record:
+    """Makes the rounds, by `run`, until one stops helping, and copies the model that is kept to `model/`, and the rounds' predictions.
 
     Returns:
         What run.json says beside configuration and versions: the sums over all rounds, and `rounds`, one entry a round (see `figures`).
+
+    Raises:
+        NothingToTeach: by the first round; a later one that finds nothing to train on is the last, and counts.
+        RunError: a round could not go on.
     """
     curve: list[Record] = []
     records: list[Record] = []
     why = f"all {config.rounds} rounds are done"
     for number, share in enumerate(shares, 1):
+        held.check()
         say(f"round {number} of at most {config.rounds}: {share.images:,} images, in {_round(output, number).uri}")
         try:
             record = run(round_config(config, output, number, spent=sum(map(spent_usd, records))))
+            ended = None
         except NothingToTeach as error:
-            if not records:
+            if not records or error.record is None:
                 raise
-            why = f"round {number} found no parity sample ({error})"
-            break
+            record, ended = error.record, f"round {number} had nothing to train on ({error})"
         records.append(record)
         curve.append(figures(number, record))
-        if found := stop_reason(curve):
+        if found := ended or stop_reason(curve):
             why = found
             break
     keep = kept(curve)
     say(f"rounds end: {why}. The model is that of round {keep}")
+    held.check()
+    # Of a run to which comparisons were added: without its model it is not finished.
+    output.delete("run.json")
     output.child("model").delete_folder()
     output.child("model").copy_from(_round(output, keep).child("model"))
+    _copy_predictions(output, scored(records, keep))
     return totals(records) | {
         "training": training(records, keep),
         "evaluation": evaluation(records, keep),
@@ -112,8 +122,10 @@ def spent_usd(record: Record) -> float:
 
 
 def figures(number: int, record: Record) -> Record:
-    """A point of the curve: round, images, annotations, parity, parity_yield, learned, forgotten, improved, score and metric (or None)."""
-    change = record["training"]["mpa"]["holdout"]
+    """A point of the curve: round, images, annotations, parity, parity_yield, learned, forgotten, improved, score and metric.
+
+    Learned, forgotten, score and metric are None where nothing was trained, the last two also without a benchmark."""
+    change = record["training"]["mpa"]["holdout"] if record["training"] else {"learned": None, "forgotten": None}
     official = next((score for score in record["evaluation"] if score["model"] == "mpa"), None)
     parity = record["verdicts"][Verdict.PARITY]
     return {
@@ -121,10 +133,10 @@ def figures(number: int, record: Record) -> Record:
         "images": record["images"],
         "annotations": record["annotations"],
         "parity": parity,
-        "parity_yield": parity / record["annotations"],
+        "parity_yield": parity / max(1, record["annotations"]),
         "learned": change["learned"],
         "forgotten": change["forgotten"],
-        "improved": change["learned"] > change["forgotten"],
+        "improved": bool(record["training"]) and change["learned"] > change["forgotten"],
         "score": official and official["score"],
         "metric": official and official["metric"],
     }
@@ -147,9 +159,11 @@ def kept(curve: list[Record]) -> int:
 
 
 def totals(records: list[Record]) -> Record:
-    """Counts of data, tokens, money and seconds over all rounds; what was paid and how long it took, by round."""
+    """Counts of data, tokens, money and seconds over all rounds; by round, what ran where, what was paid, and how long it took."""
     paid = [_sums(record["ledger"].values()) for record in records]
     quarantined = _sums(record["quarantined"] for record in records)
+    # Those of earlier versions have no more than the seconds of each stage.
+    seconds = [record.get("wall_seconds", sum(record["stages"].values())) for record in records]
     return {
         "images": sum(record["images"] for record in records),
         "annotations": sum(record["annotations"] for record in records),
@@ -158,9 +172,12 @@ def totals(records: list[Record]) -> Record:
         "tokens": _sums(record["tokens"] for record in records),
         "encoder_runs": _sums(record["encoder_runs"] for record in records),
         "svlm_asked": sum(record.get("svlm_asked", 0) for record in records),
+        "seconds": sum(record["seconds"] for record in records),
+        "placement": {f"round_{number}": record["placement"] for number, record in enumerate(records, 1)},
         "ledger": {f"round_{number}": account for number, account in enumerate(paid, 1) if account},
         "cost_usd": {f"round_{number}": sum(record["cost_usd"].values()) for number, record in enumerate(records, 1) if record["cost_usd"]},
-        "stages": {f"round_{number}": sum(record["stages"].values()) for number, record in enumerate(records, 1)},
+        "stages": {f"round_{number}": took for number, took in enumerate(seconds, 1)},
+        "wall_seconds": sum(seconds),
     }
 
 
@@ -179,12 +196,30 @@ def training(records: list[Record], keep: int) -> dict[str, Record]:
     return {**records[0]["training"], "mpa": chain[-1] | summed}
 
 
+def scored(records: list[Record], keep: int) -> dict[str, tuple[int, str]]:
+    """The models that were scored: the first round's before training and of its comparisons, each round's as `round_<k>`, and the
+    kept one's as `mpa`; with the round, and the model's name in it."""
+    names = [[score["model"] for score in record["evaluation"]] for record in records]
+    found = {name: (1, name) for name in names[0] if name != "mpa"}
+    found |= {f"round_{number}": (number, "mpa") for number, models in enumerate(names, 1) if "mpa" in models}
+    return found | ({"mpa": (keep, "mpa")} if "mpa" in names[keep - 1] else {})
+
+
 def evaluation(records: list[Record], keep: int) -> list[Record]:
-    """The first round's scores before training and of its comparisons, each round's model as `round_<k>`, and the kept one's as `mpa`."""
-    scores = [score for score in records[0]["evaluation"] if score["model"] != "mpa"]
-    for number, record in enumerate(records, 1):
-        scores += [score | {"model": f"round_{number}"} for score in record["evaluation"] if score["model"] == "mpa"]
-    return scores + [score for score in records[keep - 1]["evaluation"] if score["model"] == "mpa"]
+    """The scores of all models under the names of `scored`."""
+    return [
+        score | {"model": name}
+        for name, (number, model) in scored(records, keep).items()
+        for score in records[number - 1]["evaluation"]
+        if score["model"] == model
+    ]
+
+
+def _copy_predictions(output: Folder, models: Mapping[str, tuple[int, str]]) -> None:
+    for name, (number, model) in models.items():
+        predictions = _round(output, number).child("evaluation/predictions")
+        if predictions.exists(f"{model}.parquet"):
+            output.write_bytes(f"evaluation/predictions/{name}.parquet", predictions.read_bytes(f"{model}.parquet"))
 
 
 def table(curve: list[Record]) -> str:
@@ -192,8 +227,9 @@ def table(curve: list[Record]) -> str:
     rows = [["round", "images", "annotations", "parity", "% of annotations", "learned", "forgot", "score"]]
     for point in curve:
         counts = [f"{point[name]:,}" for name in ("round", "images", "annotations", "parity")]
+        changes = ["-" if point[name] is None else f"{point[name]:,}" for name in ("learned", "forgotten")]
         score = "-" if point["score"] is None else f"{point['score']:.1f}"
-        rows.append([*counts, f"{100 * point['parity_yield']:.1f}", f"{point['learned']:,}", f"{point['forgotten']:,}", score])
+        rows.append([*counts, f"{100 * point['parity_yield']:.1f}", *changes, score])
     return aligned(rows)
 
 

@@ -22,6 +22,17 @@ Place = tuple[str, str]
 """Where a sample is: the name of its part's file, and its `sample_id`."""
 
 
+def round_folders(run: Folder) -> list[Folder]:
+    """The folders of a run's rounds, in their order, each a run of its own; none for a run that is its own only round."""
+    rounds = run.child("rounds")
+    return [rounds.child(name) for name in sorted(rounds.folders(), key=int)]
+
+
+def folders(run: Folder) -> list[Folder]:
+    """The folders that hold a run's rows, commits and stages: those of its rounds, or its own."""
+    return round_folders(run) or [run]
+
+
 def require(run: Folder, name: str) -> Folder:
     """The folder `name` of a run.
 
@@ -30,6 +41,8 @@ def require(run: Folder, name: str) -> Folder:
     """
     folder = run.child(name)
     if not folder.names(".parquet"):
+        if rounds := round_folders(run):
+            raise ConfigurationError(f"--run {run.uri}: each of its {len(rounds)} rounds has a {name}/ of its own; give {rounds[0].uri}")
         raise ConfigurationError(f"--run {run.uri}: it holds no {name}/ with Parquet files; give the output of a run that came so far")
     return folder
 

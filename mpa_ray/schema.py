@@ -123,6 +123,10 @@ ANNOTATED_ROW = pa.schema([*SOURCE_ROW, *_ANNOTATION_COLUMNS])
 JURY_ROW = pa.schema([*ANNOTATED_ROW, *_JURY_COLUMNS])
 JUDGED_ROW = pa.schema([*ANNOTATED_ROW, *_JUDGEMENT_COLUMNS])
 
+CHANGES = ("learned", "forgotten", "kept", "still_wrong", "unanswered")
+"""What became of a held-out row: wrong before and right after training, right and wrong, right and right, wrong and wrong; or the trained
+S-VLM's engine refused it, and nobody knows."""
+
 # What travels beside a part's rows, in its table's metadata.
 _ENCODER_RUNS = b"encoder_runs"
 

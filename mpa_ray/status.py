@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from mpa_ray import parts
+from mpa_ray import parts, run_folder, stages
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.inputs import manifest
 from mpa_ray.progress import duration, training_line
@@ -14,7 +14,7 @@ _RECENT_S = 600.0
 
 
 def status(output: Folder, *, now: float | None = None) -> str:
-    """The lines that say how far the run in `output` is.
+    """The lines that say how far the run in `output` is; of a run of rounds, all rounds together and then each that has begun.
 
     Args:
         output: of the run.
@@ -26,14 +26,25 @@ def status(output: Folder, *, now: float | None = None) -> str:
     if not output.exists("config.json"):
         raise ConfigurationError(f"--output {output.uri}: there is no run; give the output folder of one")
     now = time.time() if now is None else now
-    commits = list(parts.commits(output))
-    counts = parts.add_up(commits)
+    rounds = run_folder.round_folders(output)
     lines = [f"run: {output.uri}" + ("  (finished)" if output.exists("run.json") else "")]
-    lines += [_images(output, counts, commits, now), *_quarantined(counts), *_verdicts(counts)]
-    for name in output.child("stages").names(".json"):
-        seconds = output.read_json(f"stages/{name}")["seconds"]
-        lines.append(f"done: {name.removesuffix('.json')} in {duration(seconds)}")
-    return "\n".join([*lines, *_training(output)])
+    lines += _data(output, [commit for folder in rounds or [output] for commit in parts.commits(folder)], now)
+    lines += _stages(output, now)
+    for number, folder in enumerate(rounds, 1):
+        # The lists of all rounds are there from the beginning.
+        if folder.exists("config.json"):
+            ended = "  (finished)" if folder.exists("run.json") else ""
+            lines.append(f"round {number} of at most {len(rounds)}: {folder.uri}{ended}")
+            lines += [f"  {line}" for line in [*_data(folder, list(parts.commits(folder)), now), *_stages(folder, now)]]
+    return "\n".join(lines)
+
+
+def _data(output: Folder, commits: list[dict[str, Any]], now: float) -> list[str]:
+    if parity := output.read_json("config.json").get("parity"):
+        rows = f" of {output.read_json('run.json')['annotations']:,} rows" if output.exists("run.json") else ""
+        return [f"parity set{rows}: {parity}"]
+    counts = parts.add_up(commits)
+    return [_images(output, counts, commits, now), *_quarantined(counts), *_verdicts(counts)]
 
 
 def _images(output: Folder, counts: dict[str, Any], commits: list[dict[str, Any]], now: float) -> str:
@@ -46,7 +57,8 @@ def _images(output: Folder, counts: dict[str, Any], commits: list[dict[str, Any]
         )
     line = f"images: {counts['images']:,} of {listed.images:,} in {len(commits):,} of {listed.parts:,} parts"
     rate = recent_rate(commits)
-    if counts["images"] == listed.images or not rate:
+    # Rounds may end before all images are done.
+    if counts["images"] == listed.images or not rate or output.exists("run.json"):
         return line
     ago = now - max(commit["committed"] for commit in commits)
     return f"{line}, {rate:.1f}/s, {duration((listed.images - counts['images']) / rate)} to go; newest part {duration(ago)} ago"
@@ -73,10 +85,14 @@ def _verdicts(counts: dict[str, Any]) -> list[str]:
     return [f"verdict: {count:,} {name} ({100 * count / total:.1f}%)" for name, count in counts["verdicts"].items() if count]
 
 
-def _training(output: Folder) -> list[str]:
+def _stages(output: Folder, now: float) -> list[str]:
+    """What is done, in the order in which it ran, and how far a training is."""
+    lines = [f"done: {name} in {duration(found['seconds'])}" for name, found in stages.records(output).items()]
     work = output.child("checkpoints")
-    lines = []
     for arm in work.folders():
         if work.exists(f"{arm}/progress.json"):
-            lines.append(f"training {arm}: {training_line(work.read_json(f'{arm}/progress.json'))}")
+            state = work.read_json(f"{arm}/progress.json")
+            # A training that was interrupted leaves its last words.
+            ago = f"; written {duration(now - state['written'])} ago" if "written" in state else ""
+            lines.append(f"training {arm}: {training_line(state)}{ago}")
     return lines

@@ -17,7 +17,7 @@ from PIL import Image
 from mpa_ray import cli, parts, pipeline, storage
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import Reply, RequestRejected, Sampling
-from mpa_ray.errors import NothingToTeach, RunError, exit_codes
+from mpa_ray.errors import RunError, exit_codes
 from mpa_ray.placement import capacity
 from mpa_ray.storage import Folder
 
@@ -97,18 +97,18 @@ def call(settings: dict[str, Any], end: End, log: str) -> None:
     # No model is loaded, and there is no cluster.
     pipeline._check_models = pipeline.refuse_unshared = capacity.wait_for = capacity.shortage = lambda *_, **__: None
     pipeline._place = lambda config, source: (config, {})
-    pipeline.arms = _over
+    pipeline._refuse_nothing = _over
     storage.os = _Os()
     for name in ("write_bytes", "create_json", "delete"):
         setattr(Folder, name, _may_be_killed(getattr(Folder, name)))
     with exit_codes():
         try:
             pipeline.run(cli.validate(settings))
-        except (_Over, NothingToTeach):
+        except _Over:
             return
 
 
-def _over(config: Any) -> Any:
+def _over(*_: Any) -> Any:
     raise _Over
 
 

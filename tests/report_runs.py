@@ -149,7 +149,8 @@ def finish(
         "unsure_prompt_tokens": 0,
         "unsure_output_tokens": 0,
     }
-    record = {"config": config.model_dump(mode="json"), "versions": {"python": "3.11"}, **totals(run), "evaluation": scores}
+    record = {"config": config.model_dump(mode="json"), "versions": {"python": "3.11"}, **totals(run), "seconds": 61.0}
+    record |= {"evaluation": scores}
     record |= {"training": {"mpa": trained | {"holdout": changes}}, "stages": {"annotate_and_identify": 61.0, "train_mpa": 63.0}}
     record |= {
         "ledger": {"annotate_and_identify": paid | {"cost_usd": 0.0123, "at_most_usd": 0.02}},

@@ -85,6 +85,18 @@ def test_what_no_node_can_have_is_an_error_and_not_a_wait(ray_session: None, cap
     assert "PA: waiting for {4 GPU, 1 CPU}" in said and "nothing is being started; an error in" in said
 
 
+def test_the_advice_names_each_model_and_what_it_asks_for() -> None:
+    models = {"lvlm": ModelSection(model="a", cpus_per_replica=1, gpus_per_replica=0, min_replicas=2)}
+    models |= {
+        "jury.0": ModelSection(model="b", cpus_per_replica=0.2, gpus_per_replica=0),
+        "svlm": ModelSection(model="c", gpus_per_replica=1),
+    }
+    assert capacity.advice(models) == (
+        "Lower gpus_per_replica, cpus_per_replica or min_replicas (lvlm asks for 2 x {1 CPU}, jury.0 asks for {0.2 CPU},"
+        " svlm asks for {1 GPU, 1 CPU}, and reading and writing for 1 CPU)"
+    )
+
+
 def test_what_is_there_is_not_waited_for(ray_session: None, capsys: pytest.CaptureFixture[str]) -> None:
     # Twice: what was asked for the first time was given back.
     for _ in range(2):

@@ -89,6 +89,20 @@ def test_a_run_whose_questions_are_not_known(runs):
     ]
     runs[1].child("rounds/1/evaluation").copy_from(runs[0].child("evaluation"))
     assert questions_of(runs[1]) == questions_of(runs[0]), "as rounds keep them"
+def test_a_run_of_rounds_has_the_parity_samples_of_all_rounds(runs, tmp_path):
+    first, second = runs
+    rounds = write_started(tmp_path / "four/run-d", [], [])
+    for number, run in enumerate(runs, 1):
+        rounds.child(f"rounds/{number}").copy_from(run)
+    union = set(map(int, parity_ids(first))) | set(map(int, parity_ids(second)))
+    assert set(map(int, parity_ids(rounds))) == union
+
+
+def test_all_stages_together_are_wall_time(runs):
+    record = runs[0].read_json("run.json")
+    assert cells(runs, "Tokens")["all stages (wall time)"][0] == "2 min 4 s"
+    runs[0].write_json("run.json", record | {"wall_seconds": 100.0})
+    assert cells(runs, "Tokens")["all stages (wall time)"][0] == "1 min 40 s"
 
 
 def test_jaccard(runs):

@@ -3,15 +3,20 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_folders import picture
 
 from mpa_ray import lease as leases
-from mpa_ray.errors import ConfigurationError
-from mpa_ray.lease import lease
+from mpa_ray import parts, pipeline
+from mpa_ray.config import Config, ModelSection
+from mpa_ray.errors import ConfigurationError, RunError
+from mpa_ray.lease import Lease, lease
 from mpa_ray.storage import Folder
 
 
@@ -118,13 +123,70 @@ def test_a_living_holder_is_not_disturbed(store: Store) -> None:
 
 
 def test_a_dead_holder_is_taken_over_and_notices(store: Store) -> None:
+    """Whatever it does at that moment is ended, and it is not taken for Ctrl-C."""
     store.put({"holder": "process 1 on gone", "token": "x"}, if_match=None)
-    with lease(s3_folder()) as held:
+    before, waited = signal.getsignal(signal.SIGUSR1), []
+    with pytest.raises(RunError, match="taken over"), lease(s3_folder()) as held:
         assert store.content is not None
         assert store.content["token"] != "x"
         # Somebody else takes this one over in turn.
         store.version += 1
-        assert held.lost.wait(5)
-        with pytest.raises(ConfigurationError, match="taken over"):
-            held.check()
+        waited.append(held.lost)
+        time.sleep(60)
+        pytest.fail("it went on")
+    assert waited[0].is_set() and signal.getsignal(signal.SIGUSR1) == before
     assert store.content is not None, "what is not ours any more is not deleted"
+
+
+@pytest.mark.parametrize("lost_in", ["annotate_and_identify", "_train", "_ask_trained"])
+def test_a_run_without_its_lease_begins_nothing_and_writes_nothing(lost_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever step it is in: each asks before the next begins, and run.json comes after that."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/1.png").write_bytes(picture())
+    config = Config(
+        images=str(tmp_path / "images"), output=str(tmp_path / "out"), lvlm=ModelSection(model="a"), svlm=ModelSection(model="b")
+    )
+    output, held, real = Folder.at(config.output), Lease(), {name: getattr(pipeline, name) for name in ("_train", "_ask_trained")}
+    counts = parts.add_up([]) | {"annotations": 1, "verdicts": {"parity": 1}, "seconds": 1.0}
+    done = {"annotate_and_identify": counts, "_train": {"samples": 1}, "_ask_trained": []}
+    for name, result in done.items():
+
+        def step(*arguments: Any, name: str = name, result: Any = result) -> Any:
+            if held.lost.is_set():
+                return real[name](*arguments)
+            if name == lost_in:
+                held.lost.set()
+            return result
+
+        monkeypatch.setattr(pipeline, name, step)
+    monkeypatch.setattr(pipeline, "ray_session", nullcontext)
+    monkeypatch.setattr(pipeline, "_place", lambda config, source: (config, {}))
+    for name in ("level", "training_folders", "learned_and_forgotten", "write_report"):
+        monkeypatch.setattr(pipeline, name, lambda *_, **__: pytest.fail("it was begun"))
+    with pytest.raises(RunError, match="taken over"):
+        pipeline._run(config, output, held)
+    assert not output.exists("run.json") and not output.exists("stages") and not output.exists("model")
+
+
+def test_work_in_another_thread_is_told_when_it_asks(store: Store) -> None:
+    found: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with lease(s3_folder()) as held:
+                store.version += 1
+                held.lost.wait(30)
+                held.check()
+        except RunError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(60)
+    assert "taken over" in str(found)
+
+
+def test_ctrl_c_stays_ctrl_c(store: Store) -> None:
+    with pytest.raises(KeyboardInterrupt), lease(s3_folder()):
+        raise KeyboardInterrupt
+    assert store.content is None

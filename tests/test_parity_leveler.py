@@ -1,5 +1,9 @@
 """The Parity Leveler on real Ray Train and DeepSpeed, and the choice of what each arm trains on."""
 
+import os
+import signal
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,10 @@ from safetensors.torch import load_file
 from conftest import parity_rows
 from mpa_ray import demo
 from mpa_ray.config import Config, LevelSection, ModelSection
-from mpa_ray.errors import RunError
+from mpa_ray.errors import NothingToTeach, RunError
 from mpa_ray.images import image_id_of
 from mpa_ray.parity_leveler import Arm, arms, count_rows, level, training_folders
-from mpa_ray.schema import JUDGEMENTS, Verdict
+from mpa_ray.schema import JUDGEMENTS, PARITY, Verdict
 from mpa_ray.storage import Folder
 from mpa_ray.training.tracking import Tracking
 from mpa_ray.training.training_data import is_held_out
@@ -36,7 +40,7 @@ def test_workers_stages_and_precisions_train_alike(
     target = Folder.at(tmp_path / "model")
     tracking = Tracking(names=("tensorboard",), folder=Folder.at(tmp_path / "tensorboard"), run="r")
     result = level(config, [Folder.at(parity_folder)], name="run", target=target, work=Folder.at(tmp_path / "work"), tracking=tracking)
-    assert result["samples"] == 24
+    assert result["samples"] == result["timed_samples"] == 24
     losses = [row[1] for row in target.read_json("training_log.json")["rows"]]
     shown = points(Folder.at(tmp_path / "tensorboard"))
     assert shown.keys() == {"loss_per_sample", "nats_per_token", "learning_rate", "tokens_per_second"}
@@ -62,6 +66,43 @@ def test_adapters_are_merged_into_the_weights(
     before, after = load_file(demo.SVLM / "model.safetensors"), load_file(tmp_path / "model/model.safetensors")
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name].float(), after[name].float()) for name in before), "nothing was learned"
+
+
+def test_ctrl_c_ends_a_training_and_stays_the_callers(ray_session: None, parity_folder: Path, tmp_path: Path) -> None:
+    """Ray Train would take the signal for itself, for as long as the process lives."""
+    import ray
+
+    work, handlers = Folder.at(tmp_path / "work"), [signal.getsignal(signal.SIGINT)]
+
+    def press() -> None:
+        while not work.exists("run/progress.json"):
+            time.sleep(0.1)
+        handlers.append(signal.getsignal(signal.SIGINT))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        level(config_with(workers=1, epochs=200), [Folder.at(parity_folder)], name="run", target=Folder.at(tmp_path / "model"), work=work)
+    handlers.append(signal.getsignal(signal.SIGINT))
+    assert handlers == [handlers[0]] * 3
+    for _ in range(300):
+        if ray.available_resources().get("CPU") == 4:
+            break
+        time.sleep(0.1)
+    assert ray.available_resources().get("CPU") == 4, "its workers are gone"
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_error_of_the_runs_own_is_one_line_and_not_tried_again(ray_session: None, parity_folder: Path, tmp_path: Path) -> None:
+    folder = Folder.at(parity_folder)
+    rows = folder.read_table("part-00000000.parquet").to_pylist()
+    rows[3]["image"]["bytes"] = rows[3]["image"]["bytes"][:40]
+    folder.write_table("part-00000000.parquet", pa.Table.from_pylist(rows, schema=PARITY))
+    config = config_with(workers=1, max_failures=-1)
+    with pytest.raises(
+        RunError, match=rf"^{parity_folder}/part-00000000.parquet, sample {rows[3]['sample_id']}: its image cannot be read .*$"
+    ):
+        level(config, [folder], name="run", target=Folder.at(tmp_path / "model"), work=Folder.at(tmp_path / "work"))
 
 
 _FIRST: list[list[float]] = []
@@ -147,7 +188,7 @@ def test_arms_of_a_configuration() -> None:
 
 
 def test_nothing_to_train_on_is_refused_before_ray_train_starts(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no row to train on"):
+    with pytest.raises(NothingToTeach, match="no row to train on"):
         level(config_with(), [Folder.at(tmp_path)], name="run", target=Folder.at(tmp_path / "m"), work=Folder.at(tmp_path / "w"))
 
 

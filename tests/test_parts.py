@@ -13,7 +13,6 @@ from mpa_ray.inputs import manifest
 from mpa_ray.parts import (
     READING,
     TOKEN_COLUMNS,
-    add_up,
     commit_part,
     committed,
     dataset_of,
@@ -167,15 +166,6 @@ def test_totals_are_sums_over_parts_and_calls(tmp_path: Path) -> None:
     assert found["quarantined"] == {"images/empty": 2, "pseudo_annotator/unparsable_annotation": 1}
     assert found["verdicts"] == Counter(parity=3, svlm_correct=1, lvlm_inconsistent=1)
     assert found["tokens"]["lvlm_answer_output_tokens"] == 50
-
-
-def test_seconds_are_those_of_every_call() -> None:
-    def record(call: float, committed: float) -> dict[str, Any]:
-        return {"images": 1, "annotations": 1, "quarantined": {}, "verdicts": {}, "tokens": {}, "call": call, "committed": committed}
-
-    # A call of 60 s with three commits, and one of 5 s that was killed after its first.
-    assert add_up([record(1000, 1030), record(1000, 1060), record(1000, 1045), record(5000, 5005)])["seconds"] == 65
-    assert add_up([])["seconds"] == 0
 
 
 def test_reading_a_part_quarantines_what_cannot_be_had(tmp_path: Path) -> None:

@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 
 from accounting import assert_accounted_for, rows
-from mpa_ray import demo, pipeline
+from mpa_ray import demo, parts, pipeline
 from mpa_ray.cli import merge, validate
 from mpa_ray.config import Config
 from mpa_ray.inputs.sources import parity_set
 from mpa_ray.matchers import MATCHERS
 from mpa_ray.presets import preset
 from mpa_ray.schema import Verdict
+from mpa_ray.status import status
 from mpa_ray.storage import Folder
+from mpa_ray.studies.compare import compare, text
 from mpa_ray.studies.ratings import Rating, fingerprint
 from mpa_ray.studies.review import apply
 
@@ -63,6 +65,27 @@ def test_rounds_with_a_jury(ray_session: None, tmp_path: Path) -> None:
     for name in ("model/config.json", "model/README.md", "evaluation/metrics.json", "run.json"):
         assert output.exists(name)
     assert output.read_bytes("model/model.safetensors") == output.read_bytes(f"rounds/{record['kept_round']}/model/model.safetensors")
+    assert pipeline.run(config) == record
+
+
+def test_a_round_that_finds_nothing_to_teach_is_in_the_books(ray_session: None, tmp_path: Path) -> None:
+    """The S-VLM of round 1 is right about everything. What round 2 did counts everywhere, and the tools know where it lies."""
+    changes = {"lvlm": {"engine": "learning_engine:lvlm"}, "svlm": {"engine": "learning_engine:svlm"}}
+    config = settings(tmp_path / "out", rounds=3, pl={"workers": 1, "holdout": 0.4}, **changes)
+    record = pipeline.run(config)
+    output = Folder.at(tmp_path / "out")
+    commits = [commit for number in (1, 2) for commit in parts.commits(output.child(f"rounds/{number}"))]
+    counted = parts.add_up(commits)
+    assert {name: record[name] for name in counted} == counted
+    assert counted["images"] == 2 * IMAGES // 3 and record["stopped"].startswith("round 2 had nothing to train on (no parity sample")
+    assert [point["parity"] > 0 for point in record["rounds"]] == [True, False] and record["kept_round"] == 1
+    assert list(record["stages"]) == ["demo_inputs", "round_1", "round_2"] and min(record["stages"].values()) > 0
+    assert output.exists("rounds/2/report/index.html"), "the report of the whole has a link to it"
+    lines = status(output).splitlines()
+    assert lines[0].endswith("(finished)") and lines[1] == f"images: {2 * IMAGES // 3} of {IMAGES} in 4 of 6 parts"
+    assert sum(line.startswith("round ") for line in lines) == 2
+    same = text(compare([output, output]))
+    assert same.count("1.000") == 4, "its parity set is that of all rounds"
     assert pipeline.run(config) == record
 
 

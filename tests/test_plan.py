@@ -29,8 +29,8 @@ STAGES = {
     "demo_inputs": {"seconds": 5.0},
     "evaluate_mpa": {"seconds": 30.0},
     "holdout_mpa": {"seconds": 70.0, "learned": 5, "forgotten": 1, "kept": 10, "still_wrong": 4},
-    "train_mpa": {"seconds": 90.0, "loop_seconds": 60.0},
-    "train_few_shot_full": {"seconds": 50.0, "loop_seconds": 20.0},
+    "train_mpa": {"seconds": 90.0, "loop_seconds": 60.0, "samples": 30, "timed_samples": 30},
+    "train_few_shot_full": {"seconds": 50.0, "loop_seconds": 20.0, "samples": 100, "timed_samples": 100},
 }
 
 
@@ -64,6 +64,15 @@ def test_a_call_that_was_killed_and_one_that_went_on_tell_one_rate() -> None:
     assert (rates.startup_s, rates.seconds_per_image) == (pytest.approx(40.0), pytest.approx(2.0)), "the time between them is no work"
 
 
+@pytest.mark.parametrize(("ahead", "message"), [(-3600, "-3,440 s after"), (3600, "3,760 s after its call began, which took 240 s")])
+def test_commits_of_a_machine_with_another_clock_tell_no_rate(ahead: float, message: str) -> None:
+    stages = {"annotate_and_identify": {"seconds": 240.0, "calls": [[0.5, 240.0]]}}
+    rates_of(STEADY, stages=stages, paid={})
+    commits = [*STEADY[:5], STEADY[5] | {"committed": STEADY[5]["committed"] + ahead}, *STEADY[6:]]
+    with pytest.raises(ConfigurationError, match=f"part 5 was committed {message}.*clocks of the machines differ"):
+        rates_of(commits, stages=stages, paid={})
+
+
 def test_training_grows_with_the_images_and_shrinks_with_the_workers() -> None:
     rates = rates_of(STEADY, stages=STAGES, paid={})
     found = of(rates, workers=4)
@@ -74,6 +83,25 @@ def test_training_grows_with_the_images_and_shrinks_with_the_workers() -> None:
     # 20 rows at 2 s a row are 40 of the 70 seconds.
     assert found["holdout_mpa"].seconds.expected == pytest.approx(30 + 40 * 10)
     assert "demo_inputs" not in found
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"samples": 60, "timed_samples": 30},
+        # Of an earlier version, whose seconds are those of the last group of workers: from the third step on, in batches of 15.
+        {"samples": 60, "workers": [[1, 1], [3, 2]], "batch_size": 15},
+    ],
+)
+def test_a_training_of_which_only_a_part_was_timed(told: dict[str, Any]) -> None:
+    step = {"seconds": 90.0, "loop_seconds": 30.0} | told
+    found = of(rates_of(STEADY, stages={"train_mpa": step}, paid={}))["train_mpa"]
+    assert found.seconds.expected == pytest.approx(60 + 60 * 10), "the 60 samples took 60 s"
+
+
+def test_stages_are_planned_in_the_order_in_which_they_ran() -> None:
+    found = of(rates_of(STEADY, stages={"train_mpa": STAGES["train_mpa"], "evaluate_mpa": {"seconds": 1.0}}, paid={}))
+    assert list(found) == ["annotate_and_identify", "train_mpa", "evaluate_mpa"]
 
 
 def test_nodes_are_paid_whole() -> None:

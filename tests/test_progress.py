@@ -67,6 +67,36 @@ def test_lines_are_some_seconds_apart_and_the_last_is_always_said(clock: list[fl
     assert last.endswith("annotate: 100 of 100 images, 2.0/s")
 
 
+def test_the_last_line_has_the_rate_of_the_whole_stage(clock: list[float]) -> None:
+    """All of a few parts may come at once, long after the stage began."""
+    shown = Progress("evaluate mpa", 1200, unit="questions", done=200)
+    clock[0] += 40
+    shown.add(500)
+    clock[0] += 0.1
+    shown.add(400)
+    assert "4000.0/s" in shown.line()
+    clock[0] += 9.9
+    shown.add(100)
+    assert shown.line() == "evaluate mpa: 1,200 of 1,200 questions, 20.0/s"
+
+
+def test_until_the_first_result_it_says_that_models_load(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Progress("annotate", 100, unit="images")
+    said = []
+    for _ in range(9):
+        said.append(shown.waiting())
+        clock[0] += 5
+    seconds = ["15 s"] * 3 + ["30 s"] * 3
+    assert said == [None, None, None, *(f"annotate: loading models, {text}" for text in seconds)], "a new line every 15 seconds"
+    with monkeypatch.context() as terminal:
+        terminal.setattr(progress, "is_live", lambda: True)
+        assert shown.waiting() == "annotate: loading models, 45 s"
+        clock[0] += 1
+        assert shown.waiting() == "annotate: loading models, 46 s"
+    shown.add(1)
+    assert shown.waiting() is None
+
+
 def test_nothing_done_yet_is_no_division_by_zero(clock: list[float]) -> None:
     assert Progress("annotate", 0, unit="images").line().startswith("annotate: 0 of 0 images")
     shown = Progress("annotate", 10, unit="images")

@@ -138,6 +138,15 @@ def test_inputs_are_checked(run, tmp_path):
     assert not new.exists()
 
 
+def test_of_a_run_of_rounds_one_is_asked_for(run, tmp_path):
+    whole = Folder.at(tmp_path / "whole")
+    whole.write_json("config.json", {"rounds": 10})
+    for number in range(1, 11):
+        whole.child(f"rounds/{number}").copy_from(run)
+    with pytest.raises(ConfigurationError, match=r"whole: each of its 10 rounds has a judgements/ of its own; give .*/whole/rounds/1$"):
+        rejudge(whole, matcher="anls", output=Folder.at(tmp_path / "new"))
+
+
 @pytest.mark.parametrize("matcher", MATCHERS)
 def test_verdict_of_knows_what_only_the_svlm_could_tell(matcher):
     matches = MATCHERS[matcher]

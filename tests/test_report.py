@@ -139,6 +139,22 @@ def test_a_run_under_way(tmp_path: Path) -> None:
     assert "under way" not in " ".join(outline(run).words)
 
 
+def test_a_run_of_rounds_under_way_shows_what_its_rounds_have_done(tmp_path: Path) -> None:
+    run = Folder.at(tmp_path / "run")
+    for number in (1, 2):
+        made = write_started(tmp_path / f"made{number}", [some_rows(tmp_path / f"images{number}", 10 * number)], [])
+        run.child(f"rounds/{number}").copy_from(made)
+        run.write_json("config.json", made.read_json("config.json") | {"rounds": 2})
+    found = facts.read(run)
+    assert (found.data["images"], found.data["verdicts"]["parity"], found.data["seconds"]) == (30, 12, 122.0)
+    assert found.stages == {"round_1": 61.0, "round_2": 61.0} and found.wall_seconds == 122.0
+    training = {"samples": 12, "of": 20, "loss": 1.25, "tokens_per_second": 80.0}
+    run.write_json("rounds/2/checkpoints/mpa/progress.json", training)
+    write_report(run)
+    words = " ".join(" ".join(outline(run).words).split())
+    assert "The run is under way. 30 images are done" in words and "S-VLM after MPA is in training: 12 of 20 samples" in words
+
+
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     run = write_started(tmp_path / "run", [], [])
     assert write_report(run) == ["index.html"]

@@ -1,5 +1,6 @@
 """Rounds without models: shares of the images, when there is a further round, which model is kept, and what is written."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ from pydantic import ValidationError
 from run_folders import picture
 
 from mpa_ray import cli, pipeline, rounds, summary
-from mpa_ray.config import Config, EvaluateSection, ModelSection
+from mpa_ray.config import Config, EvaluateSection, LevelSection, ModelSection
 from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
+from mpa_ray.lease import Lease
 from mpa_ray.model_card import model_card
+from mpa_ray.report import write_report
 from mpa_ray.storage import Folder
 
 
@@ -34,7 +37,16 @@ def record(
         "ledger": {"annotate_and_identify": paid},
         "cost_usd": {"annotate_and_identify": at_most},
         "stages": {"annotate_and_identify": 4.0, "train_mpa": 1.0},
+        "seconds": 4.0,
+        "placement": {"cluster": {"nodes": []}},
     }
+
+
+def untrained(why: str, **counts: Any) -> NothingToTeach:
+    """How a round ends that found nothing to train on."""
+    error = NothingToTeach(why)
+    error.record = record(learned=0, forgotten=0, **counts) | {"training": {}, "evaluation": []}
+    return error
 
 
 @pytest.fixture
@@ -67,12 +79,16 @@ class Runs:
         if isinstance(found, Exception):
             raise found
         Folder.at(config.output).write_bytes("model/config.json", f"round {len(self.configs)}".encode())
+        for score in found["evaluation"]:
+            Folder.at(config.output).write_bytes(
+                f"evaluation/predictions/{score['model']}.parquet", f"{score['model']} of round {len(self.configs)}".encode()
+            )
         return found
 
 
-def go(config: Config, runs: Runs) -> dict[str, Any]:
+def go(config: Config, runs: Callable[[Config], dict[str, Any]], held: Lease | None = None) -> dict[str, Any]:
     output = Folder.at(config.output)
-    return rounds.run_rounds(config, output, shares=rounds.split(config, output), run=runs)
+    return rounds.run_rounds(config, output, shares=rounds.split(config, output), run=runs, held=held or Lease())
 
 
 def test_the_shares_are_the_images_each_once_by_a_fixed_rule(config: Config) -> None:
@@ -110,6 +126,7 @@ def test_the_record_is_the_sum_and_the_curve(config: Config) -> None:
     assert found["quarantined"] == {"images/empty": 6} and found["tokens"]["annotation_prompt_tokens"] == 30
     assert found["encoder_runs"] == {"pseudo_annotator": 300}
     assert found["stages"] == {"round_1": 5.0, "round_2": 5.0, "round_3": 5.0}
+    assert (found["seconds"], found["wall_seconds"]) == (12.0, 15.0) and list(found["placement"]) == ["round_1", "round_2", "round_3"]
     assert [(point["parity_yield"], point["score"]) for point in found["rounds"]] == [(0.3, 60.0), (0.2, 70.0), (0.1, 75.0)]
     assert [score["model"] for score in found["evaluation"]] == ["zero_shot", "round_1", "round_2", "round_3", "mpa"]
     assert found["evaluation"][-1]["score"] == 75.0 and found["training"]["mpa"]["samples"] == 60
@@ -136,11 +153,79 @@ def test_where_no_round_helps_the_first_is_what_there_is(config: Config) -> None
     assert (found["kept_round"], found["rounds"][0]["improved"]) == (1, False)
 
 
-def test_nothing_left_to_learn_is_an_end_and_not_an_error(config: Config) -> None:
-    found = go(config, Runs(record(parity=30, learned=9, forgotten=1), NothingToTeach("no parity sample among 100")))
-    assert found["kept_round"] == 1 and found["stopped"].startswith("round 2 found no parity sample")
+def test_nothing_left_to_learn_is_an_end_that_counts(config: Config) -> None:
+    found = go(config, Runs(record(parity=30, learned=9, forgotten=1, at_most=4.0), untrained("no parity sample", parity=0, at_most=5.0)))
+    assert found["kept_round"] == 1 and found["stopped"] == "round 2 had nothing to train on (no parity sample)"
+    assert (found["images"], found["annotations"], found["tokens"]["annotation_prompt_tokens"]) == (204, 200, 20)
+    assert found["cost_usd"] == {"round_1": 4.0, "round_2": 5.0} and found["ledger"]["round_2"]["requests"] == 3
+    assert found["stages"] == {"round_1": 5.0, "round_2": 5.0} and found["seconds"] == 8.0
+    last = found["rounds"][1]
+    assert (last["parity_yield"], last["improved"], last["learned"], last["score"]) == (0.0, False, None, None)
+    assert rounds.table(found["rounds"]).splitlines()[2].split() == ["2", "102", "100", "0", "0.0", "-", "-", "-"]
+    assert [score["model"] for score in found["evaluation"]] == ["zero_shot", "round_1", "mpa"]
     with pytest.raises(NothingToTeach):
-        go(config, Runs(NothingToTeach("no parity sample among 100")))
+        go(config, Runs(untrained("no parity sample", parity=0)))
+
+
+@pytest.mark.parametrize("counts", [{"parity": 2}, {"parity": 0, "annotations": 0}])
+def test_a_later_round_that_cannot_train_keeps_the_good_ones(config: Config, counts: dict[str, int]) -> None:
+    """All of its few parity rows are held out, or all of its images are quarantined."""
+    found = go(config, Runs(record(parity=30, learned=9, forgotten=1), untrained("no row to train on", **counts)))
+    assert found["kept_round"] == 1 and len(found["rounds"]) == 2
+    assert (Path(config.output) / "model" / "config.json").read_text() == "round 1"
+
+
+def test_the_report_shows_a_round_that_was_not_trained(config: Config) -> None:
+    found = go(config, Runs(record(parity=30, learned=9, forgotten=1), untrained("no parity sample", parity=0)))
+    output = Folder.at(config.output)
+    output.child("evaluation").delete_folder()
+    write_report(output, record={"config": config.model_dump(mode="json"), **found})
+    page = " ".join(output.read_bytes("report/index.html").decode().split())
+    assert '<td class="num">204</td>' in page, "the images of both"
+    row = page[page.index('href="../rounds/2/report/index.html"') :].partition("</tr>")[0]
+    assert row.count('<td class="num">–</td>') == 3, "learned, forgotten, score"
+
+
+def test_the_rounds_predictions_lie_with_the_scores(config: Config) -> None:
+    go(config, Runs(record(parity=30, learned=9, forgotten=1), record(parity=20, learned=4, forgotten=4)))
+    folder = Path(config.output) / "evaluation/predictions"
+    assert {path.stem: path.read_text() for path in folder.iterdir()} == {
+        "zero_shot": "zero_shot of round 1",
+        "round_1": "mpa of round 1",
+        "round_2": "mpa of round 2",
+        "mpa": "mpa of round 1",
+    }
+
+
+def test_a_kill_while_the_model_is_replaced_leaves_no_finished_run(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison is added to a finished run; its model is being copied again."""
+    records = [record(parity=30, learned=1, forgotten=9)]
+    go(config, Runs(*records))
+    output = Folder.at(config.output)
+    output.write_json("run.json", {"training": {"mpa": {}}})
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "copy_from", killed)
+        with pytest.raises(KeyboardInterrupt):
+            go(config, Runs(*records))
+    assert not output.exists("run.json")
+    go(config, Runs(*records))
+    assert output.exists("model/config.json")
+
+
+def test_a_lost_lease_ends_the_rounds(config: Config) -> None:
+    held, runs = Lease(), Runs(record(parity=30, learned=1, forgotten=9))
+
+    def loses(config: Config) -> dict[str, Any]:
+        held.lost.set()
+        return runs(config)
+
+    with pytest.raises(RunError, match="taken over"):
+        go(config, loses, held)
+    assert not (Path(config.output) / "model").exists()
 
 
 def test_another_error_ends_the_run(config: Config) -> None:
@@ -155,6 +240,26 @@ def test_the_budget_is_one_for_all_rounds(config: Config) -> None:
     with pytest.raises(RunError, match=r"lvlm.max_cost_usd=10.0 is spent by the rounds before round 3"):
         go(paid, runs)
     assert [one.lvlm.max_cost_usd for one in runs.configs] == [10.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says", "says_not"),
+    [
+        ({}, ["fully fine-tuned on what", "every weight was trained", "no human label was used"], ["LoRA"]),
+        ({"pl": LevelSection(lora_rank=4)}, ["fine-tuned with LoRA of rank 4 on what", "LoRA of rank 4 on all linear layers"], ["fully"]),
+        (
+            {"parity": "runs/mended/parity"},
+            ["on the parity set `runs/mended/parity`", "whether people wrote or changed"],
+            ["no human label"],
+        ),
+        ({"ablations": ("human_labels",)}, ["human labels trained the comparisons alone"], ["no human label"]),
+    ],
+)
+def test_the_card_says_how_it_was_trained_and_by_whose_labels(
+    config: Config, changes: dict[str, Any], says: list[str], says_not: list[str]
+) -> None:
+    card = model_card(config.model_copy(update=changes), record(parity=30, learned=9, forgotten=1))
+    assert all(text in card for text in says) and not any(text in card for text in says_not), card
 
 
 @pytest.mark.parametrize(
@@ -177,6 +282,7 @@ def test_the_pipeline_makes_rounds(config: Config, monkeypatch: pytest.MonkeyPat
 
     def one_run(config: Config, output: Folder, held: Any) -> dict[str, Any]:
         output.write_bytes("model/config.json", b"{}")
+        held.check()
         return records[int(output.uri.rpartition("/")[2])]
 
     monkeypatch.setattr(pipeline, "_run", one_run)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,40 @@ import pytest
 
 from mpa_ray import demo
 from mpa_ray.config import LevelSection
+from mpa_ray.errors import StorageError
 from mpa_ray.storage import Folder
+from mpa_ray.training import training_state
+
+usage = namedtuple("usage", ("total", "used", "free"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "needed"),
+    [
+        # A model of 10 parameters of 2 bytes; 4 of them are trained, and 12 bytes each in a checkpoint.
+        ({"written": 0, "to_come": 0}, 20),
+        ({"written": 0, "to_come": 1}, 20 + 48),
+        ({"written": 0, "to_come": 9}, 20 + 3 * 48),
+        # Two are kept, and lie there already.
+        ({"written": 5, "to_come": 4}, 20 + 48),
+        ({"written": 5, "to_come": 0}, 20),
+    ],
+)
+def test_a_disk_without_room_is_found_before_the_first_step(
+    steps: dict[str, int], needed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def room(free: int, target: Folder) -> None:
+        monkeypatch.setattr(training_state.shutil, "disk_usage", lambda place: usage(10**9, 0, free))
+        training_state.require_room(target, parameters=10, dtype=torch.bfloat16, trained=4, **steps)
+
+    target = Folder.at(tmp_path / "not/there/yet")
+    room(needed, target)
+    with pytest.raises(StorageError, match="make room and give the same command again"):
+        room(needed - 1, target)
+    room(0, Folder(filesystem=None, path="bucket/run", uri="s3://bucket/run"))  # type: ignore[arg-type]
+
 
 SETTINGS = {"gpus_per_worker": 0, "precision": "float32", "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3, "holdout": 0.0}
 

@@ -19,6 +19,7 @@ from mpa_ray.placement import bundles as bundles_of
 from mpa_ray.placement.card_memory import card_memory
 from mpa_ray.placement.model_size import size_of
 from mpa_ray.progress import duration, say
+from mpa_ray.side_by_side import is_interrupted
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -66,9 +67,14 @@ def placed_alone(model: ModelSection, config: Config, *, what: str) -> ModelSect
         found = placed(config.model_copy(update={"svlm": model}), ["svlm"])
         model = found.config.svlm
         say(found.record["models"]["svlm"]["why"].replace("svlm", what, 1))
-    mend = "Ask for less (gpus_per_replica, cpus_per_replica or min_replicas)"
-    wait_for(bundles_of([model]), what=what, mend=mend, patience_s=config.cluster.patience_s, in_turn=True)
+    wait_for(bundles_of([model]), what=what, mend=advice({"it": model}), patience_s=config.cluster.patience_s, in_turn=True)
     return model
+
+
+def advice(models: Mapping[str, ModelSection]) -> str:
+    """Which settings ask for less, and what each of `models`, by the names of their settings, asks for."""
+    asked = [f"{name} asks for {shown(bundles_of([model])[:-1])}" for name, model in models.items()]
+    return f"Lower gpus_per_replica, cpus_per_replica or min_replicas ({', '.join(asked)}, and reading and writing for 1 CPU)"
 
 
 def cluster_of(settings: ClusterSection) -> Cluster:
@@ -244,6 +250,8 @@ def _wait(
     said = began + 2 - _SAY_EVERY_S
     # Ready groups are seen at once: the first look waits, and the next ones look around meanwhile.
     while not group.wait(timeout_seconds=1):
+        if is_interrupted():
+            raise RunError(f"{what}: interrupted while it waited for {shown(bundles)}")
         now = time.monotonic()
         state = autoscaler()
         living = _nodes(labels)

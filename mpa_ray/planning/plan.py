@@ -8,6 +8,7 @@ They know nothing of an autoscaler that waits for cards.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from mpa_ray.errors import ConfigurationError
 from mpa_ray.intervals import further_hits, further_mean
 from mpa_ray.planning.rates import Rates
 from mpa_ray.progress import duration
+from mpa_ray.schema import CHANGES
 from mpa_ray.summary import aligned, dollars
 
 _LEVEL = 0.99
@@ -153,12 +155,13 @@ def _later(rates: Rates, config: Config, images: int, hardware: Hardware) -> lis
     asked = max(svlm, cards_of(config.lvlm)) if config.evaluate.lvlm else svlm
     grown = images / rates.images
     found = []
-    for name, step in sorted(rates.stages.items()):
+    for name, step in rates.stages.items():
         arm = name.removeprefix("train_")
         if arm != name:
             had = config.pl.workers or 1
             workers = hardware.workers or had
-            seconds = step["loop_seconds"] * (1.0 if arm in LABELED_ARMS else grown) * had / workers
+            whole = step["loop_seconds"] * step["samples"] / timed_samples(step)
+            seconds = whole * (1.0 if arm in LABELED_ARMS else grown) * had / workers
             startup = max(0.0, step["seconds"] - step["loop_seconds"])
             cards = workers * (config.pl.gpus_per_worker or config.pl.cpus_per_worker)
             found.append(Stage(name=name, cards=cards, seconds=Range.at(startup + seconds)))
@@ -166,10 +169,21 @@ def _later(rates: Rates, config: Config, images: int, hardware: Hardware) -> lis
             found.append(Stage(name=name, cards=asked, seconds=Range.at(step["seconds"])))
         elif name.startswith("holdout_"):
             # Its rate was not measured apart; it is at least that of PA and PI, which ask the same S-VLM beside the L-VLM.
-            rows = sum(step[key] for key in ("learned", "forgotten", "kept", "still_wrong"))
+            rows = sum(step.get(key, 0) for key in CHANGES)
             growing = min(step["seconds"], rows * rates.seconds_per_image)
             found.append(Stage(name=name, cards=svlm, seconds=Range.at(step["seconds"] - growing + growing * grown)))
     return found
+
+
+def timed_samples(training: dict[str, Any]) -> int:
+    """How many of its samples the seconds of a training's loop were taken over.
+
+    Earlier versions took those of the last group of workers alone, and say with which step it began.
+    """
+    if "timed_samples" in training:
+        return training["timed_samples"]
+    first_step = training["workers"][-1][0] if training.get("workers") else 1
+    return training["samples"] - (first_step - 1) * training.get("batch_size", 0)
 
 
 def with_prices(config: Config, *, input_tokens: float | None, cached_tokens: float | None, output_tokens: float | None) -> Config:

@@ -12,17 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from mpa_ray import ledger, parts
+from mpa_ray import ledger, parts, stages
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.parts import TOKEN_COLUMNS, add_up
 from mpa_ray.schema import Verdict
+from mpa_ray.stages import ANNOTATE
 from mpa_ray.storage import Folder
 
 PARTS_NEEDED = 5
 _STRETCHES = 10
 # Fewer say next to nothing of their scatter.
 _FEWEST = 3
+# Less is nothing beside what parts take; a call that was killed is known but for its last seconds.
+_CLOCKS_DIFFER_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,7 @@ class Rates:
         startup_s: seconds of PA and PI before images flow: the models are loaded.
         stretches: (seconds, images) of up to ten stretches of PA and PI, after the start.
         tokens: name of a token count -> its mean for an annotation of each part; small parts are put together.
-        stages: what each finished step said, by name.
+        stages: what each finished step said, by name, in the order in which they ran.
         paid: the accounts of paid models, by step; those of jurors are `jury_<n>`.
     """
 
@@ -58,8 +61,10 @@ def rates_of(commits: Sequence[dict[str, Any]], *, stages: dict[str, dict[str, A
     """The rates that a run's commits and finished steps tell.
 
     Raises:
-        ConfigurationError: fewer than five parts were committed after one another, or all but a few of them are small.
+        ConfigurationError: fewer than five parts were committed after one another, all but a few of them are small, or the machines'
+            clocks differ.
     """
+    _refuse_other_clocks(commits, stages)
     startups, gaps = [], []
     for call in sorted({commit["call"] for commit in commits}):
         ours = sorted((commit["committed"] - call, commit["images"]) for commit in commits if commit["call"] == call)
@@ -94,6 +99,19 @@ def rates_of(commits: Sequence[dict[str, Any]], *, stages: dict[str, dict[str, A
     )
 
 
+def _refuse_other_clocks(commits: Sequence[dict[str, Any]], stages: dict[str, dict[str, Any]]) -> None:
+    """The times of commits are those of the machines that wrote them; what a call took is the driver's."""
+    took = stages.get(ANNOTATE, {}).get("calls", [])
+    for commit in commits:
+        after = commit["committed"] - commit["call"]
+        longest = max((seconds for began, seconds in took if abs(began - commit["call"]) < _CLOCKS_DIFFER_S), default=after)
+        if not -_CLOCKS_DIFFER_S < after < longest + _CLOCKS_DIFFER_S:
+            raise ConfigurationError(
+                f"part {commit['part']} was committed {after:,.0f} s after its call began, which took {longest:,.0f} s: the clocks"
+                " of the machines differ, and no rate can be told from them; set them (NTP), and take another run"
+            )
+
+
 def _of_like_size(images: Sequence[int]) -> list[slice]:
     """Neighbouring parts, put together until they have more than half the images of the largest part.
 
@@ -113,6 +131,4 @@ def _of_like_size(images: Sequence[int]) -> list[slice]:
 
 def read_rates(run: Folder, config: Config) -> Rates:
     """The rates of the run in a folder. `config` is its own; `rates_of` says what is raised."""
-    names = run.child("stages").names(".json")
-    stages = {name.removesuffix(".json"): run.read_json(f"stages/{name}") for name in names}
-    return rates_of(list(parts.commits(run)), stages=stages, paid=ledger.accounts(config, run))
+    return rates_of(list(parts.commits(run)), stages=stages.records(run), paid=ledger.accounts(config, run))

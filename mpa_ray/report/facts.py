@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mpa_ray import ledger, parts
-from mpa_ray.config import Config, nested
+from mpa_ray import ledger, parts, run_folder, stages
+from mpa_ray.config import Config, ModelSection, nested
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.inputs import manifest
-from mpa_ray.run_folder import config_of
+from mpa_ray.schema import CHANGES
 from mpa_ray.storage import Folder
 
 _NOTHING: dict[str, Any] = {
@@ -36,8 +36,9 @@ class Facts:
         config: the tree of settings, as run.json has it; empty where the folder does not say.
         settings: the same, typed; None where it is of another version.
         listed: how many images the run has to do; None where that is not known.
-        data: images, annotations, quarantined, verdicts, tokens, encoder_runs, svlm_asked, seconds (see `parts.totals`).
-        training: arm -> its record. evaluation: scores. ledger: step -> account. stages: step -> seconds. versions: package -> version.
+        data: images, annotations, quarantined, verdicts, tokens, encoder_runs, svlm_asked (see `parts.totals`), and the seconds of these.
+        training: arm -> its record. evaluation: scores. ledger: step -> account. versions: package -> version.
+        stages: step -> seconds, in the order in which they ran; wall_seconds: of all, those at the same time counted once.
         gaps: studies/gaps.json. curves: arm -> (step, loss a sample). rounds: a point a round, for a run of several.
         in_training: arm -> how far its training is, while it is trained.
     """
@@ -53,6 +54,7 @@ class Facts:
     evaluation: list[dict[str, Any]]
     ledger: dict[str, dict[str, Any]]
     stages: dict[str, float]
+    wall_seconds: float
     versions: dict[str, str]
     gaps: dict[str, Any] | None
     curves: dict[str, list[tuple[float, float]]]
@@ -107,6 +109,7 @@ def read(run: Folder, record: dict[str, Any] | None = None) -> Facts:
         evaluation=record["evaluation"],
         ledger=record.get("ledger", {}),
         stages=record["stages"],
+        wall_seconds=record.get("wall_seconds", sum(record["stages"].values())),
         versions=record.get("versions", {}),
         gaps=run.read_json("studies/gaps.json") if run.exists("studies/gaps.json") else None,
         curves=dict(_curves(run, record["training"])),
@@ -117,32 +120,51 @@ def read(run: Folder, record: dict[str, Any] | None = None) -> Facts:
 
 def _settings(run: Folder) -> Config | None:
     try:
-        return config_of(run)
+        return run_folder.config_of(run)
     except ConfigurationError:
         return None
 
 
 def _from_books(run: Folder, flat: dict[str, Any], settings: Config | None) -> dict[str, Any]:
     """What run.json would say now."""
-    steps = {name.removesuffix(".json"): run.read_json(f"stages/{name}") for name in run.child("stages").names(".json")}
-    training = {name.removeprefix("train_"): step for name, step in steps.items() if name.startswith("train_")}
+    places = run_folder.folders(run)
+    told = {"config": nested(flat), **parts.add_up(commit for place in places for commit in parts.commits(place))}
+    told["seconds"] = sum(stages.seconds(place, stages.ANNOTATE) for place in places)
+    finished = stages.records(run)
+    training = {name.removeprefix("train_"): step for name, step in finished.items() if name.startswith("train_")}
     for arm, step in training.items():
-        if change := steps.get(f"holdout_{arm}"):
-            step["holdout"] = {name: change[name] for name in ("learned", "forgotten", "kept", "still_wrong")}
-    return {
-        "config": nested(flat),
-        **(parts.totals(run) if run.child("commits").exists() else _NOTHING),
+        if change := finished.get(f"holdout_{arm}"):
+            step["holdout"] = {name: change[name] for name in CHANGES if name in change}
+    took = {name: step["seconds"] for name, step in finished.items()}
+    wall = stages.wall_seconds(finished.values())
+    for place in run_folder.round_folders(run):
+        in_round = stages.wall_seconds(stages.records(place).values())
+        took |= {f"round_{place.uri.rpartition('/')[2]}": in_round} if in_round else {}
+        wall += in_round
+    return told | {
         "training": training,
-        "evaluation": [score for name, step in steps.items() if name.startswith("evaluate_") for score in step["scores"]],
-        "ledger": ledger.totals(run, settings.lvlm) if settings else {},
-        "stages": {name: step["seconds"] for name, step in steps.items()},
+        "evaluation": [score for name, step in finished.items() if name.startswith("evaluate_") for score in step["scores"]],
+        "ledger": _paid(places, settings.lvlm) if settings else {},
+        "stages": took,
+        "wall_seconds": wall,
     }
 
 
+def _paid(places: list[Folder], model: ModelSection) -> dict[str, dict[str, Any]]:
+    """The accounts by step, of all rounds together."""
+    sums: dict[str, dict[str, Any]] = {}
+    for place in places:
+        for step, account in ledger.totals(place, model).items():
+            earlier = sums.get(step, {})
+            sums[step] = {name: earlier.get(name, 0) + value for name, value in account.items()}
+    return sums
+
+
 def _in_training(run: Folder, record: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
-    for arm in ("mpa", *record["config"].get("ablations", ())):
-        if arm not in record["training"] and run.exists(f"checkpoints/{arm}/progress.json"):
-            yield arm, run.read_json(f"checkpoints/{arm}/progress.json")
+    for place in run_folder.folders(run):
+        for arm in ("mpa", *record["config"].get("ablations", ())):
+            if arm not in record["training"] and place.exists(f"checkpoints/{arm}/progress.json"):
+                yield arm, place.read_json(f"checkpoints/{arm}/progress.json")
 
 
 def _curves(run: Folder, arms: Iterable[str]) -> Iterable[tuple[str, list[tuple[float, float]]]]:

@@ -20,6 +20,7 @@ from mpa_ray.report.facts import Facts
 from mpa_ray.report.gains import AFTER, BEFORE, CEILING, Evaluation, compared
 from mpa_ray.report.text import visible
 from mpa_ray.report.views import LABELS
+from mpa_ray.run_folder import folders
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
 from mpa_ray.summary import aligned, dollars, interval
@@ -97,7 +98,8 @@ def parity_ids(run: Folder) -> NDArray[np.uint64]:
     """The sample_ids of the parity set, each as 8 bytes of its hash, sorted."""
     ids = [
         int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:8])
-        for table in run.child("parity").tables(["sample_id"])
+        for folder in folders(run)
+        for table in folder.child("parity").tables(["sample_id"])
         for sample_id in table.column(0).to_pylist()
     ]
     return np.unique(np.array(ids, dtype=np.uint64))
@@ -203,7 +205,7 @@ def _cost(runs: Sequence[Compared]) -> Iterable[Row]:
         yield [label, *(f"{sum(count for name, count in one.items() if name.endswith(end)):,}" for one in tokens)]
     for stage in dict.fromkeys(stage for run in runs for stage in run.facts.stages):
         yield [stage.replace("_", " "), *(duration(run.facts.stages[stage]) if stage in run.facts.stages else _NONE for run in runs)]
-    yield ["all stages", *(duration(sum(run.facts.stages.values())) for run in runs)]
+    yield ["all stages (wall time)", *(duration(run.facts.wall_seconds) for run in runs)]
     yield ["paid to an API", *(_NONE if run.facts.cost_usd is None else dollars(run.facts.cost_usd) for run in runs)]
 
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from mpa_ray.training.collator import IGNORED, Collator
 from mpa_ray.training.mfu import flops_per_token, mfu
 from mpa_ray.training.tracking import Tracking, trackers
 from mpa_ray.training.training_data import Sample, TrainingSet, read_ahead
-from mpa_ray.training.training_state import load_state, save_model, save_state
+from mpa_ray.training.training_state import load_state, require_room, save_model, save_state
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +68,18 @@ class Share:
     @property
     def learned(self) -> int:
         return sum(learned for _, learned in self.micro_batches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """What steps took: their samples, the tokens of these, and the seconds, those of writing checkpoints included."""
+
+    samples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Timed") -> "Timed":
+        return Timed(samples=self.samples + other.samples, tokens=self.tokens + other.tokens, seconds=self.seconds + other.seconds)
 
 
 def shares(order: np.ndarray, *, batch_size: int, micro_batch_size: int, rank: int, workers: int, start: int = 0) -> Iterator[Share]:
@@ -195,6 +207,7 @@ def train(loop_config: dict[str, Training]) -> None:
     if settings.lora_rank:
         model = with_lora(model, settings.lora_rank)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     flops = flops_per_token(model)
     collator = Collator(processor, end_tokens=ends, image_arguments=image_arguments(training.svlm))
     optimizer = torch.optim.AdamW(
@@ -212,33 +225,42 @@ def train(loop_config: dict[str, Training]) -> None:
             yield share, [collator(micro_batch, learned=learned) for micro_batch, learned in drawn]
 
     done, curve, groups = 0, [], []
+    before = Timed()
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
         # DeepSpeed makes Adam's state with the first step; what this one does to the weights is overwritten.
         take_step(engine, next(batches(0))[1], scale=0.0, rate=0.0)
         progress = load_state(engine, checkpoint)
         done, curve, groups = progress["samples"], progress["curve"], progress.get("workers", [])
+        before = Timed(**progress.get("timed", {}))
     groups = [*groups, [len(curve) + 1, workers]]
+    if rank == 0:
+        written, last = len(curve) // settings.checkpoint_every, (steps - 1) // settings.checkpoint_every
+        room = {"parameters": parameters, "trained": trained, "dtype": published_dtype}
+        require_room(training.target, **room, written=written, to_come=last - written)
 
     shown = trackers(training.tracking, settings=settings.model_dump(mode="json"), done=len(curve)) if rank == 0 else []
-    began_at, started, tokens, metrics = done, time.time(), 0, {}
+    now, started, metrics = Timed(), time.monotonic(), {}
     for share, micro_batches in read_ahead(partial(batches, done), _BATCHES_AHEAD):
         # DeepSpeed averages gradients over the workers; Eq. 3 divides their sum by the samples of the whole batch.
         rate = learning_rate(len(curve), steps, settings)
         loss, learned, seen = take_step(engine, micro_batches, scale=workers / share.batch_size, rate=rate)
         done += share.batch_size
-        tokens += int(seen)
         curve.append([len(curve) + 1, loss / share.batch_size, loss / learned])
-        seconds = time.time() - started
-        to_go = seconds * (len(order) - done) / (done - began_at)
+        # This group's, which may have more workers than one before it or fewer; and those of all steps that are in the weights.
+        now = Timed(samples=now.samples + share.batch_size, tokens=now.tokens + int(seen), seconds=time.monotonic() - started)
+        timed = before + now
         metrics = {
             "samples": done,
             "of": len(order),
             "loss": curve[-1][1],
-            "tokens_per_second": tokens / seconds,
-            "mfu": mfu(tokens_per_second=tokens / seconds, flops_per_token=flops, workers=workers, card=card),
-            "seconds_to_go": to_go,
+            "tokens_per_second": timed.tokens / timed.seconds,
+            "mfu": mfu(tokens_per_second=now.tokens / now.seconds, flops_per_token=flops, workers=workers, card=card),
+            "seconds_to_go": now.seconds * (len(order) - done) / now.samples,
             "workers": groups,
+            "timed_samples": timed.samples,
+            "seconds": timed.seconds,
+            "written": time.time(),
         }
         values = dict(zip(CURVE[1:], curve[-1][1:], strict=True)) | {
             "learning_rate": rate,
@@ -255,14 +277,15 @@ def train(loop_config: dict[str, Training]) -> None:
         # Only a checkpoint is reported to Ray: each report waits until the controller, which looks every second or two, has seen it.
         if done < len(order) and len(curve) % settings.checkpoint_every == 0:
             with tempfile.TemporaryDirectory() as folder:
-                save_state(engine, Path(folder), {"samples": done, "curve": curve, "workers": groups}, rank=rank, workers=workers)
+                kept = {"samples": done, "curve": curve, "workers": groups, "timed": asdict(timed)}
+                save_state(engine, Path(folder), kept, rank=rank, workers=workers)
                 ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
     for tracker in shown:
         tracker.close()
     save_model(engine, processor, training.target, dtype=published_dtype, rank=rank)
     if rank == 0:
         log = {"columns": CURVE, "rows": curve}
-        training.target.write_json("training_log.json", metrics | {"seconds": time.time() - started, "parameters": parameters} | log)
+        training.target.write_json("training_log.json", metrics | {"parameters": parameters} | log)
 
 
 def taught_tokens(batch: Batch) -> int:

@@ -5,10 +5,12 @@ the writing; a restart takes what it needs. Per parameter: the float32 weights a
 """
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpa_ray.errors import StorageError
 from mpa_ray.storage import Folder
 
 if TYPE_CHECKING:
@@ -16,7 +18,40 @@ if TYPE_CHECKING:
     from ray.train import Checkpoint
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+# Of a parameter: its weight and both moments, in float32.
+_BYTES_OF_STATE = 12
 _PROGRESS = "progress.json"
+KEPT = 2
+"""Checkpoints that are kept; another one is there while it is written."""
+
+
+def require_room(target: Folder, *, parameters: int, dtype: "torch.dtype", trained: int, written: int, to_come: int) -> None:
+    """Spares a training that its disk has no room for.
+
+    Args:
+        target: where the model goes; its checkpoints go to the same disk. An object store has room.
+        parameters: of the model.
+        dtype: that it is saved in.
+        trained: of the parameters, those that are in checkpoints.
+        written: how many checkpoints were made so far.
+        to_come: how many will be.
+
+    Raises:
+        StorageError: there is less room than that takes.
+    """
+    if not target.is_local:
+        return
+    place = Path(target.path)
+    while not place.exists():
+        place = place.parent
+    further = min(to_come, KEPT + 1 - min(written, KEPT))
+    needed = parameters * dtype.itemsize + further * trained * _BYTES_OF_STATE
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise StorageError(
+            f"{target.uri}: {free / 2**30:.2f} GiB are free on its disk, and the model and {further} checkpoints take"
+            f" {needed / 2**30:.2f}; make room and give the same command again"
+        )
 
 
 def save_state(engine: Any, folder: Path, progress: dict[str, Any], *, rank: int, workers: int) -> None:

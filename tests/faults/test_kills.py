@@ -3,6 +3,8 @@
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,57 @@ def test_a_run_whose_driver_and_actors_are_killed_loses_nothing(job: Job) -> Non
     assert_accounted_for(output)
     assert len(column(output.child("annotations"), "image_id")) == job.images, "every death was of the actor, and no row's fault"
     assert all(Path(job.output, "commits", name).stat().st_mtime_ns == when for name, when in done.items()), "what was done was not redone"
+
+
+def _wait_for_line(job: Job, text: str, process: "subprocess.Popen[bytes]") -> None:
+    for _ in range(6000):
+        if text in job.log.read_text():
+            return
+        assert process.poll() is None, job.log.read_text()
+        time.sleep(0.05)
+    raise AssertionError(job.log.read_text())
+
+
+@contextmanager
+def _started(job: Job) -> Iterator["subprocess.Popen[bytes]"]:
+    """Calls the job, and ends it with the test where it has not ended by itself."""
+    process = job.start()
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "lines"),
+    [
+        ((), ["train mpa: collecting rows"]),
+        ((), ["evaluate mpa: asking"]),
+        (("--evaluate.models_at_once", 1), ["evaluate zero_shot: asking"]),
+        (("--ablations", "consistent"), ["train mpa: 1", "train consistent: collecting rows"]),
+        (
+            ("--rounds", 2, "--pl.holdout", 0.4, "--lvlm.engine", "learning_engine:lvlm", "--svlm.engine", "learning_engine:svlm"),
+            ["round 2 of at most 2", "rounds/1/model"],
+        ),
+    ],
+)
+def test_ctrl_c_is_the_runs_at_any_time(job: Job, flags: tuple[object, ...], lines: list[str]) -> None:
+    """Training, evaluations, further comparisons and rounds: whatever was done before in the same call."""
+    slow = job.environment | {"INSTANT_SECONDS": "0.3", "LEARNING_SECONDS": "0.3"}
+    settings = ("--svlm.images_in_flight", 2, "--demo.questions", 96, *flags)
+    run = Job(output=job.output, log=job.log, environment=slow, images=64, flags=tuple(map(str, settings)))
+    with _started(run) as process:
+        for line in lines:
+            _wait_for_line(run, line, process)
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(90) == 130
+    said = run.log.read_text()
+    assert said.rstrip().endswith("stopped; what is finished is kept, and the same command goes on from there")
+    assert "Traceback" not in said
+    assert not Path(job.output, "run.json").exists()
 
 
 @pytest.mark.slow

@@ -42,4 +42,5 @@ def test_a_second_call_goes_on_from_the_checkpoint_with_other_workers(parity_fol
     assert call(place, 2, 1e-2).wait(300) == 0, (place / "log").read_text()[-3000:]
     log = Folder.at(place / "model").read_json("training_log.json")
     assert len(log["rows"]) == 120 and log["samples"] == 480, "every step once"
+    assert log["timed_samples"] == 480 and log["seconds"] > kept["timed"]["seconds"] > 0, "what the first call took counts"
     assert len(kept["curve"]) >= 5 and log["rows"][: len(kept["curve"])] == kept["curve"]
