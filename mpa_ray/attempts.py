@@ -26,13 +26,11 @@ class Attempt:
     """An actor's work on one part.
 
     Attributes:
-        call: which call of the run.
         lost: actors that began the part before and did not end it.
         asking: the place in the part of the row that is asked alone, None while none is.
         deaths: the places of rows that were asked alone when an actor ended, once for each time.
     """
 
-    call: float
     lost: int = 0
     asking: int | None = None
     deaths: list[int] = field(default_factory=list)
@@ -48,20 +46,25 @@ class Attempt:
 
 
 class Attempts:
-    """The notes of one stage, in which one model is asked."""
+    """The notes of one dataset, for which one model is asked.
+
+    Args:
+        output: of the run.
+        stage: which asks.
+        model: which is asked.
+        call: when the dataset was made. Of two that ask one model side by side each has notes of its own, and so has each call of the run.
+    """
 
     def __init__(self, output: Folder, *, stage: str, model: str, call: float) -> None:
-        self._folder = output.child(f"{_FOLDER}/{stage}-{hashlib.sha256(model.encode()).hexdigest()[:8]}")
-        self._call = call
+        self._folder = output.child(f"{_FOLDER}/{stage}-{hashlib.sha256(f'{model} {call!r}'.encode()).hexdigest()[:8]}")
 
     def begin(self, part: int) -> Attempt:
         """Notes that this actor begins `part`. The attempt knows of the actors that were lost over it."""
-        attempt = Attempt(call=self._call)
+        attempt = Attempt()
         if self._folder.exists(_name(part)):
             before = Attempt(**self._folder.read_json(_name(part)))
-            if before.call == self._call:
-                deaths = before.deaths + ([before.asking] if before.asking is not None else [])
-                attempt = Attempt(call=self._call, lost=before.lost + 1, deaths=deaths)
+            deaths = before.deaths + ([before.asking] if before.asking is not None else [])
+            attempt = Attempt(lost=before.lost + 1, deaths=deaths)
         self._write(part, attempt)
         return attempt
 

@@ -119,6 +119,7 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     # From here on the output belongs to this configuration; an input that was refused leaves it free.
     output.write_json(_CONFIG, asked_for)
     stopping.go_on(output)
+    attempts.forget(output)
     output.delete_unfinished()
     ledger.require_budget(output, config.lvlm)
     with ray_session():

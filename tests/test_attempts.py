@@ -39,6 +39,7 @@ def test_another_part_stage_model_or_call_is_another_matter(tmp_path: Path) -> N
     assert notes(tmp_path, stage="identify").begin(7).lost == 0
     assert notes(tmp_path, model="n").begin(7).lost == 0
     assert notes(tmp_path, call=2.0).begin(7).lost == 0
+    assert notes(tmp_path).begin(7).lost == 3, "and takes none of these notes away"
 
 
 def test_nothing_is_left_of_them_in_the_end(tmp_path: Path) -> None:

@@ -153,3 +153,26 @@ def test_the_job(runs, tmp_path):
     assert "Parity sets, shared samples (Jaccard)" in done.stdout
     assert (tmp_path / "comparison.html").read_bytes().startswith(b"<!doctype html>")
     assert job(runs[0].uri, runs[1].uri, "--output", f"{tmp_path}/x").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("roots", "shared"),
+    [(("/a", "/b"), "0.833"), *((roots, "image roots differ") for roots in ((None, None), ("/a", None), (None, "/b")))],
+)
+def test_samples_of_images_in_two_places(runs, roots, shared):
+    """Older lists have no root: their images are known by where they lay, which says nothing of a copy elsewhere."""
+    for run, place, root in zip(runs, ("/a", "/b"), roots, strict=True):
+        record = run.read_json("run.json")
+        run.write_json("run.json", record | {"config": record["config"] | {"images": place}})
+        run.write_json("manifest/index.json", {"source": place, "files": [], "images": 0} | ({"root": root} if root else {}))
+    assert cells(runs, "Parity sets")["run"] == ["1.000", shared]
+    [title] = [title for title, _ in tables(compare(runs)) if title.startswith("Parity sets")]
+    assert ("image roots differ, so images are matched by their paths below them" in title) == all(roots)
+
+
+def test_samples_of_an_older_list_in_one_place(runs):
+    for run in runs:
+        record = run.read_json("run.json")
+        run.write_json("run.json", record | {"config": record["config"] | {"images": "/a"}})
+        run.write_json("manifest/index.json", {"source": "/a", "files": [], "images": 0})
+    assert cells(runs, "Parity sets")["run"] == ["1.000", "0.833"]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpa_ray.errors import ConfigurationError
+from mpa_ray.inputs import manifest
 from mpa_ray.intervals import PairedTest
 from mpa_ray.progress import duration
 from mpa_ray.report import facts, page
@@ -37,6 +38,8 @@ class Compared:
 
     Attributes:
         name: short, and unique among them.
+        images: where its images lay; None where it began with annotations or a parity set.
+        relative: whether its samples are known by the paths of their images below that, and not by whole references.
         questions: a hash of the benchmark's questions (`questions_of`); None where they are not known.
         against_first: model -> the paired test against the same model of the first run in percent, and on how many questions.
     """
@@ -45,6 +48,8 @@ class Compared:
     facts: Facts
     evaluation: Evaluation
     parity: NDArray[np.uint64]
+    images: str | None
+    relative: bool
     questions: str | None
     against_first: dict[str, tuple[PairedTest | None, int]]
 
@@ -61,8 +66,18 @@ def compare(runs: Sequence[Folder]) -> list[Compared]:
         evaluation, questions = Evaluation(run, known.evaluation), questions_of(run)
         is_same = bool(found) and (evaluation.metric, questions) == (found[0].evaluation.metric, found[0].questions)
         tests = _tests(evaluation, found[0].evaluation) if is_same else {}
+        listed = manifest.load(run.child("manifest"))
         found.append(
-            Compared(name=name, facts=known, evaluation=evaluation, parity=parity_ids(run), questions=questions, against_first=tests)
+            Compared(
+                name=name,
+                facts=known,
+                evaluation=evaluation,
+                parity=parity_ids(run),
+                images=known.config.get("images") if listed else None,
+                relative=bool(listed and listed.root),
+                questions=questions,
+                against_first=tests,
+            )
         )
     if len(found) < 2:
         raise ConfigurationError("give at least two runs to compare")
@@ -118,7 +133,7 @@ def tables(runs: Sequence[Compared]) -> list[tuple[str, list[Row]]]:
     return [
         ("Set-up", [header, *_differences(runs)]),
         ("Data", [header, *_data(runs)]),
-        ("Parity sets, shared samples (Jaccard)", [header, *_overlap(runs)]),
+        (f"Parity sets, shared samples (Jaccard){_matched_by(runs)}", [header, *_overlap(runs)]),
         *((f"Accuracy, {title}", [header, *rows]) for title, rows in _scores(runs)),
         ("Tokens, time and cost", [header, *_cost(runs)]),
     ]
@@ -156,10 +171,24 @@ def _part(count: int, whole: int) -> str:
     return f"{count:,} ({100 * count / whole:.1f}%)" if whole else f"{count:,}"
 
 
+def _matched_by(runs: Sequence[Compared]) -> str:
+    """What a reader should know of samples of images that lay in several places."""
+    roots = {run.images for run in runs if run.relative}
+    return "; image roots differ, so images are matched by their paths below them" if len(roots) > 1 else ""
+
+
 def _overlap(runs: Sequence[Compared]) -> Iterable[Row]:
     for run in runs:
-        shares = [jaccard(run.parity, other.parity) for other in runs]
-        yield [run.name, *(_NONE if share is None else f"{share:.3f}" for share in shares)]
+        yield [run.name, *(_shared(run, other) for other in runs)]
+
+
+def _shared(run: Compared, other: Compared) -> str:
+    # Older runs know an image by its whole reference, which is another one in another place.
+    by_place = run.images and other.images and not (run.relative and other.relative)
+    if by_place and (run.relative != other.relative or run.images != other.images):
+        return "image roots differ"
+    share = jaccard(run.parity, other.parity)
+    return _NONE if share is None else f"{share:.3f}"
 
 
 def _scores(runs: Sequence[Compared]) -> Iterable[tuple[str, list[Row]]]:
