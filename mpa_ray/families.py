@@ -94,8 +94,6 @@ def within_context(model: ModelSection) -> ModelSection:
 
     What scales positions (RoPE scaling) is left to the engine, and so is a checkpoint that states nothing.
     """
-    if model.engine not in ("vllm", "transformers"):
-        return model
     from transformers import PreTrainedConfig
 
     config, _ = PreTrainedConfig.get_config_dict(models.local(model.model), revision=models.arguments(model)["revision"])

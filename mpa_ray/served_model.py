@@ -6,7 +6,7 @@ from functools import partial
 
 from PIL import Image
 
-from mpa_ray import engines, families, logs
+from mpa_ray import engines, logs
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import CountsEncoderRuns, Engine, EngineDied, Reply, Sampling
 from mpa_ray.schema import Stage
@@ -25,7 +25,6 @@ class ServedModel:
     def __init__(self, model: ModelSection, *, stage: Stage, output: Folder | None) -> None:
         self.stage = stage
         self.max_pixels = model.max_pixels
-        model = families.within_context(model)
         self._load = partial(engines.load, model, stage=stage, output=output)
         began = time.monotonic()
         self._engine = self._load()

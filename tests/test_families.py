@@ -467,5 +467,3 @@ def test_a_context_is_no_longer_than_the_model_states(stated: dict[str, Any], co
     model = ModelSection(model=str(tmp_path))
     assert families.within_context(model).max_model_len == context
     assert families.within_context(model.model_copy(update={"max_model_len": 512})).max_model_len == 512
-    behind_api = ModelSection(model="gpt", engine="openai")
-    assert families.within_context(behind_api) == behind_api

@@ -112,6 +112,7 @@ def load(model: ModelSection, *, stage: str = "", output: Folder | None = None) 
 
     # What the Parity Identifier asks is trained afterwards: what cannot be is refused now, not after all images are annotated.
     families.check_loaded("model", model, trained=stage == Stage.PARITY_IDENTIFIER)
+    model = families.within_context(model)
     if model.engine == "vllm":
         from mpa_ray.engines.vllm import VllmEngine
 
