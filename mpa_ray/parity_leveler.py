@@ -21,6 +21,7 @@ from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
 from mpa_ray.training.tracking import Tracking
 from mpa_ray.training.train_loop import Training, train
+from mpa_ray.training.trainer import trainer_type
 from mpa_ray.training.training_data import draw, is_held_out
 from mpa_ray.training.training_state import KEPT
 
@@ -185,8 +186,6 @@ def level(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
-    from mpa_ray.training.trainer import Trainer
-
     settings = with_hyperparameters(config.pl, config.svlm.model)
     if not count_rows(folders, settings.holdout):
         raise NothingToTeach(f"{name}: no row to train on in {', '.join(folder.uri for folder in folders)}")
@@ -211,7 +210,7 @@ def level(
         labels=settings.node_labels,
     )
     capacity.look_again()
-    trainer = Trainer(
+    trainer = trainer_type()(
         train,
         train_loop_config={"training": training},
         torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from mpa_ray import logs
 from mpa_ray.errors import meant_for_people
+from mpa_ray.side_by_side import ends_when_interrupted
 
 # Restarts of an engine actor that dies while it loads, in a row: a node that comes up broken must not end the run, a broken model must.
 _ACTOR_INIT_DEATHS = 3
@@ -65,11 +66,9 @@ def ray_session() -> Iterator[None]:
 def _configure_data() -> None:
     from ray.data import DataContext
 
-    from mpa_ray.dataset_callback import EndsWhenInterrupted
-
     context = DataContext.get_current()
-    callbacks = context.custom_execution_callback_classes
-    context.custom_execution_callback_classes = [*(one for one in callbacks if one is not EndsWhenInterrupted), EndsWhenInterrupted]
+    if ends_when_interrupted() not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(ends_when_interrupted())
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # A part stays one block from its reading to its commit; splitting blocks by size would break that.

@@ -8,7 +8,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from mpa_ray.errors import ConfigurationError, RunError, StorageError
-from mpa_ray.training.trainer import _OnceForOurs, _said
+from mpa_ray.training.trainer import failure, policy_type
 
 LOST = ConnectionError("Connection closed by peer")
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -33,12 +33,12 @@ def failed(*workers: Exception) -> WorkerGroupError:
     ],
 )
 def test_what_the_run_itself_says_is_taken_out_of_the_traceback(error: TrainingFailedError, kind: type, message: str) -> None:
-    said = _said(error, "mpa")
+    said = failure(error, "mpa")
     assert isinstance(said, kind) and str(said) == message
 
 
 def test_any_other_failure_is_one_line_too() -> None:
-    line = str(_said(failed(ValueError(f"CUDA out of memory.\n  Tried to allocate {'9' * 900} GiB")), "mpa"))
+    line = str(failure(failed(ValueError(f"CUDA out of memory.\n  Tried to allocate {'9' * 900} GiB")), "mpa"))
     assert line.startswith("mpa: training failed: ValueError: CUDA out of memory. Tried to allocate 999")
     assert "\n" not in line and len(line) < 500 and line.endswith("the same command goes on from the newest checkpoint")
 
@@ -55,6 +55,6 @@ def test_any_other_failure_is_one_line_too() -> None:
     ],
 )
 def test_what_another_attempt_would_meet_again_is_not_tried_again(error: TrainingFailedError, local: bool, again: bool) -> None:
-    policy = _OnceForOurs(FailureConfig(max_failures=-1))
+    policy = policy_type()(FailureConfig(max_failures=-1))
     policy.storage_is_local = local
     assert policy.make_decision(error) == (FailureDecision.RETRY if again else FailureDecision.RAISE)

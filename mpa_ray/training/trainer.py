@@ -1,70 +1,76 @@
-"""Ray Train's trainer as the Parity Leveler wants it. Importing this imports Ray."""
+"""Ray Train's trainer as the Parity Leveler wants it."""
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs
-import ray
-from ray.exceptions import GetTimeoutError, RayActorError
-from ray.train import Result
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-from ray.train.v2.api.exceptions import TrainingFailedError
 
 from mpa_ray.errors import ConfigurationError, RunError, StorageError, meant_for_people
+
+if TYPE_CHECKING:
+    from ray.train import Result
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.failure_handling import FailurePolicy
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
 _LONGEST = 300
 _ABORTED_IN_S = 20.0
 
 
-class Trainer(TorchTrainer):
-    """Ray Train's, but Ctrl-C stays the caller's, an error that the next attempt would meet again is not tried again, and every failure
-    is one line.
+@cache
+def trainer_type() -> type["TorchTrainer"]:
+    """Ray Train's trainer, but Ctrl-C stays the caller's, an error that the next attempt would meet again is not tried again, and every
+    failure is one line. Ray Train would take SIGINT for itself for as long as the process lives."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayActorError
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
-    Ray Train would take SIGINT for itself for as long as the process lives.
-    """
+    class Trainer(TorchTrainer):
+        _controller: Any = None
 
-    _controller: Any = None
+        def fit(self) -> "Result":
+            """Trains. Raises ConfigurationError or RunError where that failed, and KeyboardInterrupt, the workers ended."""
+            try:
+                return super().fit()
+            except KeyboardInterrupt:
+                if self._controller is not None:
+                    # It ends its workers, gives back what they had, and then itself: the error that there is no answer is the answer.
+                    with suppress(RayActorError, GetTimeoutError):
+                        ray.get(self._controller.abort.remote(), timeout=_ABORTED_IN_S)
+                raise
+            except (TrainingFailedError, RayActorError) as error:
+                raise failure(error, self.run_config.name) from error
 
-    def fit(self) -> Result:
-        """Trains.
+        def _initialize_and_run_controller(self, **arguments: Any) -> "Result":
+            policy = policy_type()(self.run_config.failure_config)
+            policy.storage_is_local = isinstance(self.run_config.storage_filesystem, pyarrow.fs.LocalFileSystem)
+            return super()._initialize_and_run_controller(**arguments | {"failure_policy": policy})
 
-        Raises:
-            ConfigurationError, RunError: the training failed.
-            KeyboardInterrupt: the caller was interrupted; the workers are ended.
-        """
-        try:
-            return super().fit()
-        except KeyboardInterrupt:
-            if self._controller is not None:
-                # It ends its workers, gives back what they had, and then itself: the error that there is no answer is the answer.
-                with suppress(RayActorError, GetTimeoutError):
-                    ray.get(self._controller.abort.remote(), timeout=_ABORTED_IN_S)
-            raise
-        except (TrainingFailedError, RayActorError) as error:
-            raise _said(error, self.run_config.name) from error
+        def _register_sigint_handler(self, controller: Any) -> None:
+            self._controller = controller
 
-    def _initialize_and_run_controller(self, **arguments: Any) -> Result:
-        policy = _OnceForOurs(self.run_config.failure_config)
-        policy.storage_is_local = isinstance(self.run_config.storage_filesystem, pyarrow.fs.LocalFileSystem)
-        return super()._initialize_and_run_controller(**arguments | {"failure_policy": policy})
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        self._controller = controller
+    return Trainer
 
 
-class _OnceForOurs(DefaultFailurePolicy):
+@cache
+def policy_type() -> type["FailurePolicy"]:
     """A worker that is lost is replaced; what the run itself refuses, or a disk that is full, would only be met again."""
+    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
-    storage_is_local = True
+    class OnceForOurs(DefaultFailurePolicy):
+        storage_is_local = True
 
-    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        for cause in _causes(training_failed_error):
-            # A service may be back by then, a disk is not.
-            if meant_for_people(cause) and (self.storage_is_local or not isinstance(cause, StorageError)):
-                return FailureDecision.RAISE
-        return super().make_decision(training_failed_error)
+        def make_decision(self, training_failed_error: "TrainingFailedError") -> FailureDecision:
+            for cause in _causes(training_failed_error):
+                # A service may be back by then, a disk is not.
+                if meant_for_people(cause) and (self.storage_is_local or not isinstance(cause, StorageError)):
+                    return FailureDecision.RAISE
+            return super().make_decision(training_failed_error)
+
+    return OnceForOurs
 
 
 def _causes(error: Exception) -> Iterator[Exception]:
@@ -74,8 +80,8 @@ def _causes(error: Exception) -> Iterator[Exception]:
     yield error
 
 
-def _said(error: Exception, name: str) -> ConfigurationError | RunError:
-    """One line for people."""
+def failure(error: Exception, name: str) -> ConfigurationError | RunError:
+    """What is to be said of a failed training of that name, in one line."""
     causes = list(_causes(error))
     for cause in causes:
         if ours := meant_for_people(cause):
