@@ -148,7 +148,9 @@ def with_stored_images(rows: pa.Table, *, stored: Folder, name: str, max_image_b
     """
     have = stored.read_table(name) if stored.exists(name) else PARITY.empty_table()
     places = pc.index_in(rows.column("sample_id"), value_set=have.column("sample_id").combine_chunks())
-    copied = have.take(places.drop_null()).select(PARITY.names).cast(PARITY)
+    # Not by `take`, which puts what it takes into one array, and one holds at most 2 GiB of images.
+    copied = pa.concat_tables([have.slice(0, 0), *(have.slice(place, 1) for place in places.drop_null().to_pylist())])
+    copied = copied.select(PARITY.names).cast(PARITY)
     missing = rows.filter(pc.is_null(places))
     if not missing.num_rows:
         return copied, 0

@@ -1,11 +1,14 @@
 import subprocess
 import sys
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from mpa_ray.errors import ConfigurationError, RunError
 from mpa_ray.matchers import MATCHERS
 from mpa_ray.rejudge import rejudge, table, verdict_of
+from mpa_ray.run_folder import with_stored_images
 from mpa_ray.schema import ANNOTATIONS, JUDGEMENTS, PARITY
 from mpa_ray.storage import Folder
 from tests.run_folders import judged, rows_of, write_run
@@ -170,3 +173,24 @@ def test_the_job(run, tmp_path):
 def test_no_model_library_and_no_ray_is_loaded():
     code = "import sys, mpa_ray.rejudge; print([m for m in ('ray', 'torch', 'vllm', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.slow
+def test_more_than_two_gibibytes_of_images_in_a_part(tmp_path: Path) -> None:
+    """What one Arrow array holds at most."""
+    large = b"x" * (36 * 2**20)
+    ids = [f"s-{number}" for number in range(60)]
+    images = [{"bytes": large, "path": None}] * 60
+    stored = {name: ids for name in PARITY.names if name != "image"} | {"image": pa.array(images, PARITY.field("image").type)}
+
+    class Stored(Folder):
+        def exists(self, name: str = "") -> bool:
+            return True
+
+        def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+            return pa.table([stored[column] for column in PARITY.names], schema=PARITY)
+
+    rows = pa.table({"sample_id": ids[::-1], "image_id": ids, "image_uri": ids, "question": ids, "answer": ids})
+    place = Folder.at(tmp_path)
+    table, fetched = with_stored_images(rows, stored=Stored(place.filesystem, place.path, place.uri), name="x", max_image_bytes=1)
+    assert (table.column("sample_id").to_pylist(), fetched) == (ids[::-1], 0)
