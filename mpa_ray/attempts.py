@@ -73,6 +73,12 @@ class Attempts:
         attempt.asking = place
         self._write(part, attempt)
 
+    def answered(self, part: int, attempt: Attempt) -> None:
+        """Notes that the row asked last came back. An actor that ends from here on ends through no row of this part: the actor has others
+        to ask about."""
+        attempt.asking = None
+        self._write(part, attempt)
+
     def end(self, part: int) -> None:
         """The part's rows are answered."""
         self._folder.delete(_name(part))

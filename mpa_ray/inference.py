@@ -168,7 +168,9 @@ class RowWorker:
         assert self._attempts is not None
         async with self._alone():
             await asyncio.to_thread(self._attempts.ask_alone, row["part"], attempt, place)
-            return await self._last_attempt(row)
+            found = await self._last_attempt(row)
+            await asyncio.to_thread(self._attempts.answered, row["part"], attempt)
+            return found
 
     async def _last_attempt(self, row: Row) -> list[Row] | None:
         try:

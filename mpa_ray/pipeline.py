@@ -173,6 +173,7 @@ def _publish(config: Config, output: Folder, record: dict[str, Any], held: Lease
     """Writes what a finished run shows, run.json last."""
     output.write_bytes("model/README.md", model_card(config, record).encode())
     write_report(output, record=record)
+    attempts.forget(output)
     held.check()
     output.write_json(_RUN, record)
     print(summary.table(record))

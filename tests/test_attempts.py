@@ -25,6 +25,13 @@ def test_a_row_is_the_culprit_when_it_was_asked_alone_twice_and_never_answered(t
     assert found == [False, False, False] and last.is_culprit(5) and not last.is_culprit(2)
 
 
+def test_a_row_that_was_answered_is_not_accused(tmp_path: Path) -> None:
+    attempt = notes(tmp_path).begin(7)
+    notes(tmp_path).ask_alone(7, attempt, 5)
+    notes(tmp_path).answered(7, attempt)
+    assert (notes(tmp_path).begin(7).lost, notes(tmp_path).begin(7).deaths) == (1, [])
+
+
 def test_a_part_that_is_done_is_begun_anew(tmp_path: Path) -> None:
     for _ in range(5):
         notes(tmp_path).begin(7)

@@ -214,6 +214,38 @@ def test_a_row_that_ends_an_actor_once_when_it_is_alone_is_asked_again(monkeypat
     assert not any(row["reason"] for row in rows)
 
 
+def test_a_row_that_was_answered_is_not_accused_when_another_part_ends_the_actor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    output = Folder.at(tmp_path)
+    notes = Attempts(output, stage=Worker.stage, model="m", call=1.0)
+    notes.begin(3), notes.begin(3)
+    begun = asyncio.Event()
+
+    def reply(image: str) -> str:
+        begun.set()
+        if image == "other":
+            raise ProcessEnded
+        return "fine"
+
+    monkeypatch.setattr(engines, "load", lambda model, **_: Scripted(reply))
+    worker = Worker([ModelSection(model="m", images_in_flight=2)], work, SOURCE_ROW, 10**6, 10**6, output, call=1.0)
+
+    async def ask_about(rows: list[Row]) -> None:
+        async for _ in worker(pa.Table.from_pylist(rows, schema=SOURCE_ROW)):
+            pass
+
+    async def second_part_comes_later() -> None:
+        await begun.wait()
+        await ask_about([row | {"part": 4, "image_id": "other"} for row in part(1).to_pylist()])
+
+    async def both() -> None:
+        await asyncio.gather(ask_about(part(500).to_pylist()), second_part_comes_later())
+
+    with pytest.raises(ProcessEnded):
+        asyncio.run(both())
+    after = notes.begin(3)
+    assert (after.lost, after.deaths) == (3, [])
+
+
 def test_notes_of_an_earlier_call_do_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     output = Folder.at(tmp_path)
     notes = Attempts(output, stage=Worker.stage, model="m", call=1.0)

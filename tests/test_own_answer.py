@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from mpa_ray.engines import Reply, Sampling
+from mpa_ray.inputs.frozen import frozen
 from mpa_ray.matchers import MATCHERS
 from mpa_ray.own_answer import answer_own_row
 from mpa_ray.parity_identifier import identify_row
@@ -29,7 +30,9 @@ def annotations(tmp_path):
 
 
 def part_of(annotations):
-    return read_annotations(0, annotations=annotations, names=annotations.names(), max_image_bytes=10**6)
+    listed = Folder.at(f"{annotations.path}-list")
+    files = frozen(annotations, listed, name="annotations", schema=ANNOTATIONS, what="annotations", fix="import them")
+    return read_annotations(0, annotations=files, max_image_bytes=10**6)
 
 
 async def says_red(prompt, sampling):
