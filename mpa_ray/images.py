@@ -85,14 +85,22 @@ def draw_key_of(image_uri: str, root: str | None) -> str:
     """
     if root is None:
         return image_id_of(image_uri)
-    below, beside = image_uri.startswith(f"{root}/"), image_uri.partition("#")[0] == root
-    relative = image_uri[len(root) + 1 :] if below else image_uri[root.rfind("/") + 1 :] if beside else image_uri
+    relative = below(image_uri, root)
     packed = _PACKED_ID.search(relative)
     if packed is None or packed[2] is None:
         return image_id_of(relative)
     # Of several packed folders below one root, two may hold images of one name.
     folder = posixpath.dirname(relative[: packed.start()])
     return _hash(f"{folder}/{packed[2]}") if folder else packed[2]
+
+
+def below(image_uri: str, root: str) -> str:
+    """The part of a reference that is below `root`, or that begins with the file's name where
+    `root` is that file; the whole reference where the image is elsewhere."""
+    if image_uri.startswith(f"{root}/"):
+        return image_uri[len(root) + 1 :]
+    is_root = image_uri.partition("#")[0] == root
+    return image_uri[root.rfind("/") + 1 :] if is_root else image_uri
 
 
 def _hash(reference: str) -> str:

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,15 @@ def test_the_terminal_shows_no_control_characters(runs, tmp_path):
     hostile = write_hostile(tmp_path / "hostile/run")
     shown = text(compare([runs[0], hostile]))
     assert "\x1b" not in shown and "\u202e" not in shown
+
+
+def test_the_scores_of_all_runs_are_drawn_on_one_axis_of_their_range(runs):
+    """From 40 - 9 to 90 + 9."""
+    page = html(compare(runs)).decode()
+    assert "with 95% intervals. The axis begins at 30, not at 0.<" in page
+    assert "<span>30</span><span>100</span>" in page
+    assert re.findall(r'cx="(.*?)"', page) == ["14.29%", "57.14%", "85.71%", "14.29%", "71.43%", "85.71%"]
+    assert f"<b>run-b</b>: chartqa: small learns from large · {runs[1].uri}<" in page
 
 
 @pytest.mark.skipif(installed() is not None, reason=str(installed()))

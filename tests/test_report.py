@@ -15,6 +15,7 @@ from mpa_ray.cli import parse
 from mpa_ray.config import Config, ModelSection, identity
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.report import charts, facts, page, parity_picture, write, write_report
+from mpa_ray.report.charts import Axis
 from mpa_ray.report.gains import Evaluation, answer_type, compared, opening
 from mpa_ray.report.selection import QUARANTINED, select
 from mpa_ray.report.text import cut, embedded, visible
@@ -35,12 +36,15 @@ class Outline(HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: dict[str, str] = {}
         self.words: list[str] = []
+        self.text_of: dict[str, str] = {}
         self._script: str | None = None
+        self._last = ""
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
         self._script = (dict(attributes).get("id") or "") if tag == "script" else None
+        self._last = tag
 
     def handle_endtag(self, tag):
         self._script = None
@@ -48,6 +52,7 @@ class Outline(HTMLParser):
     def handle_data(self, data):
         if self._script is None:
             self.words.append(data)
+            self.text_of.setdefault(self._last, data)
         else:
             self.scripts[self._script] = self.scripts.get(self._script, "") + data
 
@@ -81,6 +86,93 @@ def test_a_finished_run(run: Folder) -> None:
 
 def words_of(run: Folder, name: str = "index.html") -> str:
     return " ".join(" ".join(outline(run, name).words).split())
+
+
+def test_the_heading_names_the_models_and_the_task(
+    run: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "LARGEST", write._RESERVED + 8000)
+    write_report(run)
+    found = outline(run)
+    assert found.text_of["h1"] == "textvqa: small learns from large"
+    assert found.text_of["title"] == "textvqa: small learns from large · MPA report"
+    assert f"S-VLM org/small , L-VLM org/large {run.uri} · written" in words_of(run)
+    further = outline(run, "samples-2.html").text_of
+    assert further["title"] == further["h1"] == "textvqa: small learns from large · samples, page 2"
+
+
+def test_the_heading_of_rows_without_settings_is_the_folder(run: Folder) -> None:
+    run.delete("run.json")
+    run.delete("config.json")
+    write_report(run)
+    assert outline(run).text_of["h1"] == "run"
+
+
+SCORE_ROW = re.compile(
+    r'<th scope="row">([^<]*)</th><td class="chart-cell">(.*?)</td>\s*<td class="num">([\d.]+)</td>',
+    re.DOTALL,
+)
+
+
+def test_scores_are_drawn_on_an_axis_of_their_range(run: Folder) -> None:
+    """40, 70 and 90 with 9 to each side; kinds of questions have no intervals."""
+    write_report(run)
+    text = run.read_bytes("report/index.html").decode()
+    rows = SCORE_ROW.findall(text.partition('id="result"')[2].partition("</section>")[0])
+    dot, ends = r'cx="([^"]*)"', r'class="range.*?x1="([^"]*)" x2="([^"]*)"'
+    assert [(label, re.findall(dot, chart), re.findall(ends, chart), score) for label, chart, score in rows] == [
+        ("S-VLM before", ["14.29%"], [("1.43%", "27.14%")], "40.0"),
+        ("S-VLM after MPA", ["57.14%"], [("44.29%", "70.00%")], "70.0"),
+        ("L-VLM", ["85.71%"], [("72.86%", "98.57%")], "90.0"),
+    ]
+    words = words_of(run)
+    assert "paired by question. The axis begins at 30, not at 0. Model 30 100 Score" in words
+    assert "By question The axis begins at 40, not at 0. Questions 40 90 Before" in words
+    assert "By answer The axis begins at 30, not at 0. Questions 30 100 Before" in words
+
+
+def test_an_axis_that_begins_at_0_needs_no_word(run: Folder) -> None:
+    record = run.read_json("run.json")
+    scores = [score | {"ci95": [0.0, 100.0]} for score in record["evaluation"]]
+    run.write_json("run.json", record | {"evaluation": scores})
+    write_report(run)
+    assert "paired by question. Model 0 100 Score" in words_of(run)
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ([61.3, 74.1], (60, 80)),
+        ([3, 97], (0, 100)),
+        ([65.0], (60, 80)),
+        ([0.0], (0, 20)),
+        ([72.0, 100.00000000000001], (70, 100)),
+        ([100.0, 99.0], (80, 100)),
+        ([97.0, 131.5], (90, 140)),
+        ([131.5], (130, 150)),
+        ([], (0, 100)),
+    ],
+)
+def test_an_axis_is_rounded_outwards_and_20_wide(values: list[float], ends: tuple[float, float]) -> None:
+    assert charts.axis_of(values) == ends
+
+
+def test_an_image_is_shown_by_its_path_below_the_root(run: Folder, tmp_path: Path) -> None:
+    root = f"{tmp_path}/images"
+    listed = {"source": root, "files": [], "images": 65}
+
+    def shown(name: str) -> set[tuple[str, str]]:
+        write_report(run)
+        return {(sample["uri"], sample["path"]) for sample in data_of(run, name)["samples"]}
+
+    for name in ("index.html", "check.html"):
+        assert all(uri == path for uri, path in shown(name)), "no root is known"
+        run.write_json("manifest/index.json", listed | {"root": root})
+        assert (f"{root}/000001.png", "000001.png") in shown(name)
+        assert all(uri == f"{root}/{path}" for uri, path in shown(name))
+        run.write_json("manifest/index.json", listed | {"root": f"{tmp_path}/imag"})
+        assert all(uri == path for uri, path in shown(name)), "the images are elsewhere"
+        run.delete("manifest/index.json")
 
 
 def test_what_was_encoded_and_what_the_cascade_spared(run: Folder) -> None:
@@ -188,7 +280,10 @@ def test_a_run_that_starts_from_a_parity_set(tmp_path: Path) -> None:
     record = {"config": config.model_dump(mode="json"), **counts, "training": {"mpa": trained}, "evaluation": [], "stages": {}}
     assert write_report(run, record=record) == ["index.html"]
     text = run.read_bytes("report/index.html").decode()
-    assert f"learns from the parity set <b>{Path('reviewed/parity').absolute()}</b>" in text and "Parity set, made elsewhere" in text
+    assert outline(run).text_of["h1"] == "textvqa: small learns from a parity set"
+    parity = Path("reviewed/parity").absolute()
+    assert f"S-VLM <b>org/small</b>, parity set <b>{parity}</b>" in text
+    assert "Parity set, made elsewhere" in text
     assert "Images worked on" not in text and "<h3>Verdicts</h3>" not in text and "<h3>Quarantine</h3>" not in text
 
 
@@ -400,8 +495,15 @@ def test_charts() -> None:
     assert '<rect class="fill parity" width="50.00%"' in charts.bar(1, 2, "parity")
     assert "<script" not in charts.bar(1, 2, "<script>")
     assert charts.bar(0, 0).count("<rect") == 3
-    assert 'cx="100.00%"' in charts.interval(250, None, 100)
-    assert "down" in charts.change(60, 40, None, 100) and "tick" in charts.change(40, 60, 90, 100)
+    whole, part = Axis(0, 100), Axis(60, 80)
+    assert 'cx="100.00%"' in charts.interval(250, None, whole)
+    assert 'cx="0.00%"' in charts.interval(50, None, part)
+    tens = re.findall(r'grid" x1="(.*?)"', charts.interval(70, None, part))
+    assert tens == ["0.00%", "50.00%", "100.00%"]
+    marks = re.findall(r'(?:x1|cx)="(\d.*?)"', charts.change(65, 70, 75, part))[len(tens) :]
+    assert marks == ["25.00%", "75.00%", "25.00%", "50.00%"], "range, L-VLM, before, after"
+    assert "down" in charts.change(60, 40, None, whole)
+    assert "tick" in charts.change(40, 60, 90, whole)
     assert len(charts.binned([(float(n), 1.0) for n in range(100_000)])) <= 240
     assert "nan" not in charts.curve([(1.0, 0.0)]) and "polyline" in charts.curve([])
 

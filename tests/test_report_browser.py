@@ -106,6 +106,53 @@ def test_the_gallery_filters_searches_and_turns(driver: Any, ordinary: Path) -> 
     assert_harmless(driver, ordinary / "index.html")
 
 
+def test_a_tile_shows_the_path_below_the_root_and_the_whole_one_as_its_title(
+    driver: Any, tmp_path: Path
+) -> None:
+    run = write_finished(tmp_path / "run")
+    root = f"{tmp_path}/images"
+    listed = {"source": root, "root": root, "files": [], "images": 65}
+    run.write_json("manifest/index.json", listed)
+    write_report(run)
+    open_page(driver, Path(run.path) / "report/index.html")
+    # The search knows the whole path.
+    driver.find_element(By_ID, "search").send_keys(f"{root}/000007")
+    (tile,) = driver.find_elements(By_CSS, ".uri")
+    assert (tile.text, tile.get_attribute("title")) == ("000007.png", f"{root}/000007.png")
+    start_rating(driver, Path(run.path) / "report/check.html", "Ann")
+    whole = driver.find_element(By_CSS, "#texts dd:last-child").get_attribute("title")
+    assert whole == f"{root}/{text(driver, '#texts dd:last-child')}"
+
+
+@pytest.mark.parametrize("size", [(1440, 900), (1280, 720)])
+@pytest.mark.parametrize("words", [4, 400])
+def test_keep_drop_and_fix_are_in_sight(tmp_path: Path, size: tuple[int, int], words: int) -> None:
+    """Whatever the length of the texts and the form of the image; so is what is typed for "fix"."""
+    rows = some_rows(tmp_path / "images", 4)
+    for row in rows:
+        row["question"], row["svlm_answer"] = "many words " * (words // 2), "wrong " * words
+    run = write_started(tmp_path / "run", [rows], [])
+    Image.new("RGB", (300, 900)).save(rows[0]["image_uri"])
+    write_report(run)
+    # What is drawn at the middle of each is the control itself, and nothing that lies over it.
+    unseen = """
+        return [...document.querySelectorAll(arguments[0])].filter((item) => {
+            const { left, right, top, bottom } = item.getBoundingClientRect();
+            const there = document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
+            return top < 0 || bottom > innerHeight || there !== item;
+        }).length
+    """
+    with browser(tmp_path / "profile", width=size[0], height=size[1]) as driver:
+        start_rating(driver, Path(run.path) / "report/check.html", "Ann")
+        assert len(driver.find_elements(By_CSS, "#decisions button")) == 3
+        for _ in rows:
+            assert driver.execute_script("return scrollY") == 0
+            assert driver.execute_script(unseen, "#decisions button") == 0
+            press(driver, "\ue014")
+        press(driver, "f")
+        assert driver.execute_script(unseen, "#decisions button, .decision textarea") == 0
+
+
 def test_colors_follow_the_system_and_the_toggle(tmp_path: Path, ordinary: Path) -> None:
     shade = "return getComputedStyle(document.body).backgroundColor"
     with browser(tmp_path / "profile", dark=True) as driver:

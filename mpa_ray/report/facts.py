@@ -36,6 +36,7 @@ class Facts:
         config: the tree of settings, as run.json has it; empty where the folder does not say.
         settings: the same, typed; None where it is of another version.
         listed: how many images the run has to do; None where that is not known.
+        root: what the references of images below its source begin with; None where that is not known.
         data: images, annotations, quarantined, verdicts, tokens, encoder_runs, svlm_asked (see `parts.totals`), and the seconds of these.
         training: arm -> its record. evaluation: scores. ledger: step -> account. versions: package -> version.
         stages: step -> seconds, in the order in which they ran; wall_seconds: of all, those at the same time counted once.
@@ -49,6 +50,7 @@ class Facts:
     config: dict[str, Any]
     settings: Config | None
     listed: int | None
+    root: str | None
     data: dict[str, Any]
     training: dict[str, dict[str, Any]]
     evaluation: list[dict[str, Any]]
@@ -62,8 +64,12 @@ class Facts:
     in_training: dict[str, dict[str, Any]]
 
     @property
-    def name(self) -> str:
-        return self.uri.rstrip("/").rpartition("/")[2] or self.uri
+    def title(self) -> str:
+        """The task and the models, by their own names; the folder's name where the folder does not say."""
+        if not self.config:
+            return _last(self.uri)
+        source = "a parity set" if self.config.get("parity") else _last(self.config["lvlm"]["model"])
+        return f"{self.task}: {_last(self.config['svlm']['model'])} learns from {source}"
 
     @property
     def task(self) -> str:
@@ -76,6 +82,11 @@ class Facts:
         """What an API's replies cost; None where nothing was paid or there are no prices."""
         costs = [account["cost_usd"] for account in self.ledger.values() if "cost_usd" in account]
         return sum(costs) if costs else None
+
+
+def _last(path: str | None) -> str:
+    """The last name of a path, a URI or a model's id."""
+    return (path or "?").rstrip("/").rpartition("/")[2] or "?"
 
 
 def read(run: Folder, record: dict[str, Any] | None = None) -> Facts:
@@ -104,6 +115,7 @@ def read(run: Folder, record: dict[str, Any] | None = None) -> Facts:
         config=record["config"],
         settings=settings,
         listed=listed.images if listed else None,
+        root=listed.root if listed else None,
         data={name: record.get(name, empty) for name, empty in _NOTHING.items()},
         training=record["training"],
         evaluation=record["evaluation"],

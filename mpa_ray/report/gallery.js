@@ -76,7 +76,7 @@
       answers.append(element("dt", {}, label), element("dd", { class: name === "answer" ? "reference" : same ? "same" : "differs" }, long(sample[name] || "(nothing)")));
     }
     if (answers.children.length) body.append(answers);
-    body.append(element("p", { class: "uri" }, element("bdi", {}, shown(sample.uri))));
+    body.append(element("p", { class: "uri", title: shown(sample.uri) }, element("bdi", {}, shown(sample.path))));
     return element("li", {}, element("article", { class: "card" }, element("div", { class: "picture" }, picture), body));
   }
 

@@ -74,8 +74,8 @@
     byId("no-image").hidden = sample.image >= 0;
     if (sample.image >= 0) byId("image").src = `data:image/webp;base64,${study.images[sample.image]}`;
     const texts = [["Question", sample.question], ["Answer", sample.answer]];
-    if (!study.blind) texts.push(["L-VLM", sample.lvlm ?? ""], ["S-VLM", sample.svlm ?? ""], ["File", sample.uri]);
-    byId("texts").replaceChildren(...texts.flatMap(([label, text]) => [element("dt", {}, label), element("dd", { dir: "auto" }, shown(text || "(nothing)"))]));
+    if (!study.blind) texts.push(["L-VLM", sample.lvlm ?? ""], ["S-VLM", sample.svlm ?? ""], ["File", sample.path, shown(sample.uri)]);
+    byId("texts").replaceChildren(...texts.flatMap(([label, text, title]) => [element("dt", {}, label), element("dd", { dir: "auto", title }, shown(text || "(nothing)"))]));
     for (const [index, name] of names.entries()) {
       const row = byId("questions").children[index];
       row.classList.toggle("marked", index === marked);
@@ -93,7 +93,7 @@
 
   function showDecision(sample, given) {
     for (const button of byId("decisions").children) button.setAttribute("aria-pressed", String(given.decision === button.value));
-    byId("mending").hidden = given.decision !== "fix";
+    byId("fixing").hidden = given.decision !== "fix";
     for (const name of ["question", "answer"]) {
       const field = byId(`fixed-${name}`);
       const text = given[name] ?? sample[name];
@@ -121,11 +121,11 @@
   function decide(value) {
     const before = rating(samples[current])?.decision;
     const decision = value === before && value !== "fix" ? undefined : value;
-    change({ decision, question: undefined, answer: undefined, ...(decision === "fix" ? mended() : {}) });
+    change({ decision, question: undefined, answer: undefined, ...(decision === "fix" ? fixed() : {}) });
     if (decision === "fix") byId("fixed-answer").focus();
   }
 
-  function mended() {
+  function fixed() {
     const sample = samples[current];
     const text = (name) => byId(`fixed-${name}`).value.trim() || sample[name];
     return { question: text("question"), answer: text("answer") };
@@ -214,7 +214,7 @@
       button.addEventListener("click", () => decide(value));
       byId("decisions").append(button);
     }
-    for (const name of ["question", "answer"]) byId(`fixed-${name}`).addEventListener("input", () => change({ decision: "fix", ...mended() }));
+    for (const name of ["question", "answer"]) byId(`fixed-${name}`).addEventListener("input", () => change({ decision: "fix", ...fixed() }));
   }
   byId("who").addEventListener("submit", (event) => {
     event.preventDefault();

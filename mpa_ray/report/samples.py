@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mpa_ray.images import UnreadableImage
+from mpa_ray.images import UnreadableImage, below
 from mpa_ray.inputs import references
 from mpa_ray.report.gains import answer_type
 from mpa_ray.report.selection import QUARANTINED, in_order
@@ -53,16 +53,26 @@ def _quarantined_of_file(run: Folder, name: str, places: list[Place]) -> dict[Pl
     return {(name, str(number)): row for number, row in zip(numbers, table.take(numbers).to_pylist(), strict=True)}
 
 
-def shown(row: Sample) -> Sample:
-    """A row as the gallery has it; a quarantined row has no verdict of its own."""
+def place_of(row: Sample, root: str | None) -> Sample:
+    """Where a row's image is: `uri`, and `path`, the part of it below the images' `root`."""
+    uri = row["image_uri"]
+    return {"uri": cut(uri), "path": cut(uri if root is None else below(uri, root))}
+
+
+def shown(row: Sample, root: str | None) -> Sample:
+    """A row as the gallery has it; a quarantined row has no verdict of its own.
+
+    Args:
+        row: of judgements/ or quarantine/.
+        root: of the run's images (`Facts.root`).
+    """
     if "verdict" in row:
         texts = {"lvlm": row["lvlm_answer"], "svlm": row["svlm_answer"]} | {name: row[name] for name in ("question", "answer", "after")}
         sample = {"id": row["sample_id"], "verdict": row["verdict"], "change": row["change"], "type": answer_type(row["answer"])}
     else:
         texts = {"detail": row["detail"]}
         sample = {"id": row["image_id"], "verdict": QUARANTINED, "reason": f"{row['stage']}: {row['reason']}"}
-    texts["uri"] = row["image_uri"]
-    return sample | {name: cut(text) for name, text in texts.items() if text is not None}
+    return sample | {name: cut(text) for name, text in texts.items() if text is not None} | place_of(row, root)
 
 
 def pictures(run: Folder, rows: dict[Place, Sample], step: Step, *, max_image_bytes: int, max_image_pixels: int) -> Thumbnails:

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from mpa_ray.report import charts
+from mpa_ray.report.charts import Axis
 from mpa_ray.report.facts import Facts
 from mpa_ray.report.gains import AFTER, ANSWER_TYPES, BEFORE, CEILING, Evaluation, Group
 from mpa_ray.report.selection import Selection
@@ -36,12 +38,11 @@ def overview(run: Folder, found: Facts, selection: Selection) -> dict[str, Any]:
         "funnel": funnel(found),
         "quarantine": sorted(found.data["quarantined"].items(), key=lambda item: -item[1]),
         "scores": scores(found, evaluation),
+        "axis": charts.axis_of(drawn(evaluation)),
         "evaluation": evaluation,
         "further": further_scores(found, evaluation),
-        "question_kinds": evaluation.by_question_kind(),
-        "answer_types": _in_order(evaluation.by_answer_type()),
+        "by_kind": by_kind(evaluation),
         "parity_by_type": parity_by_type(selection),
-        "top": top_of(score["score"] for score in found.evaluation),
         "labels": LABELS,
         "calls": calls(found.data["tokens"]),
         "encodings": encodings(found.data | {"config": found.config}),
@@ -50,9 +51,11 @@ def overview(run: Folder, found: Facts, selection: Selection) -> dict[str, Any]:
     }
 
 
-def top_of(values: Any) -> float:
-    """Where the axis of scores ends: 100, or further where a score passes it, as CIDEr may."""
-    return max([100.0, *values])
+def drawn(evaluation: Evaluation) -> list[float]:
+    """Each model's official score and the ends of its interval."""
+    return [
+        value for score in evaluation.scores for value in (score["score"], *(score["ci95"] or ()))
+    ]
 
 
 def headline(evaluation: Evaluation) -> dict[str, Any] | None:
@@ -116,6 +119,21 @@ def scores(found: Facts, evaluation: Evaluation) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def by_kind(evaluation: Evaluation) -> list[tuple[str, list[Group], Axis]]:
+    """Tables of kinds of questions: title, the kinds scored before and after, their scores' axis."""
+    tables = {
+        "By question": evaluation.by_question_kind(),
+        "By answer": _in_order(evaluation.by_answer_type()),
+    }
+    found = []
+    for title, groups in tables.items():
+        rows = [group for group in groups if {BEFORE, AFTER} <= group.scores.keys()]
+        shown = [row.scores.get(model) for row in rows for model in (BEFORE, AFTER, CEILING)]
+        if rows:
+            found.append((title, rows, charts.axis_of(s for s in shown if s is not None)))
+    return found
 
 
 def further_scores(found: Facts, evaluation: Evaluation) -> list[tuple[str, dict[str, float]]]:

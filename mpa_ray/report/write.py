@@ -10,7 +10,7 @@ from typing import Any
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.report import facts, page, thumbnails
-from mpa_ray.report.samples import Sample, judged, pictures, quarantined, shown
+from mpa_ray.report.samples import Sample, judged, pictures, place_of, quarantined, shown
 from mpa_ray.report.selection import Selection, select
 from mpa_ray.report.text import embedded
 from mpa_ray.report.thumbnails import Step, Thumbnails
@@ -79,7 +79,7 @@ def _gallery_pages(
     rows = judged(run, drawn) | quarantined(run, drawn_quarantined)
     # In an order that mixes all kinds, so that each page is a sample of the whole.
     order = sorted(rows, key=lambda place: draw("/".join(place), f"order/{seed}"))
-    items = [(rows[place]["image_uri"], shown(rows[place])) for place in order]
+    items = [(rows[place]["image_uri"], shown(rows[place], found.root)) for place in order]
     chunks = _paged(items, _fitting(run, rows, items, thumbnails.GALLERY, found.settings))
     names = ["index.html", *(f"samples-{number}.html" for number in range(2, len(chunks) + 1))]
     common = {
@@ -106,7 +106,7 @@ def _rating_pages(run: Folder, found: facts.Facts, selection: Selection, *, rate
             continue
         blind = name == "review"
         order = sorted(rows, key=lambda place: draw(place[1], f"order/{seed}"))
-        items = [(rows[place]["image_uri"], _to_rate(rows[place], blind=blind)) for place in order]
+        items = [(rows[place]["image_uri"], _to_rate(rows[place], found.root, blind=blind)) for place in order]
         chunks = _paged(items, _fitting(run, rows, items, thumbnails.RATING, found.settings))
         names = [f"{name}.html", *(f"{name}-{number}.html" for number in range(2, len(chunks) + 1))]
         study = {"run": found.digest, "blind": blind, "drawn": rated, "seed": seed, "questions": QUESTIONS}
@@ -116,11 +116,11 @@ def _rating_pages(run: Folder, found: facts.Facts, selection: Selection, *, rate
     return made
 
 
-def _to_rate(row: Sample, *, blind: bool) -> Sample:
+def _to_rate(row: Sample, root: str | None, *, blind: bool) -> Sample:
     """What a rater gets. A blind one gets nothing that tells the group, the models' answers, or the file's name, not even hidden."""
     mark = fingerprint(row["question"], row["answer"])
     sample = {"id": row["sample_id"], "fingerprint": mark, "question": row["question"], "answer": row["answer"]}
-    return sample if blind else sample | {"lvlm": row["lvlm_answer"], "svlm": row["svlm_answer"], "uri": row["image_uri"]}
+    return sample if blind else sample | {"lvlm": row["lvlm_answer"], "svlm": row["svlm_answer"]} | place_of(row, root)
 
 
 def _fitting(

@@ -16,11 +16,11 @@ from mpa_ray.errors import ConfigurationError
 from mpa_ray.inputs import manifest
 from mpa_ray.intervals import PairedTest
 from mpa_ray.progress import duration
-from mpa_ray.report import facts, page
+from mpa_ray.report import charts, facts, page
 from mpa_ray.report.facts import Facts
 from mpa_ray.report.gains import AFTER, BEFORE, CEILING, Evaluation, compared
 from mpa_ray.report.text import visible
-from mpa_ray.report.views import LABELS
+from mpa_ray.report.views import LABELS, drawn
 from mpa_ray.run_folder import folders
 from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
@@ -249,5 +249,5 @@ def text(runs: Sequence[Compared]) -> str:
 
 def html(runs: Sequence[Compared]) -> bytes:
     """The tables as a page."""
-    top = max([100.0, *(score["score"] for run in runs for score in run.evaluation.scores)])
-    return page.render("compare.html", runs=runs, tables=[item for item in tables(runs) if len(item[1]) > 1], labels=LABELS, top=top)
+    axis = charts.axis_of(value for run in runs for value in drawn(run.evaluation))
+    return page.render("compare.html", runs=runs, tables=[item for item in tables(runs) if len(item[1]) > 1], labels=LABELS, axis=axis)
