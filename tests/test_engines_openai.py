@@ -864,7 +864,7 @@ def test_the_engine_keeps_the_rate_over_all_its_requests() -> None:
 
 
 def test_a_waiter_wakes_when_the_run_has_ended(waits: list[float]) -> None:
-    ended = []
+    ended: list[bool] = []
 
     def look() -> None:
         if ended:
@@ -873,13 +873,27 @@ def test_a_waiter_wakes_when_the_run_has_ended(waits: list[float]) -> None:
     async def work() -> None:
         limit = Pace(None, look)
         limit.pause(3000)
+        began = pacing.monotonic()
         waiting = asyncio.create_task(limit.take(1))
         await asyncio.sleep(0)
         ended.append(True)
         with pytest.raises(RunError, match="over"):
             await waiting
+        assert pacing.monotonic() - began <= 2 * pacing._LOOK_EVERY_S, "of 3,000 s"
 
     asyncio.run(work())
+
+
+def test_a_nap_ends_when_the_run_has_ended(waits: list[float]) -> None:
+    began = pacing.monotonic()
+
+    def look() -> None:
+        if pacing.monotonic() - began > 5:
+            raise RunError("over")
+
+    with pytest.raises(RunError, match="over"):
+        asyncio.run(pacing.nap(3000, look))
+    assert pacing.monotonic() - began <= 5 + 2 * pacing._LOOK_EVERY_S
 
 
 # The ledger and the budget

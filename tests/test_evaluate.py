@@ -1,13 +1,15 @@
 """Scoring answers, without a model: the official rules by name, intervals, kinds, and captions as a whole."""
 
 import asyncio
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from mpa_ray.benchmark import FORMATS, METRICS
+from mpa_ray.config import Config, ModelSection
 from mpa_ray.engines import Reply, Sampling
-from mpa_ray.evaluate import PREDICTIONS, answer_row, score
+from mpa_ray.evaluate import ANSWERED_ROW, PREDICTIONS, answer, answer_row, score
 from mpa_ray.forgetting import change
 
 
@@ -79,3 +81,22 @@ def test_formats_name_metrics_that_there_are() -> None:
 def test_what_became_of_a_held_out_row() -> None:
     found = {(before, after): change(before, after) for before in (False, True) for after in (False, True)}
     assert found == {(False, True): "learned", (True, False): "forgotten", (True, True): "kept", (False, False): "still_wrong"}
+
+
+def test_the_settings_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    class Rows:
+        def drop_columns(self, names: list[str]) -> None:
+            assert names == ["image"]
+
+    def ask_model(dataset: Any, worker: Any, work: Any, **settings: Any) -> Rows:
+        given.update(work.keywords | settings)
+        return Rows()
+
+    # `mpa_ray.evaluate` is the function of that name, and not its module.
+    monkeypatch.setitem(answer.__globals__, "ask_model", ask_model)
+    monkeypatch.setattr(answer.__globals__["capacity"], "placed_alone", lambda model, config, what: model)
+    model = ModelSection(model="a/small")
+    answer(None, model, Config(evaluate={"max_tokens": 7}), prompt="Say: {question}", schema=ANSWERED_ROW)  # type: ignore[arg-type]
+    assert (given["answering"], given["prompt"], given["models"]) == (Sampling(max_tokens=7), "Say: {question}", [model])

@@ -111,6 +111,25 @@ def test_what_cannot_be_studied_is_refused(run, tmp_path):
         refused(without, Folder.at(tmp_path / "new"))
 
 
+def test_the_numbers_of_a_table():
+    """Three rows by the rule and one by the judge, which agreed with it; two more by the judge alone."""
+    other = CATEGORIES["chartqa"][0].name
+    assert other != VERBOSE
+    decided = [(VERBOSE, "rule")] * 3 + [(VERBOSE, "judge"), (other, "judge")]
+    rows = [{name: "x" for name in gap_study.GAPS.names} | {"category": name, "decided_by": by} for name, by in decided]
+    record = summarize(rows, CATEGORIES["chartqa"], examples=2)
+    shown = {
+        row["name"]: (row["count"], row["percent"], row["by_rule"], row["by_judge"], len(row["examples"]))
+        for row in record["categories"]
+        if row["count"]
+    }
+    assert record["samples"] == 5
+    assert shown == {VERBOSE: (4, 80.0, 3, 1, 2), other: (1, 20.0, 0, 1, 1)}
+    assert sum(row["percent"] for row in record["categories"]) == 100
+    (line,) = [line.split() for line in table(record | {"task": "chartqa"}).splitlines() if line.startswith(VERBOSE)]
+    assert line[-5:-1] == ["4", "80.0", "3", "1"]
+
+
 def test_a_category_nobody_was_put_in_counts_zero():
     row = {name: "x" for name in gap_study.GAPS.names} | {"category": VERBOSE, "decided_by": "rule"}
     record = summarize([row], CATEGORIES["chartqa"], examples=0)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from mpa_ray import cli, prompts
+from mpa_ray import cli, jury, prompts
 from mpa_ray.config import Config, ModelSection, digest
 from mpa_ray.engines import Reply, Sampling
 from mpa_ray.errors import ConfigurationError
@@ -130,3 +130,14 @@ def test_a_jury_on_the_command_line() -> None:
     assert cli.parse(Config(lvlm=LARGE), [*argv, "--jury", "{model: b/x}"]).jury == (ModelSection(model="b/x"),)
     with pytest.raises(ConfigurationError, match=r"jury\.0\.modle: unknown setting; did you mean jury\.0\.model\?"):
         cli.parse(Config(lvlm=LARGE), [*argv, "--jury", "{modle: b/x}"])
+
+
+@pytest.mark.parametrize("exhaustive", [True, False])
+def test_the_settings_reach_each_juror(exhaustive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(jury, "ask_model", lambda dataset, worker, work, **settings: given.append(work.keywords | settings))
+    config = Config(jury=[LARGE, ModelSection(model="b/large")], identify={"max_tokens": 7, "matcher": "anls", "exhaustive": exhaustive})
+    identify_jury(None, config)  # type: ignore[arg-type]
+    assert [found["models"] for found in given] == [[config.jury[0]], [config.jury[1]]]
+    expected = {"matcher": "anls", "answering": Sampling(max_tokens=7), "exhaustive": exhaustive}
+    assert all(expected.items() <= found.items() for found in given)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
 from run_folders import picture
 
 from mpa_ray import lease as leases
 from mpa_ray import parts, pipeline
 from mpa_ray.config import Config, ModelSection
-from mpa_ray.errors import ConfigurationError, RunError
+from mpa_ray.errors import ConfigurationError, RunError, StorageError
 from mpa_ray.lease import Lease, lease
 from mpa_ray.storage import Folder
 
@@ -112,6 +113,69 @@ def test_a_lease_is_renewed_and_given_back(store: Store) -> None:
     assert store.content is None
 
 
+class Failing(Store):
+    """Does not answer while `failures` lasts."""
+
+    failures = 0
+
+    def put(self, content: dict[str, Any], *, if_match: str | None) -> str | None:
+        if self.failures:
+            self.failures -= 1
+            raise StorageError("503")
+        return super().put(content, if_match=if_match)
+
+
+@pytest.fixture
+def failing(store: Store, monkeypatch: pytest.MonkeyPatch) -> Failing:
+    found = Failing()
+    monkeypatch.setattr(leases, "_Object", lambda output: found)
+    return found
+
+
+def test_a_failed_renewal_is_repeated(failing: Failing) -> None:
+    with lease(s3_folder()) as held:
+        failing.failures = 2
+        before = failing.version
+        while failing.version < before + 2:
+            assert not held.lost.is_set()
+            time.sleep(0.01)
+        held.check()
+    assert failing.failures == 0
+
+
+def test_a_lease_that_cannot_be_renewed_for_long_is_lost(failing: Failing) -> None:
+    with pytest.raises(RunError, match="taken over"), lease(s3_folder()) as held:
+        failing.failures = 10**6
+        began = time.monotonic()
+        while time.monotonic() < began + 30:
+            time.sleep(0.01)
+        pytest.fail("it went on")
+    assert held.lost.is_set()
+    assert time.monotonic() - began >= leases.EXPIRES_AFTER_S - leases.RENEW_EVERY_S, "others would not have taken it before"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        EndpointConnectionError(endpoint_url="http://127.0.0.1:9"),
+        ClientError({"Error": {"Code": "InternalError"}, "ResponseMetadata": {"HTTPStatusCode": 500}}, "PutObject"),
+    ],
+)
+def test_what_a_store_does_not_answer_is_a_storage_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        def put_object(self, **_: Any) -> None:
+            raise error
+
+        get_object = put_object
+
+    monkeypatch.setattr(leases.s3, "client", Client)
+    found = leases._Object(s3_folder())
+    with pytest.raises(StorageError, match="s3://bucket/run/"):
+        found.put({}, if_match="1")
+    with pytest.raises(StorageError, match="s3://bucket/run/"):
+        found.get()
+
+
 def test_a_living_holder_is_not_disturbed(store: Store) -> None:
     with lease(s3_folder()):
         before = store.content
@@ -160,6 +224,7 @@ def test_a_run_without_its_lease_begins_nothing_and_writes_nothing(lost_in: str,
 
         monkeypatch.setattr(pipeline, name, step)
     monkeypatch.setattr(pipeline, "ray_session", nullcontext)
+    monkeypatch.setattr(pipeline, "refuse_unshared", lambda *_: None)
     monkeypatch.setattr(pipeline, "_place", lambda config, source: (config, {}))
     for name in ("level", "training_folders", "learned_and_forgotten", "write_report"):
         monkeypatch.setattr(pipeline, name, lambda *_, **__: pytest.fail("it was begun"))

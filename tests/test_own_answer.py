@@ -4,6 +4,8 @@ from functools import partial
 import pyarrow as pa
 import pytest
 
+from mpa_ray import own_answer
+from mpa_ray.config import Config, ModelSection
 from mpa_ray.engines import Reply, Sampling
 from mpa_ray.inputs.frozen import frozen
 from mpa_ray.matchers import MATCHERS
@@ -80,3 +82,11 @@ def test_what_a_rejudging_set_aside_enters_without_asking_the_lvlm(tmp_path):
     assert answered(row) == [row]
     assert MATCHERS["anls"](row["lvlm_answer"], row["answer"])
     assert rows_of(unasked)[0]["sample_id"] == row["sample_id"]
+
+
+def test_the_settings_reach_the_lvlm(monkeypatch):
+    given = {}
+    monkeypatch.setattr(own_answer, "ask_model", lambda dataset, worker, work, **settings: given.update(work.keywords | settings))
+    config = Config(lvlm=ModelSection(model="a/large"), identify={"max_tokens": 7})
+    own_answer.answer_own(None, config)
+    assert (given["answering"], given["models"]) == (Sampling(max_tokens=7), [config.lvlm])

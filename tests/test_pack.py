@@ -15,7 +15,7 @@ from PIL import Image
 from jobs.pack import number_of_bytes
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.images import image_id_of
-from mpa_ray.inputs import manifest
+from mpa_ray.inputs import manifest, shards
 from mpa_ray.inputs import pack as packing
 from mpa_ray.inputs.finding import PACKED, find
 from mpa_ray.inputs.pack import pack, table
@@ -140,6 +140,28 @@ def test_a_packed_folder_draws_as_the_loose_one_wherever_it_lies(tmp_path: Path)
     shutil.copytree(tmp_path / "others_packed/shards", tmp_path / "both/two")
     both = keys(tmp_path / "both", "4")
     assert len(both) == len(set(both.values())) == 48
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(("bound", "value"), [("_ROWS_AT_ONCE", 3), ("_BYTES_AT_ONCE", 2_000)])
+def test_a_shard_of_many_pieces_is_whole(bound: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, bound, value)
+    images, output = write(tmp_path / "images"), Folder.at(tmp_path / "out")
+    assert_packed(images, output, packed(images, output), FILES)
+
+
+def test_a_piece_is_bounded_in_rows_and_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(shards, "_BYTES_AT_ONCE", 100)
+
+    def pieces(*sizes: int) -> list[list[int]]:
+        return [[row["bytes"] for row in piece] for piece in shards._pieces([{"bytes": size} for size in sizes], 200)]
+
+    assert pieces() == []
+    assert pieces(1, 1, 1) == [[1, 1, 1]] and pieces(1, 1, 1, 1) == [[1, 1, 1], [1]]
+    assert pieces(50, 50) == [[50, 50]] and pieces(50, 51, 1) == [[50], [51, 1]]
+    assert pieces(150, 1) == [[150], [1]], "one that is over the bound alone is a piece"
+    assert pieces(99, 201, 1) == [[99, 201, 1]], "what is too large for an image is not read"
 
 
 @pytest.mark.usefixtures("in_this_process")

@@ -11,7 +11,7 @@ from mpa_ray import prompts
 from mpa_ray.config import Config, IdentifySection
 from mpa_ray.engines import Reply, Sampling
 from mpa_ray.matchers import MATCHERS
-from mpa_ray.parity_identifier import identify_row, matcher_of
+from mpa_ray.parity_identifier import identify_row, identifying, matcher_of
 from mpa_ray.schema import JUDGED_ROW, Verdict
 from mpa_ray.tasks import TASKS
 
@@ -77,3 +77,17 @@ def test_the_matcher_is_the_tasks_unless_one_is_given() -> None:
     for task in TASKS:
         assert matcher_of(Config(task=task)) == TASKS[task].matcher
     assert matcher_of(Config(identify=IdentifySection(matcher="anls"))) == "anls"
+
+
+@pytest.mark.parametrize("exhaustive", [True, False])
+def test_the_settings_reach_the_svlm(exhaustive: bool) -> None:
+    row = {"part": 0, "image_id": "i", "image_uri": "/a.png", "question": "What color?", "answer": "red", "lvlm_answer": "rad"}
+    config = Config(identify=IdentifySection(max_tokens=7, matcher="anls", exhaustive=exhaustive))
+    student = Student("blue")
+    [found] = asyncio.run(identifying(config)(row, student))
+    # By ANLS, "rad" is close enough to "red"; an exact matcher would refuse it.
+    assert found["verdict"] == Verdict.PARITY
+    assert [sampling for _, sampling in student.asked] == [Sampling(max_tokens=7)]
+    inconsistent = Student("blue")
+    asyncio.run(identifying(config)(row | {"lvlm_answer": "green"}, inconsistent))
+    assert len(inconsistent.asked) == int(exhaustive)

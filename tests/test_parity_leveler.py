@@ -18,7 +18,7 @@ from mpa_ray import demo
 from mpa_ray.config import Config, LevelSection, ModelSection
 from mpa_ray.errors import NothingToTeach, RunError
 from mpa_ray.images import image_id_of
-from mpa_ray.parity_leveler import Arm, arms, count_rows, level, training_folders
+from mpa_ray.parity_leveler import Arm, _scaling, arms, count_rows, level, settings_of, training_folders
 from mpa_ray.schema import JUDGEMENTS, PARITY, Verdict
 from mpa_ray.storage import Folder
 from mpa_ray.training.tracking import Tracking
@@ -29,6 +29,35 @@ from test_tracking import points
 def config_with(*, model: str = str(demo.SVLM), **pl: Any) -> Config:
     settings = {"gpus_per_worker": 0, "cpus_per_worker": 1, "precision": "float32", "batch_size": 4, "micro_batch_size": 2, "holdout": 0.0}
     return Config(svlm=ModelSection(model=model, gpus_per_replica=0), pl=LevelSection(**(settings | pl)))
+
+
+def test_the_settings_of_each_arm() -> None:
+    """Human labels are no pseudo-labels: none of them is held out, and MPA's LoRA is not theirs."""
+    names = ["no_pi_same_size", "no_pi_all", "consistent", "human_labels", "few_shot_full", "few_shot_lora"]
+    config = Config(ablations=names, labels={"benchmark": "x"}, pl={"holdout": 0.2, "lora_rank": 4, "learning_rate": 3e-5})
+    found = {arm.name: settings_of(arm, config) for arm in arms(config)}
+    assert {name: (settings.holdout, settings.lora_rank) for name, settings in found.items()} == {
+        "mpa": (0.2, 4),
+        "no_pi_same_size": (0.2, 0),
+        "no_pi_all": (0.2, 0),
+        "consistent": (0.2, 0),
+        "human_labels": (0.0, 0),
+        "few_shot_full": (0.0, 0),
+        "few_shot_lora": (0.0, 16),
+    }
+    assert all(settings.learning_rate == 3e-5 for settings in found.values())
+
+
+@pytest.mark.parametrize(
+    ("workers", "min_workers", "expected"), [(None, None, 1), (4, None, 4), (4, 4, 4), (4, 2, (2, 4)), (2, 1, (1, 2))]
+)
+def test_a_group_is_elastic_between_its_fewest_and_its_most_workers(workers: int | None, min_workers: int | None, expected: Any) -> None:
+    settings = LevelSection(workers=workers, min_workers=min_workers, gpus_per_worker=0, cpus_per_worker=2)
+    found = _scaling(settings, dict)
+    assert (found["num_workers"], found["use_gpu"], found["label_selector"]) == (expected, False, None)
+    assert found["resources_per_worker"]["CPU"] == 2
+    labeled = _scaling(LevelSection(node_labels={"pool": "a"}), dict)
+    assert (labeled["num_workers"], labeled["use_gpu"], labeled["label_selector"]) == (1, True, {"pool": "a"})
 
 
 @pytest.mark.parametrize(("workers", "stage", "precision"), [(1, 2, "float32"), (2, 1, "float32"), (2, 3, "float32"), (2, 2, "bfloat16")])

@@ -14,6 +14,7 @@ from mpa_ray.engines import Reply, RequestRejected, Sampling
 from mpa_ray.inference import seed_for
 from mpa_ray.pseudo_annotator import annotate_row, annotating
 from mpa_ray.schema import ANNOTATED_ROW, QUARANTINE, Reason, Stage
+from mpa_ray.tasks import TASKS
 
 ROW = {"part": 3, "image_id": "i1", "image_uri": "/a.png", "image": b"bytes", "stage": None, "reason": None, "detail": None}
 PROMPT = "Ask something about this image."
@@ -191,3 +192,23 @@ def test_an_answer_that_the_task_does_not_have_is_quarantined_with_the_text() ->
     rejected = under("Question: What is it?, Answer: Fibrosis")
     assert rejected["reason"] == Reason.UNPARSABLE_ANNOTATION
     assert rejected["detail"] == "the answer is none of yes, no: Question: What is it?, Answer: Fibrosis"
+
+
+def test_the_settings_reach_the_lvlm() -> None:
+    drawing = {"max_tokens": 33, "temperature": 0.3, "top_p": 0.8, "constrained": True}
+    section = drawing | {"questions_per_image": 2, "preamble": "Look closely. "}
+    config = Config(task="chartqa", annotate=section, identify={"max_tokens": 7}, seed=5)
+    asked: list[tuple[str, Sampling]] = []
+
+    async def ask(prompt: str, sampling: Sampling) -> Reply:
+        asked.append((prompt, sampling))
+        text = f"Question: How many bars, {len(asked)}?\nAnswer: 4"
+        return Reply(text=text, prompt_tokens=1, cached_tokens=0, output_tokens=1, finish_reason="stop")
+
+    asyncio.run(annotating(config)({"part": 0, "image_id": "i", "image_uri": "/i.png", "draw_key": None}, ask))
+    drawn, own, *_ = (sampling for _, sampling in asked)
+    form = prompts.annotation_form(())
+    assert drawn == Sampling(max_tokens=33, temperature=0.3, top_p=0.8, form=form, seed=seed_for(5, "i", 0))
+    assert own == Sampling(max_tokens=7)
+    assert [sampling.seed for _, sampling in asked[::2]] == [seed_for(5, "i", 0), seed_for(5, "i", 1)]
+    assert all(prompt.startswith("Look closely. ") for prompt, _ in asked) and TASKS["chartqa"].prompt in asked[0][0]

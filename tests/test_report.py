@@ -14,7 +14,7 @@ import pytest
 from mpa_ray.cli import parse
 from mpa_ray.config import Config, ModelSection, identity
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.report import charts, facts, page, parity_picture, write, write_report
+from mpa_ray.report import charts, facts, page, parity_picture, views, write, write_report
 from mpa_ray.report.charts import Axis
 from mpa_ray.report.gains import Evaluation, answer_type, compared, opening
 from mpa_ray.report.selection import QUARANTINED, select
@@ -22,10 +22,11 @@ from mpa_ray.report.text import cut, embedded, visible
 from mpa_ray.report.thumbnails import Step, Thumbnails
 from mpa_ray.report.views import headline, rerun
 from mpa_ray.run_folder import drawn
+from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
 from mpa_ray.studies.rating_sheet import AFTER, BEFORE
 from tests.report_runs import HOSTILE, finish, rejected, some_rows, write_finished, write_hostile, write_started
-from tests.run_folders import picture
+from tests.run_folders import picture, rows_of
 
 
 class Outline(HTMLParser):
@@ -473,6 +474,42 @@ def test_gains(run: Folder) -> None:
     groups = {group.name: group for group in evaluation.by_question_kind()}
     assert groups["text"].questions == 50 and groups["text"].scores == {"zero_shot": 40, "mpa": 70, "lvlm": 90}
     assert sum(group.questions for group in evaluation.by_answer_type()) == 100
+
+
+def test_the_rows_of_the_score_table(run: Folder) -> None:
+    found = facts.read(run)
+    rows = {row["name"]: row for row in views.scores(found, Evaluation(run, found.evaluation))}
+    assert list(rows) == ["zero_shot", "mpa", "lvlm"]
+    shown = {name: (row["label"], row["score"], row["interval"], row["n"], row["samples"]) for name, row in rows.items()}
+    assert shown == {
+        "zero_shot": ("S-VLM before", 40.0, "31.0 to 49.0", 100, None),
+        "mpa": ("S-VLM after MPA", 70.0, "61.0 to 79.0", 100, 20),
+        "lvlm": ("L-VLM", 90.0, "81.0 to 99.0", 100, None),
+    }
+    assert rows["zero_shot"]["test"] is None
+    assert [rows[name]["test"]["difference"] for name in ("mpa", "lvlm")] == pytest.approx([30, 50])
+    write_report(run)
+    words = words_of(run)
+    assert "S-VLM before 40.0 31.0 to 49.0 – – S-VLM after MPA 70.0 61.0 to 79.0 +30.0 (+21.0 to +39.0) 20 L-VLM 90.0" in words
+
+
+def test_the_parity_share_of_each_answer_type(run: Folder) -> None:
+    selection = select(run, samples=10, review=0, seed=0)
+    rows = {row["name"]: row for row in views.parity_by_type(selection)}
+    judged_rows = rows_of(run.child("judgements"))
+    types = Counter((answer_type(row["answer"]), row["verdict"]) for row in judged_rows)
+    assert sum(row["rows"] for row in rows.values()) == 60
+    for name, row in rows.items():
+        assert row["counts"] == {str(verdict): types[name, str(verdict)] for verdict in Verdict}
+        assert row["share"] == pytest.approx(100 * types[name, "parity"] / row["rows"]) and row["share"] <= 100
+
+
+def test_a_question_is_of_the_type_of_its_commonest_answer(run: Folder) -> None:
+    evaluation = Evaluation(run, run.read_json("run.json")["evaluation"])
+    for model, table in evaluation.predictions.items():
+        answers = [["no", "no", "yes yes"], *table.column("answers").to_pylist()[1:]]
+        evaluation.predictions[model] = table.set_column(table.column_names.index("answers"), "answers", [answers]).slice(0, 1)
+    assert [(group.name, group.questions) for group in evaluation.by_answer_type()] == [("yes or no", 1)]
 
 
 def test_only_questions_with_the_same_text_are_paired(run: Folder) -> None:
