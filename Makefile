@@ -30,7 +30,7 @@ test-all: env ## all tests, the slow ones too
 	$(RUN) -m pytest
 
 test-nodes: env ## a cluster that grows and shrinks, nodes that are lost: slow tests that CI runs too
-	$(RUN) -m pytest tests/faults/test_autoscaling.py tests/faults/test_lost_hosts.py tests/faults/test_shared_folders.py tests/faults/test_training_nodes.py
+	$(RUN) -m pytest tests/faults/test_autoscaling.py tests/faults/test_lost_hosts.py tests/faults/test_shared_folders.py
 
 chaos: env ## kill drivers, nodes and engines of real runs at random; takes long
 	$(RUN) -m pytest -s -m slow tests/faults

@@ -16,6 +16,7 @@ import pytest
 
 from accounting import assert_accounted_for
 from cluster_readme import ROOT, commands
+from mpa_ray.schema import Verdict
 from mpa_ray.storage import Folder
 from s3 import free_port
 
@@ -100,6 +101,8 @@ def test_a_submitted_job_uploads_little_runs_the_demo_and_shows_its_table(
     address, environment, ray_folder = head
     output = str(tmp_path / "out")
     command = readme("ray job submit", **{"http://127.0.0.1:8265": address, "/tmp/runs/demo": output})
+    # vLLM takes longer to start than all the rest, and test_pipeline.py runs it.
+    command += ["--lvlm.engine", "transformers", "--svlm.engine", "transformers"]
     command += ["--demo.images", "160", "--demo.questions", "64", "--ablations", "[]", "--pl.holdout", "0"]
     for _ in range(20):
         done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=500, check=False)
@@ -115,6 +118,7 @@ def test_a_submitted_job_uploads_little_runs_the_demo_and_shows_its_table(
     assert sum(travelled.values()) < 5 * 2**20
     assert "annotate and identify: 160 of 160 images" in done.stdout
     assert "verdict: parity" in done.stdout
+    assert Folder.at(output).read_json("run.json")["verdicts"][Verdict.PARITY] > 0
     assert "zero_shot" in done.stdout
     assert_accounted_for(Folder.at(output))
     told = subprocess.run(

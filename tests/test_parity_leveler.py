@@ -60,7 +60,15 @@ def test_a_group_is_elastic_between_its_fewest_and_its_most_workers(workers: int
     assert (labeled["num_workers"], labeled["use_gpu"], labeled["label_selector"]) == (1, True, {"pool": "a"})
 
 
-@pytest.mark.parametrize(("workers", "stage", "precision"), [(1, 2, "float32"), (2, 1, "float32"), (2, 3, "float32"), (2, 2, "bfloat16")])
+@pytest.mark.parametrize(
+    ("workers", "stage", "precision"),
+    [
+        (1, 2, "float32"),
+        (2, 3, "float32"),
+        (2, 2, "bfloat16"),
+        pytest.param(2, 1, "float32", marks=pytest.mark.slow),
+    ],
+)
 def test_workers_stages_and_precisions_train_alike(
     ray_session: None, parity_folder: Path, tmp_path: Path, workers: int, stage: int, precision: str
 ) -> None:

@@ -200,7 +200,7 @@ def test_what_only_changes_the_speed_may_change(record: dict[str, Any], root: Pa
 
 def test_no_parity_sample_is_an_error_and_nothing_is_trained(ray_session: None, root: Path, tmp_path: Path) -> None:
     """An S-VLM as good as the L-VLM has nothing to learn."""
-    config = settings(root, output=str(tmp_path), svlm={"model": str(demo.LVLM)}, annotate={"temperature": 0.0})
+    config = settings(root, output=str(tmp_path), lvlm={"engine": "sure_engine:load"}, svlm={"engine": "sure_engine:load"})
     with pytest.raises(RunError, match="no parity sample among"):
         pipeline.run(config)
     assert not (tmp_path / "model").exists()
@@ -210,19 +210,10 @@ def test_no_parity_sample_is_an_error_and_nothing_is_trained(ray_session: None, 
 def test_a_stage_that_quarantines_everything_is_an_error(ray_session: None, root: Path, tmp_path: Path) -> None:
     """A prompt the L-VLM answers without a question: each raw text is kept."""
     with pytest.raises(RunError, match=r"all \d+ images were quarantined \(pseudo_annotator/unparsable_annotation"):
-        pipeline.run(settings(root, output=str(tmp_path), prompt="What color is the sign?"))
+        models = {"lvlm": {"engine": "transformers"}, "svlm": {"engine": "transformers"}}
+        pipeline.run(settings(root, output=str(tmp_path), prompt="What color is the sign?", **models))
     assert_accounted_for(Folder.at(tmp_path))
     details = [row["detail"] for row in rows(Folder.at(tmp_path / "quarantine")) if row["reason"] == "unparsable_annotation"]
     assert len(details) == IMAGES
     assert all(": " in detail for detail in details)
     assert len(set(details)) > 1, "the raw texts are kept"
-
-
-def test_transformers_engine_runs_the_same_pipeline(ray_session: None, root: Path, tmp_path: Path) -> None:
-    if not vllm_is_installed():
-        pytest.skip("the other tests ran on it")
-    changes = {"lvlm": {"engine": "transformers"}, "svlm": {"engine": "transformers"}, "evaluate": {"benchmark": None}}
-    found = pipeline.run(settings(root, output=str(tmp_path), **changes))
-    assert_accounted_for(Folder.at(tmp_path))
-    assert found["verdicts"][Verdict.PARITY] > 0
-    assert found["evaluation"] == []

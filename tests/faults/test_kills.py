@@ -30,7 +30,8 @@ def _wait_for_parts(job: Job, count: int, process: "subprocess.Popen[bytes]") ->
 
 
 def test_a_run_whose_driver_and_actors_are_killed_loses_nothing(job: Job) -> None:
-    mortal = Job(output=job.output, log=job.log, environment=job.environment | {"INSTANT_DEATHS": "0.01", "INSTANT_SECONDS": "0.1"})
+    deadly = job.environment | {"INSTANT_DEATHS": "0.02", "INSTANT_SECONDS": "0.1"}
+    mortal = Job(output=job.output, log=job.log, environment=deadly, images=128)
     process = mortal.start()
     _wait_for_parts(job, 4, process)
     process.send_signal(signal.SIGKILL)
@@ -39,7 +40,7 @@ def test_a_run_whose_driver_and_actors_are_killed_loses_nothing(job: Job) -> Non
     assert mortal.finish(calls=1) == 1
     output = Folder.at(job.output)
     assert_accounted_for(output)
-    assert len(column(output.child("annotations"), "image_id")) == job.images, "every death was of the actor, and no row's fault"
+    assert len(column(output.child("annotations"), "image_id")) == mortal.images, "every death was of the actor, and no row's fault"
     assert all(Path(job.output, "commits", name).stat().st_mtime_ns == when for name, when in done.items()), "what was done was not redone"
 
 
