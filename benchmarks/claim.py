@@ -14,11 +14,11 @@ from typing import Any
 
 import result_file
 from mpa_ray import pipeline
-from mpa_ray.storage import Folder
-from mpa_ray.summary import aligned
-from mpa_ray.tables.grid import cell_folder
-from mpa_ray.tables.grid_data import demo_config
-from mpa_ray.tables.paper import demo_cell
+from mpa_ray.observability.text_table import aligned
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tools.tables.grid import cell_folder
+from mpa_ray.tools.tables.grid_data import demo_config
+from mpa_ray.tools.tables.paper import demo_cell
 
 ROOT = Path(__file__).parents[1]
 _COMPARED = ("no_pi_same_size", "no_pi_all")

@@ -19,16 +19,16 @@ import pyarrow as pa
 from PIL import Image
 
 import result_file
-from mpa_ray import parts
 from mpa_ray.config import Config
-from mpa_ray.decoding import Decoder
 from mpa_ray.engines import Sampling
-from mpa_ray.images import decode_and_fit
-from mpa_ray.inference import Ask, Row, RowWorker, ask_model
-from mpa_ray.inputs.sources import source_of
-from mpa_ray.ray_session import ray_session
+from mpa_ray.images import parts
+from mpa_ray.images.decode import decode_and_fit
+from mpa_ray.images.guarded_decode import Decoder
+from mpa_ray.images.sources import source_of
+from mpa_ray.placement.ray_session import ray_session
 from mpa_ray.schema import SOURCE_ROW, Stage
-from mpa_ray.storage import Folder
+from mpa_ray.stages.row_worker import Ask, Row, RowWorker, ask_model
+from mpa_ray.storage.folder import Folder
 from scale import config, generate
 
 _HEADER = 8

@@ -9,7 +9,8 @@ The requests, the same for every way: for each image the Pseudo Annotator's prom
 tokens), both with the text that our prompts share after the image (`--preamble`). Greedy, so that the work is the same. Ways:
 
 - bare: vLLM's async engine, a coroutine an image, nothing else.
-- ours: the same two questions as a row's work in the engine actors of Ray Data (`mpa_ray.inference`), from reading to committed rows.
+- ours: the same two questions as a row's work in the engine actors of Ray Data (`mpa_ray.stages.row_worker`), from reading to committed
+  rows.
 - ray_data_llm: `ray.data.llm`, one processor for the annotations and then one for the answers, as two passes.
 - transformers: `generate` in batches, all annotations first and then all answers, as the released code of the paper does.
 - constrained: ours, with annotations held to their form while they are written (`annotate.constrained`); only where it is asked for.
@@ -41,16 +42,17 @@ from PIL import Image
 
 import random_model
 import result_file
-from mpa_ray import parts, prompts
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.engines import Sampling
-from mpa_ray.engines.chat import user_prompt
-from mpa_ray.inference import Ask, Row, RowWorker, ask_model
-from mpa_ray.inputs.sources import source_of
-from mpa_ray.placement.card_memory import USED
-from mpa_ray.ray_session import ray_session
+from mpa_ray.images import parts
+from mpa_ray.images.sources import source_of
+from mpa_ray.models.chat_template import user_prompt
+from mpa_ray.models.gpu_memory import USED
+from mpa_ray.placement.ray_session import ray_session
 from mpa_ray.schema import SOURCE_ROW, Stage, encoder_runs
-from mpa_ray.storage import Folder
+from mpa_ray.stages.row_worker import Ask, Row, RowWorker, ask_model
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tasks import prompts
 
 ANNOTATING, ANSWERING = Sampling(max_tokens=24), Sampling(max_tokens=4)
 _BATCH = 16

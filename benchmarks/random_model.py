@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from mpa_ray import prompts
 from mpa_ray.demo.models import END, IMAGE, PAD, VIDEO, VISION_END, VISION_START, build_processor, train_tokenizer
+from mpa_ray.tasks import prompts
 
 _PATCH = 14
 # So that the words of our prompts are about as many tokens as in a published tokenizer.

@@ -19,11 +19,12 @@ from statistics import median
 import pyarrow as pa
 
 import result_file
-from mpa_ray.matchers import MATCHERS, judge
-from mpa_ray.parts import part_name
-from mpa_ray.rejudge import rejudge
+from mpa_ray.images.parts import part_name
+from mpa_ray.parity_identifier import judge
 from mpa_ray.schema import JUDGEMENTS
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tasks.matchers import MATCHERS
+from mpa_ray.tools.rejudge import rejudge
 
 _ROWS_PER_PART = 256
 _VOCABULARY = 3000

@@ -4,7 +4,7 @@ from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
-from mpa_ray.tables import result_file
+from mpa_ray.tools.tables import result_file
 
 RESULTS = Path(__file__).parent / "results"
 

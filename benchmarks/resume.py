@@ -26,8 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import result_file
-from mpa_ray import parts
-from mpa_ray.storage import Folder
+from mpa_ray.images import parts
+from mpa_ray.stages import commits
+from mpa_ray.storage.folder import Folder
 from scale import watched
 
 _ROWS_PER_PART = 256
@@ -61,7 +62,7 @@ def generate(folder: Path, ids: int) -> None:
 
 
 def by_parts(folder: Path, ids: int) -> int:
-    done = parts.committed(Folder.at(folder))
+    done = commits.committed(Folder.at(folder))
     return sum(len(ids_of(number, ids)) for number in range(-(-ids // _ROWS_PER_PART)) if number not in done)
 
 

@@ -31,13 +31,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 import result_file
-from mpa_ray import demo, parts
+from mpa_ray import demo
 from mpa_ray.config import Config, ModelSection
-from mpa_ray.inputs.sources import source_of
-from mpa_ray.lease import Lease
-from mpa_ray.pipeline import annotate_and_identify
-from mpa_ray.ray_session import ray_session
-from mpa_ray.storage import Folder
+from mpa_ray.images.sources import source_of
+from mpa_ray.placement.ray_session import ray_session
+from mpa_ray.stages import commits
+from mpa_ray.steps.annotate_and_identify import annotate_and_identify
+from mpa_ray.storage.folder import Folder
+from mpa_ray.storage.lease import Lease
 
 _ROWS_PER_FILE = 20_000
 _MIB = 2**20
@@ -100,7 +101,7 @@ def data_path(images: Path, output: Path, stop_after: int | None, *, in_one_acto
     class Watching(Lease):
         def check(self) -> None:
             first.append(time.monotonic() - began)
-            if stop_after and len(parts.committed(folder)) >= stop_after:
+            if stop_after and len(commits.committed(folder)) >= stop_after:
                 raise KeyboardInterrupt
 
     with watched() as memory, ray_session(), contextlib.suppress(KeyboardInterrupt):

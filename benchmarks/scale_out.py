@@ -21,13 +21,14 @@ from statistics import median
 from typing import Any
 
 import result_file
-from mpa_ray import demo, parts
+from mpa_ray import demo
 from mpa_ray.config import Config, ModelSection
-from mpa_ray.inputs.sources import source_of
-from mpa_ray.lease import Lease
-from mpa_ray.pipeline import annotate_and_identify
-from mpa_ray.ray_session import ray_session
-from mpa_ray.storage import Folder
+from mpa_ray.images.sources import source_of
+from mpa_ray.placement.ray_session import ray_session
+from mpa_ray.stages import commits
+from mpa_ray.steps.annotate_and_identify import annotate_and_identify
+from mpa_ray.storage.folder import Folder
+from mpa_ray.storage.lease import Lease
 from scale import generate
 
 _IN_FLIGHT = 16
@@ -56,7 +57,7 @@ def measure(images: Path, output: Path, actors: int) -> dict[str, Any]:
     began = time.monotonic()
     with ray_session():
         annotate_and_identify(config, folder, source, Lease())
-    times = sorted(commit["committed"] for commit in parts.commits(folder))
+    times = sorted(commit["committed"] for commit in commits.commits(folder))
     # Each actor holds two parts, and two more wait in its queue.
     first, last = 2 * actors, len(times) - 4 * actors
     steady = times[last] - times[first]

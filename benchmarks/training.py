@@ -31,9 +31,9 @@ import random_model
 import result_file
 from mpa_ray.config import Config, LevelSection, ModelSection
 from mpa_ray.parity_leveler import level
-from mpa_ray.ray_session import ray_session
+from mpa_ray.placement.ray_session import ray_session
 from mpa_ray.schema import PARITY
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 
 _SIZE = random_model.Size(hidden=256, inner=768, layers=6, vision_hidden=192, vision_layers=4, side=224, vocabulary=32_000)
 
@@ -83,7 +83,7 @@ def loaded(model: str, samples: str, options: argparse.Namespace) -> tuple[Any, 
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from mpa_ray.engines.chat import end_tokens
+    from mpa_ray.models.chat_template import end_tokens
     from mpa_ray.training.collator import Collator
 
     torch.set_num_threads(1)

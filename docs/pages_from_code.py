@@ -17,7 +17,7 @@ from mkdocs.structure.pages import Page
 from pydantic import BaseModel
 
 from mpa_ray.config import Config
-from mpa_ray.settings import Setting, settings
+from mpa_ray.config.describe import Setting, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = ("README.md", "benchmarks/results/*.md", "cluster/README.md", "cluster/*/README.md")
@@ -73,7 +73,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 def settings_page() -> str:
     """docs/settings.md: a table a section."""
     parts = [
-        "# Every setting\n\nMade from `mpa_ray/config.py`. The same names serve Python, YAML and flags: `lvlm.model` in YAML is"
+        "# Every setting\n\nMade from `mpa_ray/config/config.py`. The same names serve Python, YAML and flags: `lvlm.model` in YAML is"
         " `--lvlm.model` on the command line; in a flag, dashes stand for underscores too (`--pl.learning-rate`). A flag goes over"
         " YAML, YAML over a preset, a preset over the job's own configuration.\n",
         "## The run\n\n" + _table([setting for setting in settings(Config) if "." not in setting.name]),

@@ -6,10 +6,11 @@ Examples:
     python jobs/compare.py s3://bucket/run1 s3://bucket/run2 --output comparison.html
 """
 
-from mpa_ray.errors import ConfigurationError, exit_codes
-from mpa_ray.job_parser import JobParser
-from mpa_ray.storage import Folder
-from mpa_ray.studies.compare import compare, html, text
+from mpa_ray.cli import JobParser
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.observability.exit_codes import exit_codes
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tools.studies.compare import compare, html, text
 
 
 def arguments() -> JobParser:

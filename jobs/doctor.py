@@ -12,13 +12,14 @@ from collections.abc import Iterator
 
 from mpa_ray import cli
 from mpa_ray.config import Config
-from mpa_ray.doctor import Finding
-from mpa_ray.doctor.access import access
-from mpa_ray.doctor.cluster import cluster
-from mpa_ray.doctor.data import inputs, storage
-from mpa_ray.doctor.dry_run import dry_run
-from mpa_ray.doctor.machine import cards, machine, versions
-from mpa_ray.errors import FAILED, exit_codes
+from mpa_ray.errors import FAILED
+from mpa_ray.observability.exit_codes import exit_codes
+from mpa_ray.tools.doctor.access import access
+from mpa_ray.tools.doctor.cluster import cluster
+from mpa_ray.tools.doctor.data import inputs, storage
+from mpa_ray.tools.doctor.dry_run import dry_run
+from mpa_ray.tools.doctor.finding import Finding
+from mpa_ray.tools.doctor.machine import cards, machine, versions
 
 CONFIG = Config()
 

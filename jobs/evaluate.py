@@ -11,14 +11,16 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from mpa_ray import families, models
-from mpa_ray.cli import parse_section, problems
+from mpa_ray.cli import parse_section
 from mpa_ray.config import Config, EvaluateSection, LabeledSection, ModelSection, TaskName
-from mpa_ray.errors import ConfigurationError, exit_codes
-from mpa_ray.locations import Location
-from mpa_ray.storage import Folder
-from mpa_ray.summary import aligned, interval
-from mpa_ray.tables.transfer import score_alone
+from mpa_ray.config.locations import Location
+from mpa_ray.config.parse import problems
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.models import checkpoint, families
+from mpa_ray.observability.exit_codes import exit_codes
+from mpa_ray.observability.text_table import aligned, interval
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tools.tables.transfer import score_alone
 
 
 class Evaluation(LabeledSection):
@@ -58,7 +60,7 @@ def parse(argv: Sequence[str]) -> tuple[Evaluation, Config]:
     for flag, value in {"--model": job.model, "--benchmark": job.benchmark, "--output": job.output}.items():
         if not value:
             raise ConfigurationError(f"{flag} is not set; give it on the command line")
-    models.check("--model", serve.model)
+    checkpoint.check("--model", serve.model)
     families.check("--model", config.svlm, trained=False)
     return job, config
 

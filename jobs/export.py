@@ -6,10 +6,10 @@ Examples:
     python jobs/export.py s3://bucket/run1 --format llava --output s3://bucket/llava
 """
 
-from mpa_ray.errors import exit_codes
-from mpa_ray.exchange.exports import LAYOUTS, export
-from mpa_ray.job_parser import JobParser
-from mpa_ray.storage import Folder
+from mpa_ray.cli import JobParser
+from mpa_ray.observability.exit_codes import exit_codes
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tools.exchange.exports import LAYOUTS, export
 
 
 def arguments() -> JobParser:

@@ -12,14 +12,15 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from mpa_ray.cli import parse_section
+from mpa_ray.cli import parse_section, run_first
 from mpa_ray.config import Config, ModelSection, Section
-from mpa_ray.errors import ConfigurationError, exit_codes
-from mpa_ray.job_parser import run_first
-from mpa_ray.models import check, check_api
-from mpa_ray.run_folder import config_of
-from mpa_ray.storage import Folder
-from mpa_ray.studies.gap_study import study, table
+from mpa_ray.engines.api_key import check_api
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.models.checkpoint import check
+from mpa_ray.observability.exit_codes import exit_codes
+from mpa_ray.report.run_folder import config_of
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tools.studies.gap_study import study, table
 
 
 class GapStudy(Section):

@@ -5,10 +5,10 @@ Examples:
     python jobs/import_annotations.py --annotations output.json --images s3://bucket/train2014 --output s3://bucket/imported
 """
 
-from mpa_ray.errors import exit_codes
-from mpa_ray.exchange.imports import import_annotations
-from mpa_ray.job_parser import JobParser
-from mpa_ray.storage import Folder
+from mpa_ray.cli import JobParser
+from mpa_ray.observability.exit_codes import exit_codes
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tools.exchange.imports import import_annotations
 
 
 def arguments() -> JobParser:

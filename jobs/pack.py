@@ -9,11 +9,11 @@ Examples:
 import argparse
 import re
 
+from mpa_ray.cli import JobParser
 from mpa_ray.config import Config
-from mpa_ray.errors import exit_codes
-from mpa_ray.inputs.pack import pack, table
-from mpa_ray.job_parser import JobParser
-from mpa_ray.storage import Folder
+from mpa_ray.observability.exit_codes import exit_codes
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tools.pack.pack import pack, table
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

@@ -14,14 +14,15 @@ import sys
 from collections.abc import Callable, Sequence
 
 from mpa_ray import cli
+from mpa_ray.cli import run_first
 from mpa_ray.config import Config
-from mpa_ray.errors import ConfigurationError, exit_codes
-from mpa_ray.job_parser import run_first
-from mpa_ray.planning.plan import Hardware, all_cards, forecast, table, with_prices
-from mpa_ray.planning.probe import probe
-from mpa_ray.planning.rates import read_rates
-from mpa_ray.run_folder import config_of
-from mpa_ray.storage import Folder
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.observability.exit_codes import exit_codes
+from mpa_ray.report.run_folder import config_of
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tools.planning.plan import Hardware, all_cards, forecast, table, with_prices
+from mpa_ray.tools.planning.probe import probe
+from mpa_ray.tools.planning.rates import read_rates
 
 
 def above_zero(kind: type) -> Callable[[str], float]:

@@ -6,12 +6,12 @@ Examples:
     python jobs/score_ratings.py --key runs/demo-rating/key.csv ann.csv ben.csv
 """
 
-from mpa_ray.errors import exit_codes
-from mpa_ray.job_parser import JobParser
-from mpa_ray.run_folder import config_of
-from mpa_ray.storage import Folder
-from mpa_ray.studies.rating_sheet import about, write_sheet
-from mpa_ray.tasks import task_of
+from mpa_ray.cli import JobParser
+from mpa_ray.observability.exit_codes import exit_codes
+from mpa_ray.report.rating_questions import about
+from mpa_ray.report.run_folder import config_of
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tools.studies.rating_sheet import write_sheet
 
 
 def arguments() -> JobParser:
@@ -30,7 +30,7 @@ if __name__ == "__main__":
     with exit_codes():
         run, output = Folder.at(given.run), Folder.at(given.output)
         config = config_of(run)
-        task = given.task or about(task_of(config).name if config else None)
+        task = given.task or about(config.task_spec.name if config else None)
         counts = write_sheet(run, output, samples=given.samples, seed=given.seed, task=task, human=given.human)
         print(", ".join(f"{name} {count:,}" for name, count in counts.items()))
         print(f"give raters {output.uri}/for_raters; keep {output.uri}/key.csv to yourself")

@@ -5,11 +5,11 @@ Examples:
     python jobs/rejudge.py runs/demo --matcher anls --output runs/demo-anls
 """
 
-from mpa_ray.errors import exit_codes
-from mpa_ray.job_parser import JobParser
-from mpa_ray.matchers import MATCHERS
-from mpa_ray.rejudge import rejudge, table
-from mpa_ray.storage import Folder
+from mpa_ray.cli import JobParser
+from mpa_ray.observability.exit_codes import exit_codes
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tasks.matchers import MATCHERS
+from mpa_ray.tools.rejudge import rejudge, table
 
 
 def arguments() -> JobParser:

@@ -6,11 +6,11 @@ Examples:
     python jobs/report.py s3://bucket/run1 --to reports/run1 --samples 10000 --rated 500
 """
 
-from mpa_ray.errors import exit_codes
-from mpa_ray.job_parser import JobParser
+from mpa_ray.cli import JobParser
+from mpa_ray.observability.exit_codes import exit_codes
 from mpa_ray.report import write_report
 from mpa_ray.report.write import RATED, SAMPLES
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 
 
 def arguments() -> JobParser:

@@ -10,12 +10,13 @@ import argparse
 import json
 from pathlib import Path
 
-from mpa_ray.errors import ConfigurationError, exit_codes
-from mpa_ray.job_parser import JobParser
-from mpa_ray.storage import Folder
-from mpa_ray.studies.rating_scores import score, tables
-from mpa_ray.studies.ratings import Rating, groups_of, read, sheets
-from mpa_ray.studies.review import apply, told
+from mpa_ray.cli import JobParser
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.observability.exit_codes import exit_codes
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tools.studies.rating_scores import score, tables
+from mpa_ray.tools.studies.ratings import Rating, groups_of, read, sheets
+from mpa_ray.tools.studies.review import apply, told
 
 
 def arguments() -> JobParser:

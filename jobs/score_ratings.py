@@ -8,9 +8,10 @@ Examples:
 import json
 from pathlib import Path
 
-from mpa_ray.errors import ConfigurationError, exit_codes
-from mpa_ray.job_parser import JobParser
-from mpa_ray.studies.rating_scores import read_key, read_sheet, score, tables
+from mpa_ray.cli import JobParser
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.observability.exit_codes import exit_codes
+from mpa_ray.tools.studies.rating_scores import read_key, read_sheet, score, tables
 
 
 def arguments() -> JobParser:

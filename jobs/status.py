@@ -5,10 +5,10 @@ Examples:
     python jobs/status.py s3://bucket/run1
 """
 
-from mpa_ray.errors import exit_codes
-from mpa_ray.job_parser import JobParser
-from mpa_ray.status import status
-from mpa_ray.storage import Folder
+from mpa_ray.cli import JobParser
+from mpa_ray.observability.exit_codes import exit_codes
+from mpa_ray.report.status import status
+from mpa_ray.storage.folder import Folder
 
 
 def arguments() -> JobParser:

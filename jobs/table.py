@@ -9,12 +9,13 @@ Examples:
 import argparse
 from pathlib import Path
 
-from mpa_ray.errors import ConfigurationError, exit_codes
-from mpa_ray.job_parser import JobParser
-from mpa_ray.storage import Folder
-from mpa_ray.tables import grid_data, result_file
-from mpa_ray.tables.grid import run_table
-from mpa_ray.tables.paper import DEMO_TABLES, TABLES, demo_table
+from mpa_ray.cli import JobParser
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.observability.exit_codes import exit_codes
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tools.tables import grid_data, result_file
+from mpa_ray.tools.tables.grid import run_table
+from mpa_ray.tools.tables.paper import DEMO_TABLES, TABLES, demo_table
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 _DEMO_SEEDS = [0, 1, 2]

@@ -9,27 +9,25 @@ Each stage stands alone too: `annotate` and `identify` take a Ray Dataset and gi
 `evaluate` scores a model, and `metrics` holds the official scores. Importing this loads neither Ray nor torch.
 """
 
-from mpa_ray import metrics
-from mpa_ray.config import (
-    AnnotateSection,
-    Config,
-    DemoSection,
-    EvaluateSection,
-    IdentifySection,
-    LevelSection,
-    ModelSection,
-)
+import sys
+
+from mpa_ray.config import AnnotateSection, Config, DemoSection, EvaluateSection, IdentifySection, LevelSection, ModelSection
+from mpa_ray.demo import presets
 from mpa_ray.errors import ConfigurationError, RunError
-from mpa_ray.evaluate import evaluate
-from mpa_ray.forgetting import learned_and_forgotten
-from mpa_ray.jury import identify_jury
 from mpa_ray.parity_identifier import identify
 from mpa_ray.parity_leveler import level
 from mpa_ray.pipeline import run
+from mpa_ray.placement import ray_session
 from mpa_ray.pseudo_annotator import annotate
-from mpa_ray.tasks import TASKS, Task
+from mpa_ray.stages.evaluate import evaluate
+from mpa_ray.stages.held_out import learned_and_forgotten
+from mpa_ray.stages.jury import identify_jury
+from mpa_ray.tasks import TASKS, Task, metrics
 
 __version__ = "0.1.0"
+
+# Modules that scripts import by these paths, wherever they lie.
+sys.modules |= {"mpa_ray.metrics": metrics, "mpa_ray.presets": presets, "mpa_ray.ray_session": ray_session}
 
 __all__ = [
     "TASKS",

@@ -1,19 +1,23 @@
 """From a command line to a run: flags over a YAML file over a preset over the job's own configuration, all of it one typed tree."""
 
+import argparse
 import difflib
+import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, NoReturn, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mpa_ray import presets
-from mpa_ray.config import TASK_TAGS, Config
-from mpa_ray.errors import ConfigurationError, exit_codes
-from mpa_ray.settings import help_lines, settings
+from mpa_ray.config import Config
+from mpa_ray.config.describe import help_lines, settings
+from mpa_ray.config.parse import _section_in, merge, problems, validate
+from mpa_ray.demo import presets
+from mpa_ray.errors import ConfigurationError
+from mpa_ray.observability.exit_codes import exit_codes
 
 # What most runs set; `--help` shows these, `--help-all` every setting.
 OFTEN = (
@@ -24,8 +28,6 @@ OFTEN = (
     *("evaluate.benchmark", "evaluate.format", "evaluate.images", "evaluate.lvlm"),
 )
 
-
-_PRESETS = f"Sets of settings: {', '.join(presets.NAMES)}"
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -57,12 +59,12 @@ def parse(job: Config, argv: Sequence[str], *, about: str | None = None, whole: 
         ConfigurationError: a line for each setting that is unknown, of the wrong type, missing, or at odds with another.
     """
     given = flags(argv)
-    preset, file, wants_help, wants_all = (given.pop(name, None) for name in ("preset", "config", "help", "help_all"))
+    names, file, wants_help, wants_all = (given.pop(name, None) for name in ("preset", "config", "help", "help_all"))
     if file is not None:
         given = merge(_read_yaml(Path(file)), given)
     tree = job.model_dump(exclude_unset=True)
     own_inputs = any(given.get(name) or tree.get(name) for name in ("images", "annotations", "parity"))
-    for name in [preset] if isinstance(preset, str) else preset or ():
+    for name in [names] if isinstance(names, str) else names or ():
         if name not in presets.NAMES:
             raise ConfigurationError(f"--preset {name}: there is no such preset; take one of {', '.join(presets.NAMES)}")
         tree = merge(tree, presets.preset(name, own_inputs=own_inputs))
@@ -100,7 +102,10 @@ def parse_section(default: S, argv: Sequence[str], *, about: str, often: Sequenc
 
 
 def _show_help(about: str, config: Config, *, whole: bool) -> NoReturn:
-    files = f"  --config FILE                 YAML with the names below; flags go over it.\n  --preset NAME...              {_PRESETS}."
+    files = (
+        "  --config FILE                 YAML with the names below; flags go over it.\n"
+        f"  --preset NAME...              Sets of settings: {', '.join(presets.NAMES)}."
+    )
     _print_help(about, config, often=OFTEN, whole=whole, more=[files])
 
 
@@ -195,13 +200,6 @@ def _type_of(path: Sequence[str], root: type[BaseModel] = Config) -> Any:
     return kind
 
 
-def _section_in(kind: Any) -> type[BaseModel] | None:
-    """The section that a setting is, may be (`task`), or is a list of (`jury`)."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return kind
-    return next((section for part in get_args(kind) if (section := _section_in(part))), None)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
@@ -216,58 +214,45 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` on top of `under`, section by section."""
-    merged = dict(under)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
+_RUN_BY_FLAG = "run_by_flag"
 
 
-def validate(tree: Mapping[str, Any]) -> Config:
-    """The typed configuration of a tree; every problem is a line of the error."""
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigurationError(*problems(error)) from error
+class JobParser(argparse.ArgumentParser):
+    """argparse's, with whole flags only.
+
+    Args:
+        description: the job's docstring, shown as it is, examples included.
+    """
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def add_run(self, *flags: str) -> None:
+        """The output folder of a run, as an argument or behind one of `flags`; it is `run` of what is parsed."""
+        self.add_argument("run", nargs="?", metavar="RUN", help="the output folder of a run, local, s3:// or gs://")
+        self.add_argument(*flags, dest=_RUN_BY_FLAG, metavar="RUN", help="the same")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        given = super().parse_args(args, namespace)
+        if hasattr(given, _RUN_BY_FLAG):
+            runs = {given.run, getattr(given, _RUN_BY_FLAG)} - {None}
+            if len(runs) != 1:
+                both = f"one RUN is needed, and {' and '.join(sorted(runs))} are given"
+                self.error(both if runs else "the following arguments are required: RUN")
+            given.run = runs.pop()
+        return given
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong in one line, as a run does, and ends with exit code 2."""
+        hints = []
+        if message.startswith("unrecognized arguments"):
+            known = [option for action in self._actions for option in action.option_strings]
+            for word in re.findall(r"(?<!\S)--[\w-]+", message):
+                near = difflib.get_close_matches(word, known, n=1) or difflib.get_close_matches(word.replace("-", "_"), known, n=1)
+                hints += [f"; did you mean {near[0]}?" if near else ""]
+        self.exit(2, f"error: {message}{''.join(hints)}; --help says what there is\n")
 
 
-def problems(error: ValidationError, root: type[BaseModel] = Config) -> list[str]:
-    """One line a problem: the setting, what is wrong, the value that was given, and the near name where one was mistyped."""
-    lines = []
-    for item in error.errors(include_url=False):
-        path = [str(part) for part in item["loc"] if part not in TASK_TAGS]
-        name = ".".join(path)
-        if item["type"] == "extra_forbidden":
-            likely = [".".join([*path[:-1], name]) for name in _near(path[-1], _names(root, path[:-1]))] or _elsewhere(root, path[-1])
-            hint = f"; did you mean {' or '.join(likely)}?" if likely else ""
-            lines.append(f"{name}: unknown setting{hint}")
-        elif item["type"] == "value_error":
-            message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{name}: {message}" if name else message)
-        else:
-            lines.append(f"{name}: {item['msg']}; it is {item['input']!r}")
-    return lines
-
-
-def _names(section: type[BaseModel], path: Sequence[str]) -> list[str]:
-    for part in path:
-        # A place in a list, or a key of a mapping, is no field: what is there is the section that was found already.
-        field = section.model_fields.get(part)
-        section = (field and _section_in(field.annotation)) or section
-    return list(section.model_fields)
-
-
-def _near(name: str, names: Sequence[str]) -> list[str]:
-    """Those of `names` that were likely meant: the nearest in letters, else by initials (`lr`), else those with the word in them."""
-    near = difflib.get_close_matches(name, names, n=1)
-    by_initials = [known for known in names if "".join(word[0] for word in known.split("_")) == name]
-    return near or by_initials or [known for known in names if name in known.split("_")]
-
-
-def _elsewhere(root: type[BaseModel], name: str) -> list[str]:
-    """Settings of other sections that are called so, or nearly: `--workers` where `--pl.workers` was meant."""
-    by_last = {setting.name: setting.name.rpartition(".")[2] for setting in settings(root)}
-    meant = [name] if name in by_last.values() else _near(name, sorted(set(by_last.values())))
-    return [whole for whole, last in by_last.items() if last in meant][:3]
+def run_first(argv: Sequence[str], flag: str) -> list[str]:
+    """For jobs that take the flags of a run too: a RUN that is their first argument stands behind its flag."""
+    return [flag, *argv] if argv and not argv[0].startswith("-") else list(argv)

@@ -6,17 +6,17 @@ Eq. 2 is a conjunction, so the S-VLM is asked only where the L-VLM agrees with i
 verdicts are the same, and a test holds us to it.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mpa_ray import prompts
 from mpa_ray.config import Config
 from mpa_ray.engines import Sampling
-from mpa_ray.inference import Ask, Row, RowWork, RowWorker, ask_model
-from mpa_ray.matchers import MATCHERS, is_consistent, judge
-from mpa_ray.schema import JUDGED_ROW, Stage
-from mpa_ray.storage import Folder
-from mpa_ray.tasks import task_of
+from mpa_ray.schema import JUDGED_ROW, Stage, Verdict
+from mpa_ray.stages.row_worker import Ask, Row, RowWork, RowWorker, ask_model
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tasks import prompts
+from mpa_ray.tasks.matchers import MATCHERS, Matcher, is_consistent
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -26,11 +26,6 @@ class ParityIdentifier(RowWorker):
     """The actor."""
 
     stage = Stage.PARITY_IDENTIFIER
-
-
-def matcher_of(config: Config) -> str:
-    """The name of Eq. 1's matcher in this run."""
-    return config.identify.matcher or task_of(config).matcher
 
 
 async def identify_row(row: Row, ask: Ask, *, matcher: str, answering: Sampling, exhaustive: bool) -> list[Row]:
@@ -55,7 +50,7 @@ def identifying(config: Config) -> RowWork:
     """The Parity Identifier's work of a row."""
     return partial(
         identify_row,
-        matcher=matcher_of(config),
+        matcher=config.matcher,
         answering=Sampling(max_tokens=config.identify.max_tokens),
         exhaustive=config.identify.exhaustive,
     )
@@ -64,3 +59,23 @@ def identifying(config: Config) -> RowWork:
 def identify(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
     """ANNOTATED_ROW parts in (after a jury, JURY_ROW), JUDGED_ROW parts out. `output` is explained at `ask_model`."""
     return ask_model(dataset, ParityIdentifier, identifying(config), models=[config.svlm], schema=JUDGED_ROW, config=config, output=output)
+
+
+def judge(*, answer: str, lvlm_answer: str, svlm_answer: str | None, matches: Matcher, jury_answers: Sequence[str] = ()) -> Verdict:
+    """Eq. 2, S = E(L-VLM's answer) and not E(S-VLM's answer): "parity" where S holds, else why it does not.
+
+    Args:
+        answer: the annotation's answer, A.
+        lvlm_answer: what the L-VLM said when asked its own question.
+        svlm_answer: what the S-VLM said. None if it was not asked, which Eq. 2 permits where the L-VLM is inconsistent.
+        matches: one of `MATCHERS`.
+        jury_answers: what the jurors said who were asked.
+
+    Raises:
+        ValueError: the L-VLM is consistent and the S-VLM was never asked.
+    """
+    if not is_consistent(answer, [lvlm_answer, *jury_answers], matches):
+        return Verdict.LVLM_INCONSISTENT
+    if svlm_answer is None:
+        raise ValueError(f"svlm_answer is None although the L-VLM agrees with the annotation {answer!r}; ask the S-VLM before judging")
+    return Verdict.SVLM_CORRECT if matches(svlm_answer, answer) else Verdict.PARITY

@@ -3,162 +3,21 @@
 What is trained on is an arm: the parity set (MPA itself), or one of the paper's comparisons. Every arm leaves out the same held-out rows.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import pyarrow as pa
-
-from mpa_ray import placement
 from mpa_ray.config import Config, LevelSection
+from mpa_ray.config.hyperparameters import with_hyperparameters
 from mpa_ray.errors import NothingToTeach
-from mpa_ray.labels import labeled_rows
-from mpa_ray.parts import dataset_of, part_name, part_number, with_image_struct, with_images
-from mpa_ray.placement import capacity
-from mpa_ray.presets import with_hyperparameters
-from mpa_ray.schema import Verdict
-from mpa_ray.storage import Folder
+from mpa_ray.placement import capacity, place
+from mpa_ray.storage.folder import Folder
+from mpa_ray.training.arms import count_rows
 from mpa_ray.training.tracking import Tracking
 from mpa_ray.training.train_loop import Training, train
 from mpa_ray.training.trainer import trainer_type
-from mpa_ray.training.training_data import draw, is_held_out
 from mpa_ray.training.training_state import KEPT
-
-# The paper does not give its rank; 16 is what most recipes for models of this size take.
-_FEW_SHOT_LORA_RANK = 16
 
 # Growing again costs the steps since the newest checkpoint.
 _RESIZE_EVERY_S = 300.0
-
-CONSISTENT = frozenset({Verdict.PARITY, Verdict.SVLM_CORRECT})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """What one S-VLM is trained on.
-
-    Attributes:
-        name: under which its scores appear.
-        train_on: which rows: "parity", "consistent" or "all".
-        replay: rows the S-VLM had right per parity row, mixed in.
-        same_size_as_parity: draw only as many rows as the parity set has.
-        labeled: trained on human labels: this many, 0 for all; None for arms that are not.
-        lora_rank: of LoRA; 0 trains every weight.
-    """
-
-    name: str
-    train_on: str
-    replay: float = 0.0
-    same_size_as_parity: bool = False
-    labeled: int | None = None
-    lora_rank: int = 0
-
-
-def arms(config: Config) -> list[Arm]:
-    """The run's arms: MPA, as `pl` configures it, and the ablations asked for."""
-    ablations = {
-        "no_pi_same_size": Arm(name="no_pi_same_size", train_on="all", same_size_as_parity=True),
-        "no_pi_all": Arm(name="no_pi_all", train_on="all"),
-        "consistent": Arm(name="consistent", train_on="consistent"),
-        "human_labels": Arm(name="human_labels", train_on="labels", labeled=0),
-        "few_shot_full": Arm(name="few_shot_full", train_on="labels", labeled=config.few_shot),
-        "few_shot_lora": Arm(name="few_shot_lora", train_on="labels", labeled=config.few_shot, lora_rank=_FEW_SHOT_LORA_RANK),
-    }
-    mpa = Arm(name="mpa", train_on=config.pl.train_on, replay=config.pl.replay, lora_rank=config.pl.lora_rank)
-    return [mpa, *(ablations[name] for name in config.ablations)]
-
-
-def training_folders(arm: Arm, output: Folder, config: Config) -> list[Folder]:
-    """PARITY folders that hold the arm's rows; rows that are not in parity/ are written to training/<arm>/ first, their images fetched
-    again.
-
-    Raises:
-        RunError: an image of a row is gone.
-    """
-    if arm.train_on == "parity" and not arm.replay:
-        return [Folder.at(config.parity) if config.parity else output.child("parity")]
-    if arm.labeled is not None:
-        return [labeled_rows(config, output.child(f"training/{arm.name}"), count=arm.labeled, seed=config.seed)]
-    target = output.child(f"training/{arm.name}")
-    verdicts = {"parity": {Verdict.SVLM_CORRECT}, "consistent": CONSISTENT, "all": set(Verdict)}[arm.train_on]
-    keep = partial(
-        _selected,
-        verdicts=frozenset(map(str, verdicts)),
-        bound=_bound(arm, output, config),
-        holdout=config.pl.holdout,
-        salt=_salt(arm, config),
-    )
-    judgements = output.child("judgements")
-    numbers = [part_number(name) for name in judgements.names(".parquet")]
-    write = partial(_write_rows, judgements=judgements, target=target, keep=keep, max_image_bytes=config.max_image_bytes)
-    for _ in dataset_of(numbers, write).iter_batches(batch_size=None):
-        pass
-    return [output.child("parity"), target] if arm.train_on == "parity" else [target]
-
-
-def _salt(arm: Arm, config: Config) -> str:
-    return f"{arm.name}/{config.seed}"
-
-
-def _bound(arm: Arm, output: Folder, config: Config) -> float:
-    """The draw below which a row is taken: 1 for all of them, or what gives exactly the number wanted."""
-    if not arm.same_size_as_parity and not arm.replay:
-        return 1.0
-    import ray
-
-    return ray.get(ray.remote(num_cpus=1)(_draw_bound).remote(output.child("judgements"), arm, config.pl.holdout, _salt(arm, config)))
-
-
-def _draw_bound(judgements: Folder, arm: Arm, holdout: float, salt: str) -> float:
-    """Runs as a task, so that the ids of all rows are never in the driver's memory; their draws take 8 bytes a row."""
-    draws: list[float] = []
-    parity = 0
-    candidates = {Verdict.SVLM_CORRECT} if arm.replay else set(Verdict)
-    for table in judgements.tables(["sample_id", "verdict"]):
-        for sample_id, verdict in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            if is_held_out(sample_id, holdout):
-                continue
-            parity += verdict == Verdict.PARITY
-            if verdict in candidates:
-                draws.append(draw(sample_id, salt))
-    wanted = round(parity * arm.replay) if arm.replay else parity
-    draws.sort()
-    return draws[wanted] if wanted < len(draws) else 1.0
-
-
-def _selected(
-    sample_ids: Iterable[str], verdicts_of: Iterable[str], *, verdicts: frozenset[str], bound: float, holdout: float, salt: str
-) -> list[bool]:
-    return [
-        verdict in verdicts and not is_held_out(sample_id, holdout) and draw(sample_id, salt) < bound
-        for sample_id, verdict in zip(sample_ids, verdicts_of, strict=True)
-    ]
-
-
-def _write_rows(number: int, *, judgements: Folder, target: Folder, keep: Any, max_image_bytes: int) -> pa.Table:
-    """Writes the chosen rows of one part with their images; gives back how many."""
-    table = judgements.read_table(part_name(number), ["image_id", "image_uri", "sample_id", "question", "answer", "verdict"])
-    table = table.filter(pa.array(keep(table.column("sample_id").to_pylist(), table.column("verdict").to_pylist()), pa.bool_()))
-    rows = with_images(table, max_image_bytes=max_image_bytes)
-    if rows.num_rows:
-        target.write_table(part_name(number), with_image_struct(rows))
-    return pa.table({"rows": [rows.num_rows]})
-
-
-def count_rows(folders: list[Folder], holdout: float) -> int:
-    """How many rows of `folders` are trained on."""
-    return sum(
-        not is_held_out(sample_id, holdout)
-        for folder in folders
-        for table in folder.tables(["sample_id"])
-        for sample_id in table.column(0).to_pylist()
-    )
-
-
-def settings_of(arm: Arm, config: Config) -> LevelSection:
-    """The training settings of an arm. Human labels are no pseudo-labels, so none of them is held out."""
-    return config.pl.model_copy(update={"lora_rank": arm.lora_rank} | ({"holdout": 0.0} if arm.labeled is not None else {}))
 
 
 def level(
@@ -202,7 +61,7 @@ def level(
     )
     workers = settings.workers or 1
     capacity.wait_for(
-        placement.training_bundles(settings, workers),
+        place.training_bundles(settings, workers),
         what=f"train {name}",
         mend="Set pl.workers to fewer",
         patience_s=config.cluster.patience_s,
@@ -239,7 +98,7 @@ def _scaling(settings: LevelSection, scaling_config: Any) -> Any:
         # A pair makes the group elastic: it starts with as many workers as there is room for, and is made anew when nodes go or come.
         num_workers=(fewest, workers) if fewest < workers else workers,
         use_gpu=bool(settings.gpus_per_worker),
-        resources_per_worker=placement.bundle(cpus=settings.cpus_per_worker, cards=settings.gpus_per_worker),
+        resources_per_worker=place.bundle(cpus=settings.cpus_per_worker, cards=settings.gpus_per_worker),
         label_selector=settings.node_labels or None,
         elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
     )

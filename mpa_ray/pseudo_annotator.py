@@ -8,15 +8,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mpa_ray import prompts
-from mpa_ray.annotation_parser import Annotation, UnparsableAnnotation, parse_annotations
 from mpa_ray.config import Config
 from mpa_ray.engines import RequestRejected, Sampling
-from mpa_ray.inference import Ask, Row, RowWork, RowWorker, ask_model, quarantined, seed_for
-from mpa_ray.matchers import matches_exactly
 from mpa_ray.schema import ANNOTATED_ROW, Reason, Stage
-from mpa_ray.storage import Folder
-from mpa_ray.tasks import task_of
+from mpa_ray.stages.row_worker import Ask, Row, RowWork, RowWorker, ask_model, quarantined, seed_for
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tasks import prompts
+from mpa_ray.tasks.annotation_parser import Annotation, UnparsableAnnotation, parse_annotations
+from mpa_ray.tasks.matchers import matches_exactly
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -113,7 +112,7 @@ def _parse(text: str, answers: tuple[str, ...], had: set[str]) -> Annotation:
 
 def annotating(config: Config) -> RowWork:
     """The Pseudo Annotator's work of a row."""
-    task = task_of(config)
+    task = config.task_spec
     drawing = Sampling(
         max_tokens=config.annotate.max_tokens,
         temperature=config.annotate.temperature,

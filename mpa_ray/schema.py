@@ -1,6 +1,7 @@
 """The names rows are made of: columns, Arrow schemas, verdicts and quarantine reasons. Stages add columns and never rename them."""
 
 import json
+import os
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -15,7 +16,7 @@ class Verdict(StrEnum):
     SVLM_CORRECT = "svlm_correct"
     """Both agree with the annotation: nothing to learn."""
     LVLM_INCONSISTENT = "lvlm_inconsistent"
-    """The L-VLM, asked its own question, or a juror (`mpa_ray.jury`) answers otherwise: the annotation is not trusted."""
+    """The L-VLM, asked its own question, or a juror (`mpa_ray.stages.jury`) answers otherwise: the annotation is not trusted."""
 
 
 class Stage(StrEnum):
@@ -84,7 +85,7 @@ SOURCE_ROW = pa.schema(
         pa.field("part", pa.int64(), nullable=False),
         IMAGE_ID,
         IMAGE_URI,
-        # What is drawn for the image goes by it (`mpa_ray.images.draw_key_of`); null where nothing is drawn any more.
+        # What is drawn for the image goes by it (`mpa_ray.images.decode.draw_key_of`); null where nothing is drawn any more.
         pa.field("draw_key", pa.string()),
         pa.field("image", pa.large_binary()),
         *_STATUS,
@@ -178,3 +179,15 @@ PARITY = pa.schema(
         )
     },
 )
+
+
+CONSISTENT = frozenset({Verdict.PARITY, Verdict.SVLM_CORRECT})
+
+
+def absolute(place: str) -> str:
+    """A local path made absolute, without `.`, `..`, `~`, `file://` and a slash at its end; a URI without a slash at its end."""
+    scheme, separator, rest = place.partition("://")
+    if separator and scheme != "file":
+        return f"{scheme}://{rest.rstrip('/')}"
+    # POSIX lets two slashes at the start stand for something else; Linux does not.
+    return "/" + os.path.abspath(os.path.expanduser(place.removeprefix("file://"))).lstrip("/")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from mpa_ray.inputs import manifest
+from mpa_ray.images import manifest
 from mpa_ray.schema import Verdict
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 
 
 def column(folder: Folder, name: str) -> list[str]:

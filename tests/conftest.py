@@ -16,8 +16,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_TMPDIR", tempfile.mkdtemp(prefix="mpa-ray-", dir="/tmp"))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Ray's workers import what a test sends them from the test's own module.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+# Ray's workers import what a test sends them from the test's own module, which they know by its bare name.
+_HERE = Path(__file__).parent
+_FOLDERS = [_HERE, *sorted(path for path in _HERE.iterdir() if list(path.glob("test_*.py")))]
+os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, _FOLDERS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +27,7 @@ def ray_session() -> Iterator[None]:
     """Ray in this process, with more CPUs on paper than the machine may have: actors must not starve the tasks beside them."""
     import ray
 
-    from mpa_ray.ray_session import ray_session as session
+    from mpa_ray.placement.ray_session import ray_session as session
 
     ray.init(num_cpus=4, include_dashboard=False, object_store_memory=400 * 2**20, log_to_driver=False, logging_level="WARNING")
     with session():
@@ -56,7 +58,7 @@ def parity_rows(count: int, *, seed: int = 5) -> pa.Table:
 @pytest.fixture
 def parity_folder(tmp_path: Path) -> Path:
     """A folder of 24 training rows in two files."""
-    from mpa_ray.storage import Folder
+    from mpa_ray.storage.folder import Folder
 
     rows = parity_rows(24)
     folder = Folder.at(tmp_path / "parity")

@@ -2,6 +2,6 @@
 
 import sys
 
-from mpa_ray import models
+from mpa_ray.models import checkpoint
 
-print(models.local(sys.argv[1]))
+print(checkpoint.local(sys.argv[1]))

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from mpa_ray import cli
-from mpa_ray.section import Section
-from mpa_ray.settings import settings
+from mpa_ray.config.describe import settings
+from mpa_ray.config.section import Section
 from tests.documented import ROOT
 
 _ASSIGNMENT = re.compile(r"\w+=.*")

@@ -14,12 +14,16 @@ from typing import Any
 from in_process import Dataset
 from PIL import Image
 
-from mpa_ray import cli, parts, pipeline, storage
-from mpa_ray.config import ModelSection
+from mpa_ray import pipeline
+from mpa_ray.config import ModelSection, parse
 from mpa_ray.engines import Reply, RequestRejected, Sampling
-from mpa_ray.errors import RunError, exit_codes
+from mpa_ray.errors import RunError
+from mpa_ray.images import parts
+from mpa_ray.observability.exit_codes import exit_codes
 from mpa_ray.placement import capacity
-from mpa_ray.storage import Folder
+from mpa_ray.steps import checks
+from mpa_ray.storage import folder
+from mpa_ray.storage.folder import Folder
 
 PA_OVER = 0
 """The exit status of a call that came to the end of the stage."""
@@ -95,15 +99,15 @@ def call(settings: dict[str, Any], end: End, log: str) -> None:
     parts.dataset_of = partial(Dataset, seed=end.order)
     pipeline.ray_session = nullcontext
     # No model is loaded, and there is no cluster.
-    pipeline._check_models = pipeline.refuse_unshared = capacity.wait_for = capacity.shortage = lambda *_, **__: None
-    pipeline._place = lambda config, source: (config, {})
-    pipeline._refuse_nothing = _over
-    storage.os = _Os()
+    checks._check_models = pipeline.refuse_unshared = capacity.wait_for = capacity.shortage = lambda *_, **__: None
+    pipeline.with_placement = lambda config, source: (config, {})
+    pipeline.refuse_nothing = _over
+    folder.os = _Os()
     for name in ("write_bytes", "create_json", "delete"):
         setattr(Folder, name, _may_be_killed(getattr(Folder, name)))
     with exit_codes():
         try:
-            pipeline.run(cli.validate(settings))
+            pipeline.run(parse.validate(settings))
         except _Over:
             return
 

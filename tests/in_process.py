@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from mpa_ray import parts
+from mpa_ray.images import parts
 from mpa_ray.placement import capacity
 
 Read = Callable[[int], pa.Table]

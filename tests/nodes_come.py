@@ -8,7 +8,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from mpa_ray.config import ClusterSection
-from mpa_ray.errors import exit_codes
+from mpa_ray.observability.exit_codes import exit_codes
 from mpa_ray.placement import capacity
 
 

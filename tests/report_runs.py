@@ -7,12 +7,13 @@ from typing import Any
 import pyarrow as pa
 
 from mpa_ray.config import Config, ModelSection, identity
-from mpa_ray.evaluate import PREDICTIONS
-from mpa_ray.forgetting import HELD_OUT
-from mpa_ray.images import image_id_of
-from mpa_ray.parts import TOKEN_COLUMNS, part_name
+from mpa_ray.images.decode import image_id_of
+from mpa_ray.images.parts import part_name
 from mpa_ray.schema import QUARANTINE, Verdict
-from mpa_ray.storage import Folder
+from mpa_ray.stages.commits import TOKEN_COLUMNS
+from mpa_ray.stages.evaluate import PREDICTIONS
+from mpa_ray.stages.held_out import HELD_OUT
+from mpa_ray.storage.folder import Folder
 from tests.run_folders import judged, write_run
 
 HOSTILE = (
@@ -136,8 +137,8 @@ def finish(
     if gaps:
         category = {"name": said[0], "count": 3, "percent": 60.0, "by_rule": 1, "by_judge": 2, "paper_percent": 33, "examples": []}
         run.write_json("studies/gaps.json", {"run": run.uri, "task": "textvqa", "judge": said[0], "samples": 5, "categories": [category]})
-    from mpa_ray.parts import totals
-    from mpa_ray.run_folder import config_of
+    from mpa_ray.report.run_folder import config_of
+    from mpa_ray.stages.commits import totals
 
     config = config_of(run)
     assert config is not None

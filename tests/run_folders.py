@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from mpa_ray.images import image_id_of
-from mpa_ray.parts import part_name, with_image_struct
+from mpa_ray.images.decode import image_id_of
+from mpa_ray.images.parts import part_name, with_image_struct
 from mpa_ray.schema import ANNOTATIONS, JUDGEMENTS, Verdict
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 
 
 def picture(number: int = 0, *, kind: str = "PNG") -> bytes:

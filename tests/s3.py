@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_ray import s3
+from mpa_ray.storage import s3
 
 KEY, SECRET = "AKIATESTONLY", "a-secret-of-the-tests"
 

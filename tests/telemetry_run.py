@@ -13,14 +13,15 @@ import ray
 from PIL import Image
 
 import instant
-from mpa_ray import parts, pipeline
-from mpa_ray.cli import merge, validate
+from mpa_ray import pipeline
 from mpa_ray.config import ModelSection
+from mpa_ray.config.parse import merge, validate
+from mpa_ray.demo.presets import preset
 from mpa_ray.engines import Reply, Sampling
 from mpa_ray.errors import NothingToTeach
-from mpa_ray.presets import preset
-from mpa_ray.ray_session import ray_session
-from mpa_ray.storage import Folder
+from mpa_ray.placement.ray_session import ray_session
+from mpa_ray.stages import commits
+from mpa_ray.storage.folder import Folder
 
 SAMPLE = re.compile(r"^(ray_mpa_\w+|ray_data_\w+)\{(.*)\} (\S+)$")
 LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -55,7 +56,7 @@ def main(folder: Path) -> None:
         with contextlib.suppress(NothingToTeach):
             pipeline.run(config)
         [node] = ray.nodes()
-        wanted = parts.totals(Folder.at(config.output))["images"]
+        wanted = commits.totals(Folder.at(config.output))["images"]
         for _ in range(60):
             samples = scraped(node["MetricsExportPort"])
             if sum(value for name, _, value in samples if name == "ray_mpa_images_total") >= wanted:

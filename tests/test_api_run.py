@@ -10,11 +10,14 @@ from PIL import Image
 from scripted_api import OUTPUT_TOKENS, PROMPT_TOKENS, ScriptedApi, annotator, says, status
 
 from accounting import assert_accounted_for, column
-from mpa_ray import cli, ledger, parts, pipeline
+from mpa_ray import cli, pipeline
 from mpa_ray.config import Config
+from mpa_ray.engines import ledger
 from mpa_ray.errors import RunError
 from mpa_ray.schema import JUDGED_ROW
-from mpa_ray.storage import Folder
+from mpa_ray.stages import commits
+from mpa_ray.steps import annotate_and_identify
+from mpa_ray.storage.folder import Folder
 
 # Before Ray starts: its workers have the environment of then.
 KEY_NAME = "MPA_TEST_API_RUN_KEY"
@@ -32,8 +35,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(IMAGES):
         Image.new("RGB", (28, 28), (number, 99, 200)).save(tmp_path / "images" / f"{number:03d}.png")
     (tmp_path / "images" / "bad.png").write_bytes(b"no image")
-    monkeypatch.setattr(pipeline, "identify", judged_wrong)
-    monkeypatch.setattr(pipeline, "_train", _train)
+    monkeypatch.setattr(annotate_and_identify, "identify", judged_wrong)
+    monkeypatch.setattr(pipeline, "train_arm", _train)
     return tmp_path
 
 
@@ -72,7 +75,7 @@ def annotate(root: Path, server: ScriptedApi, **changes: Any) -> dict[str, Any]:
     """The run up to its training, which is not this test's."""
     with pytest.raises(_Annotated):
         start(root, server, **changes)
-    return parts.totals(Folder.at(root / "out"))
+    return commits.totals(Folder.at(root / "out"))
 
 
 class _Annotated(Exception):
@@ -180,7 +183,7 @@ def test_the_key_is_nowhere_in_the_output_or_in_rays_logs(root: Path, ray_sessio
 def test_an_error_from_a_worker_comes_out_as_it_was_raised(ray_session: None) -> None:
     import ray.data
 
-    from mpa_ray.ray_session import ray_session as session
+    from mpa_ray.placement.ray_session import ray_session as session
 
     with pytest.raises(RunError) as caught, session():
         ray.data.range(1).map(_cannot).take_all()

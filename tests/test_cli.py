@@ -14,8 +14,9 @@ from PIL import Image
 
 from mpa_ray import cli
 from mpa_ray.config import Config, LevelSection, ModelSection, identity
+from mpa_ray.config.describe import settings
+from mpa_ray.config.parse import merge
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.settings import settings
 
 ROOT = Path(__file__).parent.parent
 JOB = Config(lvlm=ModelSection(model="a/large", max_replicas=8), svlm=ModelSection(model="a/small"), pl=LevelSection(workers=3))
@@ -82,7 +83,7 @@ def test_yaml_and_flags_hold_the_same(tmp_path: Path) -> None:
 
 
 def test_merging_goes_section_by_section() -> None:
-    assert cli.merge({"a": {"x": 1, "y": 2}, "b": 1}, {"a": {"y": 3}, "b": {"z": 1}}) == {"a": {"x": 1, "y": 3}, "b": {"z": 1}}
+    assert merge({"a": {"x": 1, "y": 2}, "b": 1}, {"a": {"y": 3}, "b": {"z": 1}}) == {"a": {"x": 1, "y": 3}, "b": {"z": 1}}
 
 
 @pytest.mark.parametrize(

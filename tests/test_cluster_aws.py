@@ -16,10 +16,10 @@ import yaml
 
 import s3 as server
 from cluster_readme import CLUSTER, aws, commands
-from mpa_ray import s3
 from mpa_ray.errors import StorageError
-from mpa_ray.lease import lease
-from mpa_ray.storage import Folder
+from mpa_ray.storage import s3
+from mpa_ray.storage.folder import Folder
+from mpa_ray.storage.lease import lease
 
 moto = pytest.importorskip("moto", reason="moto is not installed (it is in the dev extra)")
 

@@ -12,8 +12,8 @@ import yaml
 
 import mpa_ray
 from mpa_ray.config import Config
+from mpa_ray.config.describe import settings
 from mpa_ray.schema import ANNOTATIONS, JUDGEMENTS, PARITY, QUARANTINE, Reason
-from mpa_ray.settings import settings
 from tests.documented import PAGES, ROOT
 
 TROUBLESHOOTING = ROOT / "docs/troubleshooting.md"

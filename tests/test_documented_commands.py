@@ -14,16 +14,17 @@ import yaml
 from PIL import Image
 
 import mpa_ray
-from mpa_ray import cli, families, models, s3
-from mpa_ray.config import Config, ModelSection
-from mpa_ray.storage import Folder
+from mpa_ray.config import Config, ModelSection, parse
+from mpa_ray.models import checkpoint, families
+from mpa_ray.storage import s3
+from mpa_ray.storage.folder import Folder
 from s3 import environment, settings
 from tests import documented
 from tests.documented import PAGES, ROOT, Block, blocks
 from tests.documented_parse import check, commands, flag_is_known
 from tests.report_runs import write_finished
 from tests.run_folders import rows_of
-from tests.test_ratings import line, written
+from tests.tools.test_ratings import line, written
 
 BLOCKS = [block for path in PAGES for block in blocks(path)]
 
@@ -73,7 +74,7 @@ def test_a_flag_that_no_job_has_is_found() -> None:
 def test_commands_are_understood(block: Block, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     # Whether a model is there is not what is looked at.
-    for module in (models, families):
+    for module in (checkpoint, families):
         monkeypatch.setattr(module, "check", lambda *_, **__: None)
     for words in commands(block.text):
         check(words)
@@ -96,7 +97,7 @@ def test_syntax_of_what_is_not_ours(block: Block) -> None:
 @of("run", "yaml")
 def test_settings_are_settings(block: Block) -> None:
     job = Config(output="x", lvlm=ModelSection(model="a/b"), svlm=ModelSection(model="a/c"))
-    cli.validate(cli.merge(job.model_dump(exclude_unset=True), yaml.safe_load(block.text)))
+    parse.validate(parse.merge(job.model_dump(exclude_unset=True), yaml.safe_load(block.text)))
 
 
 @of("run", "json")

@@ -2,8 +2,9 @@
 
 import pytest
 
-from mpa_ray import cli
-from mpa_ray.errors import FAILED, USAGE, ConfigurationError, RunError, exit_codes
+from mpa_ray.config import parse
+from mpa_ray.errors import FAILED, USAGE, ConfigurationError, RunError
+from mpa_ray.observability.exit_codes import exit_codes
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\u202egnp.exe\u2066 a\nerror: fake line\r\u2028error: another\x85\x9b2J.tar"
 
@@ -42,7 +43,7 @@ def test_each_problem_is_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -
 
 def test_each_problem_of_a_configuration_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        cli.validate({"pl": {"wokers": 2}, f"no\n{HOSTILE}": 1, "seed": "x\nerror: fake"})
+        parse.validate({"pl": {"wokers": 2}, f"no\n{HOSTILE}": 1, "seed": "x\nerror: fake"})
     _, lines = ended(caught.value, capsys)
     assert len([line for line in lines if line.startswith("error: ")]) == 3
     assert all(character.isprintable() for line in lines for character in line)

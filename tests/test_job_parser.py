@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mpa_ray.cli import JobParser
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.job_parser import JobParser
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.py"))
 

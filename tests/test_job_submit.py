@@ -17,7 +17,7 @@ import pytest
 from accounting import assert_accounted_for
 from cluster_readme import ROOT, commands
 from mpa_ray.schema import Verdict
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 from s3 import free_port
 
 BIN = Path(sys.executable).parent

@@ -7,13 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from mpa_ray import prompts
 from mpa_ray.config import Config, IdentifySection
 from mpa_ray.engines import Reply, Sampling
-from mpa_ray.matchers import MATCHERS
-from mpa_ray.parity_identifier import identify_row, identifying, matcher_of
+from mpa_ray.parity_identifier import identify_row, identifying
 from mpa_ray.schema import JUDGED_ROW, Verdict
-from mpa_ray.tasks import TASKS
+from mpa_ray.tasks import TASKS, prompts
+from mpa_ray.tasks.matchers import MATCHERS
 
 
 class Student:
@@ -75,8 +74,8 @@ def test_a_row_that_is_not_asked_about_has_no_answer() -> None:
 
 def test_the_matcher_is_the_tasks_unless_one_is_given() -> None:
     for task in TASKS:
-        assert matcher_of(Config(task=task)) == TASKS[task].matcher
-    assert matcher_of(Config(identify=IdentifySection(matcher="anls"))) == "anls"
+        assert Config(task=task).matcher == TASKS[task].matcher
+    assert Config(identify=IdentifySection(matcher="anls")).matcher == "anls"
 
 
 @pytest.mark.parametrize("exhaustive", [True, False])

@@ -17,13 +17,14 @@ from conftest import parity_rows
 from mpa_ray import demo
 from mpa_ray.config import Config, LevelSection, ModelSection
 from mpa_ray.errors import NothingToTeach, RunError
-from mpa_ray.images import image_id_of
-from mpa_ray.parity_leveler import Arm, _scaling, arms, count_rows, level, settings_of, training_folders
+from mpa_ray.images.decode import image_id_of
+from mpa_ray.images.draw import is_held_out
+from mpa_ray.parity_leveler import _scaling, level
 from mpa_ray.schema import JUDGEMENTS, PARITY, Verdict
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
+from mpa_ray.training.arms import Arm, arms, count_rows, settings_of, training_folders
 from mpa_ray.training.tracking import Tracking
-from mpa_ray.training.training_data import is_held_out
-from test_tracking import points
+from tests.training.test_tracking import points
 
 
 def config_with(*, model: str = str(demo.SVLM), **pl: Any) -> Config:
@@ -178,7 +179,7 @@ def output(tmp_path: Path) -> Folder:
     folder = Folder.at(tmp_path / "out")
     for part in range(3):
         folder.write_table(f"judgements/part-{part:08d}.parquet", table.slice(30 * part, 30))
-    from mpa_ray.parts import with_image_struct, with_images
+    from mpa_ray.images.parts import with_image_struct, with_images
 
     for part in range(3):
         rows = table.slice(30 * part, 30)

@@ -9,14 +9,15 @@ import pytest
 
 from accounting import as_table, assert_accounted_for, rows
 from mpa_ray import demo, parity_leveler, pipeline
-from mpa_ray.cli import merge, validate
 from mpa_ray.config import Config
+from mpa_ray.config.parse import merge, validate
 from mpa_ray.demo import inputs, render
+from mpa_ray.demo.presets import preset
 from mpa_ray.engines import vllm_is_installed
 from mpa_ray.errors import ConfigurationError, RunError
-from mpa_ray.presets import preset
 from mpa_ray.schema import Verdict
-from mpa_ray.storage import Folder
+from mpa_ray.steps import train_arm
+from mpa_ray.storage.folder import Folder
 
 IMAGES = 140
 BAD = {"zero.png": b"", "text.png": b"this is no image", "notes.txt": b"left alone"}
@@ -57,7 +58,7 @@ def record(ray_session: None, root: Path) -> dict[str, Any]:
         return parity_leveler.level(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "level", level)
+        patch.setattr(train_arm, "level", level)
         return pipeline.run(settings(root))
 
 
@@ -101,7 +102,7 @@ def test_every_image_is_accounted_for(record: dict[str, Any], root: Path) -> Non
 
 
 def test_verdicts_follow_the_stored_answers(record: dict[str, Any], root: Path) -> None:
-    from mpa_ray.matchers import MATCHERS
+    from mpa_ray.tasks.matchers import MATCHERS
 
     judged = rows(Folder.at(root / "out").child("judgements"))
     exact = MATCHERS["exact"]

@@ -7,18 +7,20 @@ from typing import Any
 import pytest
 
 from accounting import assert_accounted_for, rows
-from mpa_ray import demo, parts, pipeline
-from mpa_ray.cli import merge, validate
+from mpa_ray import demo, pipeline
 from mpa_ray.config import Config
-from mpa_ray.inputs.sources import parity_set
-from mpa_ray.matchers import MATCHERS
-from mpa_ray.presets import preset
+from mpa_ray.config.parse import merge, validate
+from mpa_ray.demo.presets import preset
+from mpa_ray.images.sources import parity_set
+from mpa_ray.report.rating_questions import fingerprint
+from mpa_ray.report.status import status
 from mpa_ray.schema import Verdict
-from mpa_ray.status import status
-from mpa_ray.storage import Folder
-from mpa_ray.studies.compare import compare, text
-from mpa_ray.studies.ratings import Rating, fingerprint
-from mpa_ray.studies.review import apply
+from mpa_ray.stages import commits
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tasks.matchers import MATCHERS
+from mpa_ray.tools.studies.compare import compare, text
+from mpa_ray.tools.studies.ratings import Rating
+from mpa_ray.tools.studies.review import apply
 
 pytestmark = pytest.mark.slow
 
@@ -74,8 +76,8 @@ def test_a_round_that_finds_nothing_to_teach_is_in_the_books(ray_session: None, 
     config = settings(tmp_path / "out", rounds=3, pl={"workers": 1, "holdout": 0.4}, **changes)
     record = pipeline.run(config)
     output = Folder.at(tmp_path / "out")
-    commits = [commit for number in (1, 2) for commit in parts.commits(output.child(f"rounds/{number}"))]
-    counted = parts.add_up(commits)
+    found = [commit for number in (1, 2) for commit in commits.commits(output.child(f"rounds/{number}"))]
+    counted = commits.add_up(found)
     assert {name: record[name] for name in counted} == counted
     assert counted["images"] == 2 * IMAGES // 3 and record["stopped"].startswith("round 2 had nothing to train on (no parity sample")
     assert [point["parity"] > 0 for point in record["rounds"]] == [True, False] and record["kept_round"] == 1

@@ -7,14 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from mpa_ray import prompts
-from mpa_ray.annotation_parser import parse_annotations
 from mpa_ray.config import Config
 from mpa_ray.engines import Reply, RequestRejected, Sampling
-from mpa_ray.inference import seed_for
 from mpa_ray.pseudo_annotator import annotate_row, annotating
 from mpa_ray.schema import ANNOTATED_ROW, QUARANTINE, Reason, Stage
-from mpa_ray.tasks import TASKS
+from mpa_ray.stages.row_worker import seed_for
+from mpa_ray.tasks import TASKS, prompts
+from mpa_ray.tasks.annotation_parser import parse_annotations
 
 ROW = {"part": 3, "image_id": "i1", "image_uri": "/a.png", "image": b"bytes", "stage": None, "reason": None, "detail": None}
 PROMPT = "Ask something about this image."

@@ -3,7 +3,6 @@
 With them the whole of MPA runs on a CPU, offline, in minutes, and the S-VLM's gain is a real one.
 """
 
-from pathlib import Path
+from mpa_ray.demo.weights import LVLM, SVLM
 
-LVLM = Path(__file__).parent / "lvlm"
-SVLM = Path(__file__).parent / "svlm"
+__all__ = ["LVLM", "SVLM"]

@@ -10,9 +10,9 @@ from mpa_ray.demo import render
 from mpa_ray.demo.questions import CHART_YES_NO, SIGN_YES_NO
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.schema import IMAGE_STRUCT
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 
-# Images of a run's seed and of the benchmark are never the same: `tests/test_demo_render.py` compares them by hash.
+# Images of a run's seed and of the benchmark are never the same: `tests/demo/test_demo_render.py` compares them by hash.
 BENCHMARK_SEED = 777_000_000
 LABELS_SEED = 555_000_000
 

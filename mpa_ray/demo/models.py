@@ -21,9 +21,9 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from mpa_ray import prompts
 from mpa_ray.demo.facts import COLORS, SHAPES
 from mpa_ray.demo.questions import PLAIN_WORDINGS, WORDINGS
+from mpa_ray.tasks import prompts
 
 PATCH = 12  # pixels; a 96x96 image has 64 patches, merged by fours into 16 tokens for the language model
 MERGE = 2  # patches a side

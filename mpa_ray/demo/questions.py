@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from mpa_ray import prompts
 from mpa_ray.demo.facts import COLORS, ChartFacts, Facts, SignFacts
+from mpa_ray.tasks import prompts
 
 # Four wordings a kind. The S-VLM was trained on the first two alone; the shifted domain asks in all four.
 # `{color}` is filled with the colour that is asked about.

@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
-from mpa_ray import prompts
 from mpa_ray.demo.facts import Facts, SignFacts
 from mpa_ray.demo.models import ANNOTATION_PROMPTS, SIZES, build_model, build_processor, build_tokenizer, reply, save
 from mpa_ray.demo.packed import Exchange, PackedForward
@@ -37,6 +36,7 @@ from mpa_ray.demo.questions import (
     yes_no_kind,
 )
 from mpa_ray.demo.render import render
+from mpa_ray.tasks import prompts
 
 # Users' seeds start at 0, so that no image of theirs was trained on.
 TRAINING_SEED = -1

@@ -46,13 +46,13 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from mpa_ray.clean_text import storable
 from mpa_ray.config import ModelSection
-from mpa_ray.engines import Reply, RequestRejected, Sampling
+from mpa_ray.engines.ledger import Booking, Ledger, Tokens
 from mpa_ray.engines.pace import Pace, Turns, nap
+from mpa_ray.engines.protocol import Reply, RequestRejected, Sampling
 from mpa_ray.errors import RunError
-from mpa_ray.ledger import Booking, Ledger, Tokens
-from mpa_ray.progress import duration
+from mpa_ray.observability.clean_text import storable
+from mpa_ray.observability.progress import duration
 
 if TYPE_CHECKING:
     from openai import APIStatusError

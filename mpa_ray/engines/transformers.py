@@ -6,10 +6,10 @@ from typing import Any
 
 from PIL import Image
 
-from mpa_ray import models
 from mpa_ray.config import ModelSection
-from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling
-from mpa_ray.engines.chat import end_tokens, image_arguments, load_processor, settle_generation, user_prompt
+from mpa_ray.engines.protocol import EngineDied, Reply, RequestRejected, Sampling
+from mpa_ray.models import checkpoint
+from mpa_ray.models.chat_template import end_tokens, image_arguments, load_processor, settle_generation, user_prompt
 
 _Request = tuple[Image.Image, str, Sampling, asyncio.Future[Reply]]
 
@@ -25,7 +25,7 @@ class TransformersEngine:
         self._processor = load_processor(model)
         self._image_arguments = image_arguments(model)
         dtype = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
-        loaded = AutoModelForImageTextToText.from_pretrained(models.local(model.model), dtype=dtype, **models.arguments(model))
+        loaded = AutoModelForImageTextToText.from_pretrained(checkpoint.local(model.model), dtype=dtype, **checkpoint.arguments(model))
         settle_generation(loaded, self._processor)
         self._model = loaded.to(self._device).eval()
         self._max_model_len = model.max_model_len

@@ -11,13 +11,13 @@ from typing import Any
 
 from PIL import Image
 
-from mpa_ray import models
 from mpa_ray.config import ModelSection
-from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling
-from mpa_ray.engines.chat import load_processor, takes_parts, user_prompt
+from mpa_ray.engines.protocol import EngineDied, Reply, RequestRejected, Sampling
 from mpa_ray.engines.vllm_worker import EncoderRuns
-from mpa_ray.placement.card_memory import ENGINE_GIB, USED
-from mpa_ray.placement.model_size import GIB, ModelSize, size_of
+from mpa_ray.models import checkpoint
+from mpa_ray.models.chat_template import load_processor, takes_parts, user_prompt
+from mpa_ray.models.gpu_memory import ENGINE_GIB, USED
+from mpa_ray.models.size import GIB, ModelSize, size_of
 
 
 class VllmEngine:
@@ -42,7 +42,7 @@ class VllmEngine:
             **model.engine_options,
         }
         arguments = AsyncEngineArgs(
-            model=models.local(model.model),
+            model=checkpoint.local(model.model),
             dtype=model.dtype,
             max_model_len=model.max_model_len,
             limit_mm_per_prompt={"image": 1, "video": 0},
@@ -50,7 +50,7 @@ class VllmEngine:
             enable_log_requests=False,
             disable_log_stats=True,
             mm_processor_kwargs=model.processor_options or None,
-            **models.arguments(model),
+            **checkpoint.arguments(model),
             **options,
         )
         self._engine = AsyncLLM.from_engine_args(arguments)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from mpa_ray.config import ClusterSection, Config, ModelSection
 from mpa_ray.errors import RunError
-from mpa_ray.placement import Cluster, Placement, models_of, place, take_cards
-from mpa_ray.placement import bundles as bundles_of
-from mpa_ray.placement.card_memory import card_memory
-from mpa_ray.placement.model_size import size_of
-from mpa_ray.progress import duration, say
-from mpa_ray.side_by_side import is_interrupted
+from mpa_ray.models.gpu_memory import card_memory
+from mpa_ray.models.size import size_of
+from mpa_ray.observability.progress import duration, say
+from mpa_ray.observability.side_by_side import is_interrupted
+from mpa_ray.placement.place import Cluster, Placement, models_of, place, take_cards
+from mpa_ray.placement.place import bundles as bundles_of
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup

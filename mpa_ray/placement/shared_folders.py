@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 
 _PATIENCE_S = 120.0
 
@@ -16,7 +16,7 @@ def refuse_unshared(output: Folder, config: Config, first_file: str | None) -> N
     """Looks on every other host for a file that is written now into `output`, and for one that was listed.
 
     Folders in object stores are everybody's, and a cluster of one host sees what its driver sees. Nodes that come later are not looked at:
-    there the readers of images and the commits look themselves (`mpa_ray.parts`).
+    there the readers of images and the commits look themselves (`mpa_ray.images.parts`).
 
     Args:
         output: of the run.

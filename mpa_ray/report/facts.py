@@ -6,12 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mpa_ray import ledger, parts, run_folder, stages
 from mpa_ray.config import Config, ModelSection, nested
+from mpa_ray.engines import ledger
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.inputs import manifest
+from mpa_ray.images import manifest
+from mpa_ray.report import run_folder
 from mpa_ray.schema import CHANGES
-from mpa_ray.storage import Folder
+from mpa_ray.stages import commits
+from mpa_ray.stages import step_times as stages
+from mpa_ray.storage.folder import Folder
 
 _NOTHING: dict[str, Any] = {
     "images": 0,
@@ -140,7 +143,7 @@ def _settings(run: Folder) -> Config | None:
 def _from_books(run: Folder, flat: dict[str, Any], settings: Config | None) -> dict[str, Any]:
     """What run.json would say now."""
     places = run_folder.folders(run)
-    told = {"config": nested(flat), **parts.add_up(commit for place in places for commit in parts.commits(place))}
+    told = {"config": nested(flat), **commits.add_up(commit for place in places for commit in commits.commits(place))}
     told["seconds"] = sum(stages.seconds(place, stages.ANNOTATE) for place in places)
     finished = stages.records(run)
     training = {name.removeprefix("train_"): step for name, step in finished.items() if name.startswith("train_")}

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from mpa_ray.intervals import PairedTest, paired_test
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tasks.confidence import PairedTest, paired_test
 
 BEFORE, AFTER, CEILING = "zero_shot", "mpa", "lvlm"
 ANSWER_TYPES = ("number", "yes or no", "one word", "phrase")

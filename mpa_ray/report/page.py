@@ -14,10 +14,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mpa_ray.progress import duration
+from mpa_ray.observability.progress import duration
+from mpa_ray.observability.text_table import dollars
 from mpa_ray.report import charts
 from mpa_ray.report.text import embedded, visible
-from mpa_ray.summary import dollars
 
 LARGEST = 9_500_000
 """Bytes of a page, at most; mail and chat take files of 10 MB."""

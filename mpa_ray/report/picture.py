@@ -6,7 +6,7 @@ from itertools import islice
 
 from PIL import Image, ImageDraw, ImageFont
 
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 
 _COLUMNS, _ROWS = 4, 2
 _THUMBNAIL, _TEXT, _GAP = 192, 84, 12

@@ -4,15 +4,15 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mpa_ray.images import UnreadableImage, below
-from mpa_ray.inputs import references
+from mpa_ray.images import references
+from mpa_ray.images.decode import UnreadableImage, below
 from mpa_ray.report.gains import answer_type
+from mpa_ray.report.run_folder import Place, rows_at
 from mpa_ray.report.selection import QUARANTINED, in_order
 from mpa_ray.report.text import cut
 from mpa_ray.report.thumbnails import Step, Thumbnails
-from mpa_ray.run_folder import Place, rows_at
 from mpa_ray.schema import Reason
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 
 Sample = dict[str, Any]
 

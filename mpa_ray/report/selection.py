@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from mpa_ray.images.draw import draw
 from mpa_ray.report.gains import answer_type
-from mpa_ray.run_folder import Place
+from mpa_ray.report.rating_questions import AFTER, BEFORE
+from mpa_ray.report.run_folder import Place
 from mpa_ray.schema import Verdict
-from mpa_ray.storage import Folder
-from mpa_ray.studies.rating_sheet import AFTER, BEFORE
-from mpa_ray.training.training_data import draw
+from mpa_ray.storage.folder import Folder
 
 QUARANTINED = "quarantined"
 LEARNED, FORGOTTEN = "learned", "forgotten"

@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from mpa_ray.clean_text import visible as visible
+from mpa_ray.observability.clean_text import visible as visible
 
 LONGEST = 2000
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from mpa_ray import images
-from mpa_ray.images import UnreadableImage
+from mpa_ray.images import decode
+from mpa_ray.images.decode import UnreadableImage
 
 PREFIX = "data:image/webp;base64,"
 
@@ -58,7 +58,7 @@ class Thumbnails:
 
     def _encoded(self, content: bytes) -> bytes | None:
         try:
-            return encoded(images.decode(content, **self._limits), self._step)
+            return encoded(decode.decode(content, **self._limits), self._step)
         except UnreadableImage:
             return None
 

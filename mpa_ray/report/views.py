@@ -6,14 +6,15 @@ from typing import Any
 
 import yaml
 
+from mpa_ray.observability.text_table import interval
 from mpa_ray.report import charts
 from mpa_ray.report.charts import Axis
 from mpa_ray.report.facts import Facts
 from mpa_ray.report.gains import AFTER, ANSWER_TYPES, BEFORE, CEILING, Evaluation, Group
 from mpa_ray.report.selection import Selection
+from mpa_ray.report.summary import encodings
 from mpa_ray.schema import Verdict
-from mpa_ray.storage import Folder
-from mpa_ray.summary import encodings, interval
+from mpa_ray.storage.folder import Folder
 
 LABELS = {
     BEFORE: "S-VLM before",

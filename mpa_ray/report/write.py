@@ -9,17 +9,16 @@ from typing import Any
 
 from mpa_ray.config import Config
 from mpa_ray.errors import ConfigurationError
+from mpa_ray.images.draw import draw
 from mpa_ray.report import facts, page, thumbnails
+from mpa_ray.report.rating_questions import AFTER, BEFORE, QUESTIONS, about, fingerprint
+from mpa_ray.report.run_folder import Place
 from mpa_ray.report.samples import Sample, judged, pictures, place_of, quarantined, shown
 from mpa_ray.report.selection import Selection, select
 from mpa_ray.report.text import embedded
 from mpa_ray.report.thumbnails import Step, Thumbnails
 from mpa_ray.report.views import overview
-from mpa_ray.run_folder import Place
-from mpa_ray.storage import Folder
-from mpa_ray.studies.rating_sheet import AFTER, BEFORE, QUESTIONS, about
-from mpa_ray.studies.ratings import fingerprint
-from mpa_ray.training.training_data import draw
+from mpa_ray.storage.folder import Folder
 
 SAMPLES, RATED = 2000, 100
 # Of a page, for everything that is not a sample.

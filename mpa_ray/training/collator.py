@@ -6,8 +6,8 @@ Families differ in their chat template and in what their processor makes of an i
 import re
 from typing import Any
 
-from mpa_ray import prompts
-from mpa_ray.engines.chat import user_prompt, with_reply
+from mpa_ray.models.chat_template import user_prompt, with_reply
+from mpa_ray.tasks import prompts
 from mpa_ray.training.training_data import Sample
 
 IGNORED = -100

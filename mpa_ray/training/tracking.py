@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.logs import LOG
-from mpa_ray.storage import Folder
+from mpa_ray.observability.logs import LOG
+from mpa_ray.storage.folder import Folder
 
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 _PROJECT = "mpa_ray"

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpa_ray import families, models
 from mpa_ray.config import LevelSection, ModelSection
-from mpa_ray.engines.chat import end_tokens, image_arguments, load_processor, settle_generation
-from mpa_ray.storage import Folder
+from mpa_ray.models import checkpoint as models
+from mpa_ray.models import families
+from mpa_ray.models.chat_template import end_tokens, image_arguments, load_processor, settle_generation
+from mpa_ray.storage.folder import Folder
 from mpa_ray.training.collator import IGNORED, Collator
 from mpa_ray.training.mfu import flops_per_token, mfu
 from mpa_ray.training.tracking import Tracking, trackers

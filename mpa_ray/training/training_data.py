@@ -3,7 +3,6 @@
 Order and position do not depend on the number of workers, so a restart on another number goes on at the sample where the last one stopped.
 """
 
-import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from mpa_ray import images
 from mpa_ray.errors import RunError
-from mpa_ray.storage import Folder
+from mpa_ray.images import decode
+from mpa_ray.images.draw import is_held_out
+from mpa_ray.storage.folder import Folder
 
 # Rows are shuffled among so many neighbours in a shuffled order of files, and so many files are kept open for them.
 _WINDOW = 2048
@@ -24,16 +24,6 @@ _OPEN_FILES = 128
 _READERS = 32
 
 T = TypeVar("T")
-
-
-def draw(sample_id: str, salt: str) -> float:
-    """A number in [0, 1) that belongs to the sample for ever; another salt gives an independent one."""
-    return int.from_bytes(hashlib.sha256(f"{salt}/{sample_id}".encode()).digest()[:8]) / 2**64
-
-
-def is_held_out(sample_id: str, share: float) -> bool:
-    """Whether the sample is kept out of training to see what was learned and forgotten."""
-    return draw(sample_id, "holdout") < share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +69,8 @@ class TrainingSet:
         table = self._table(int(self._file[index]))
         row = table.slice(int(self._row[index]), 1).to_pylist()[0]
         try:
-            image = images.decode_and_fit(row["image"]["bytes"], **self._limits)
-        except images.UnreadableImage as error:
+            image = decode.decode_and_fit(row["image"]["bytes"], **self._limits)
+        except decode.UnreadableImage as error:
             folder, name = self._files[self._file[index]]
             raise RunError(
                 f"{folder.uri}/{name}, sample {row['sample_id']}: its image cannot be read ({error}); remove the row and run again"

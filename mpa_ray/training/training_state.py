@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpa_ray.errors import StorageError
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ from pathlib import Path
 from mpa_ray import demo
 from mpa_ray.config import Config, LevelSection, ModelSection
 from mpa_ray.parity_leveler import level
-from mpa_ray.ray_session import ray_session
-from mpa_ray.storage import Folder
+from mpa_ray.placement.ray_session import ray_session
+from mpa_ray.storage.folder import Folder
 
 
 def _see_nodes_come(place: Path, nodes: int) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from accounting import assert_accounted_for, column
 from job import ROOT, Job
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 from s3 import free_port
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 
 from accounting import assert_accounted_for, column
 from job import ROOT, Job
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

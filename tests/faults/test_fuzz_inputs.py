@@ -18,16 +18,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_images import FILES, mutated
 
-from mpa_ray.annotation_parser import Annotation, UnparsableAnnotation, parse_annotations
-from mpa_ray.decoding import Decoder
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.images import UnreadableImage
-from mpa_ray.inputs import manifest
-from mpa_ray.parts import read_images
+from mpa_ray.images import manifest
+from mpa_ray.images.decode import UnreadableImage
+from mpa_ray.images.guarded_decode import Decoder
+from mpa_ray.images.parts import read_images
 from mpa_ray.schema import Reason
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
+from mpa_ray.tasks.annotation_parser import Annotation, UnparsableAnnotation, parse_annotations
+from tests.images.test_decode import FILES, mutated
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -11,7 +11,7 @@ import pytest
 
 from accounting import assert_accounted_for, column
 from job import Job
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from accounting import assert_accounted_for, column
 from hosts import HEALTH, Host, Network
 from job import ROOT, Job
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

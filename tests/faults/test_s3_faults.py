@@ -12,14 +12,15 @@ import pytest
 
 from accounting import assert_accounted_for, column
 from job import Job
-from mpa_ray import lease as leases
-from mpa_ray import s3, storage
 from mpa_ray.demo.render import write_images
 from mpa_ray.errors import ConfigurationError, RunError, StorageError
-from mpa_ray.inputs import manifest
-from mpa_ray.lease import lease
+from mpa_ray.images import manifest
 from mpa_ray.schema import MANIFEST
-from mpa_ray.storage import Folder
+from mpa_ray.storage import folder as storage
+from mpa_ray.storage import lease as leases
+from mpa_ray.storage import s3
+from mpa_ray.storage.folder import Folder
+from mpa_ray.storage.lease import lease
 from s3 import environment, put, settings
 from s3_proxy import Fault, Proxy
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 
 
 def call(place: Path, workers: int, learning_rate: float) -> "subprocess.Popen[bytes]":

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.storage import Folder
+from mpa_ray.storage.folder import Folder
 
 ROWS, EPOCHS, BATCH = 24, 20, 4
 

@@ -1,0 +1,45 @@
+"""One typed configuration for Python, YAML and flags, and what is derived from it."""
+
+from mpa_ray.config.cluster import ClusterSection
+from mpa_ray.config.config import (
+    LABELED_ARMS,
+    TASK_TAGS,
+    AnnotateSection,
+    Config,
+    DemoSection,
+    EvaluateSection,
+    IdentifySection,
+    LabeledSection,
+    TaskName,
+    changes,
+    digest,
+    identity,
+    keep_used,
+    nested,
+    of_identity,
+)
+from mpa_ray.config.model import ModelSection
+from mpa_ray.config.section import Section
+from mpa_ray.config.training import LevelSection
+
+__all__ = [
+    "LABELED_ARMS",
+    "TASK_TAGS",
+    "AnnotateSection",
+    "ClusterSection",
+    "Config",
+    "DemoSection",
+    "EvaluateSection",
+    "IdentifySection",
+    "LabeledSection",
+    "LevelSection",
+    "ModelSection",
+    "Section",
+    "TaskName",
+    "changes",
+    "digest",
+    "identity",
+    "keep_used",
+    "nested",
+    "of_identity",
+]

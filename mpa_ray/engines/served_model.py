@@ -1,0 +1,64 @@
+"""A model in an engine actor: its engine, loaded anew where it has died, and how often its vision encoder ran."""
+
+import asyncio
+import time
+from functools import partial
+
+from PIL import Image
+
+from mpa_ray.config import ModelSection
+from mpa_ray.engines import loading
+from mpa_ray.engines.protocol import CountsEncoderRuns, Engine, EngineDied, Reply, Sampling
+from mpa_ray.observability import logs
+from mpa_ray.schema import Stage
+from mpa_ray.storage.folder import Folder
+
+
+class ServedModel:
+    """Loads `model` into this process.
+
+    Args:
+        model: which, and how.
+        stage: who asks it.
+        output: the run's folder, where a paid model's ledger is kept.
+    """
+
+    def __init__(self, model: ModelSection, *, stage: Stage, output: Folder | None) -> None:
+        self.stage = stage
+        self.max_pixels = model.max_pixels
+        self._load = partial(loading.load, model, stage=stage, output=output)
+        began = time.monotonic()
+        self._engine = self._load()
+        logs.LOG.info("loaded %s in %.1f s", model.model, time.monotonic() - began)
+        self._encoder_runs = 0
+        self._broken: Engine | None = None
+        self._reviving = asyncio.Lock()
+
+    async def ask(self, picture: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+        """As `Engine.ask`; the picture is within `max_pixels`. An engine that dies over it is loaded anew for the next request."""
+        engine = await self._living_engine()
+        try:
+            return await engine.ask(picture, prompt, image_id=image_id, sampling=sampling)
+        except EngineDied:
+            self._broken = engine
+            raise
+
+    async def encoder_runs(self) -> int | None:
+        """How often the vision encoder ran since this was asked last: a part's share, give or take what ran beside it."""
+        now = await self._engine.encoder_runs() if isinstance(self._engine, CountsEncoderRuns) else None
+        if now is None:
+            return None
+        since, self._encoder_runs = now - self._encoder_runs, now
+        return since
+
+    async def _living_engine(self) -> Engine:
+        """The engine, loaded anew where it has died. A model that cannot be loaded again ends the actor."""
+        if self._broken is not self._engine:
+            return self._engine
+        async with self._reviving:
+            if self._broken is self._engine:
+                logs.LOG.warning("the engine died and is loaded anew")
+                await asyncio.to_thread(self._engine.close)
+                self._engine = await asyncio.to_thread(self._load)
+                self._encoder_runs = 0
+            return self._engine

@@ -1,1 +1,0 @@
-"""From `--images` to numbered parts: finding images wherever they lie, listing them once, reading their bytes."""

@@ -1,0 +1,1 @@
+"""What a checkpoint is and needs: its files, its family, its size, its memory."""

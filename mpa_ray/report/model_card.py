@@ -1,0 +1,102 @@
+"""model/README.md: what the aligned S-VLM is, what it was made from, and how it scored."""
+
+from typing import Any
+
+import yaml
+
+from mpa_ray.config import LABELED_ARMS, Config
+from mpa_ray.observability.text_table import aligned, interval
+
+
+def model_card(config: Config, record: dict[str, Any]) -> str:
+    """The card as the hub shows it: metadata in YAML, then text. Names of models and folders are shown as code, never as markup."""
+    metadata = {
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "base_model": config.svlm.model,
+        "tags": ["mpa_ray", "model-parity-aligner", config.task_spec.name],
+    }
+    trained = record["training"]["mpa"]
+    lines = [
+        "---",
+        yaml.safe_dump(metadata, sort_keys=False).rstrip(),
+        "---",
+        "",
+        "# A vision-language model aligned with MPA",
+        "",
+        *_origin(config, record),
+        "The method is the Model Parity Aligner (Penamakuri et al., EMNLP 2025, arXiv 2509.16633), by mpa_ray.",
+        "",
+        "## Data",
+        "",
+        *_data(config, record),
+        f"- trained on {trained['samples']:,} samples ({code(config.pl.train_on)}), one answer each; {_labels(config)}",
+        "",
+        "## Training",
+        "",
+        f"- {config.pl.epochs} epoch, batch size {trained['batch_size']}, peak learning rate {trained['learning_rate']:g},"
+        f" DeepSpeed ZeRO stage {config.pl.zero_stage}",
+        f"- {_weights(config)}",
+        f"- loss on answer tokens only (Eq. 3), last step {trained['loss']:.4f} a sample",
+        *_held_out(trained),
+        "",
+        "## Scores",
+        "",
+        *(_scores(record) if record["evaluation"] else ["No labeled benchmark was given."]),
+        "",
+        "## Limits",
+        "",
+        "The large model's mistakes and biases carry over: a parity sample is what it repeats, not what is true. Scores are of the",
+        "benchmark named above and say nothing of other tasks; what was forgotten was looked for in rows like those it was trained on.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _origin(config: Config, record: dict[str, Any]) -> list[str]:
+    task = f"(task {code(config.task_spec.name)})."
+    tuned = f"fine-tuned with LoRA of rank {config.pl.lora_rank}" if config.pl.lora_rank else "fully fine-tuned"
+    if config.parity:
+        return [f"{code(config.svlm.model)}, {tuned} on the parity set {code(config.parity)} {task}"]
+    return [
+        f"{code(config.svlm.model)}, {tuned} on what {code(config.lvlm.model)} knew and it did not, found in",
+        f"{record['images']:,} unlabeled images {task}",
+    ]
+
+
+def _data(config: Config, record: dict[str, Any]) -> list[str]:
+    if config.parity:
+        return [f"- {record['annotations']:,} parity samples, made elsewhere"]
+    return [f"- {record['annotations']:,} annotations by the large model, of which {record['verdicts']['parity']:,} are parity samples"]
+
+
+def _labels(config: Config) -> str:
+    """What is known of people's part in what it learned."""
+    if config.parity:
+        return "whether people wrote or changed any of them is not known here"
+    if LABELED_ARMS & set(config.ablations):
+        return "human labels trained the comparisons alone"
+    return "no human label was used"
+
+
+def _weights(config: Config) -> str:
+    if config.pl.lora_rank:
+        return f"LoRA of rank {config.pl.lora_rank} on all linear layers, merged into the weights"
+    return "every weight was trained"
+
+
+def code(text: str) -> str:
+    """Text of unknown origin as a Markdown code span, whatever backticks and line ends it holds."""
+    return f"`{' '.join(text.replace('`', chr(39)).split())}`"
+
+
+def _held_out(trained: dict[str, Any]) -> list[str]:
+    change = trained.get("holdout")
+    return [f"- on held-out rows it learned {change['learned']:,} and forgot {change['forgotten']:,}"] if change else []
+
+
+def _scores(record: dict[str, Any]) -> list[str]:
+    first = record["evaluation"][0]
+    rows = [[score["model"], score["metric"], f"{score['score']:.1f}", interval(score["ci95"])] for score in record["evaluation"]]
+    shown = aligned([["model", "metric", "score", "95% interval"], *rows])
+    return [f"{code(first['benchmark'])}, {first['n']:,} questions, in percent:", "", "```", shown, "```"]

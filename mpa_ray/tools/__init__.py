@@ -1,0 +1,1 @@
+"""What needs a run and is needed by none."""

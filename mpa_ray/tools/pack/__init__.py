@@ -1,0 +1,1 @@
+"""Packing loose images into shards."""

@@ -1,0 +1,296 @@
+"""The checks before a run: what is well is said to be, and what is not is named with its mend."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mpa_ray import demo
+from mpa_ray.config import Config, LevelSection, ModelSection
+from mpa_ray.storage import folder as storage
+from mpa_ray.storage import s3
+from mpa_ray.tools.doctor import cluster, data, dry_run, machine
+from mpa_ray.tools.doctor.access import access as look_at_models
+from mpa_ray.tools.doctor.finding import Finding
+from s3 import environment, free_port
+from tests.faults.s3_proxy import Proxy
+
+ROOT = Path(__file__).parents[2]
+API = ModelSection(model="gpt", engine="openai")
+
+
+def states(found: list[Finding]) -> list[str]:
+    return [finding.state for finding in found]
+
+
+def write_pins(folder: Path, *required: str) -> Path:
+    path = folder / "setup.cfg"
+    lines = "\n    ".join(required)
+    extras = "train =\nvllm =\nvllm-cpu =\napi =\n    no-such-client==1.0\n"
+    path.write_text(f"[options]\ninstall_requires =\n    {lines}\n[options.extras_require]\n{extras}")
+    return path
+
+
+def test_this_environment_is_as_pinned() -> None:
+    assert set(states(list(machine.versions(Config())))) == {"ok"}
+
+
+def test_wrong_and_missing_versions(tmp_path: Path) -> None:
+    pins = write_pins(tmp_path, "pyarrow==1.0", "no-such-package==2.0", "pillow>=1", "numpy")
+    found = list(machine.versions(Config(), pins))
+    assert states(found) == ["ok", "failed", "failed", "ok"]
+    assert "pyarrow is " in found[1].said and "==1.0 was tested" in found[1].said
+    assert found[2].said == "no-such-package==2.0 is not installed"
+    assert found[2].mend == "make venv, or pip install -c constraints.txt 'no-such-package==2.0'"
+    assert found[3].said == "2 packages as pinned"
+
+
+def test_only_what_the_run_needs_is_asked_for(tmp_path: Path) -> None:
+    pins = write_pins(tmp_path, "numpy")
+    assert "failed" not in states(list(machine.versions(Config(), pins)))
+    assert "no-such-client" in next(finding for finding in machine.versions(Config(lvlm=API), pins) if finding.state == "failed").said
+
+
+def test_no_checkout_is_no_failure(tmp_path: Path) -> None:
+    assert states(list(machine.versions(Config(), tmp_path / "setup.cfg"))) == ["ok", "warning"]
+
+
+def test_a_local_part_of_a_version_is_a_build_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_installed", lambda name: "2.13.0+cpu")
+    assert "failed" not in states(list(machine.versions(Config(), write_pins(tmp_path, "torch==2.13.0"))))
+
+
+@pytest.mark.parametrize(("free", "state"), [(0.5, "failed"), (4, "warning"), (64, "ok")])
+def test_memory(free: float, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_memory_available", lambda: int(free * machine.GIB))
+    [memory] = [finding for finding in machine.machine() if finding.what == "memory"]
+    assert memory.state == state and bool(memory.mend) == (state != "ok")
+
+
+def test_disks_that_do_not_exist_yet_are_those_they_would_be_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "not/yet"))
+    [disk] = [finding for finding in machine.machine() if finding.what == "disk for Ray"]
+    assert disk.said.endswith(f"free in {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("printed", "code", "expected"),
+    [
+        ("NVIDIA L40S, 46068, 12", 0, [("ok", "NVIDIA L40S, 45 GiB, 0 GiB of it in use")]),
+        ("NVIDIA L40S, 46068, 40000\nNVIDIA L40S, 46068, 0", 0, [("warning", "39 GiB of it in use"), ("ok", "0 GiB")]),
+        ("couldn't communicate with the NVIDIA driver", 9, [("failed", "couldn't communicate")]),
+    ],
+)
+def test_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, code: int, expected: list[tuple[str, str]]) -> None:
+    (tmp_path / "out").write_text(printed)
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text(f"#!/bin/sh\ncat {tmp_path}/out\nexit {code}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = list(machine.cards())
+    assert states(found) == [state for state, _ in expected]
+    assert all(text in finding.said for finding, (_, text) in zip(found, expected, strict=True))
+
+
+def test_a_check_leaves_nothing_on_a_disk(tmp_path: Path) -> None:
+    [found] = data.storage(str(tmp_path / "a/b"))
+    assert found.state == "ok" and list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    [found] = data.storage(str(tmp_path / "file/run"))
+    assert found.state == "failed" and found.mend
+
+
+def test_a_bucket_with_all_rights(bucket: str) -> None:
+    [found] = data.storage(f"s3://{bucket}/run")
+    assert found.state == "ok", found
+    # Arrow leaves the mark of an empty folder; nothing is in it.
+    assert [key for key, _ in s3.keys(bucket, "") if not key.endswith("/")] == []
+
+
+def test_a_bucket_that_may_only_be_read(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    with environment(s3_port):
+        s3.client().create_bucket(Bucket="doctor-read-only")
+    with Proxy(s3_port, lambda method, path: "read_only") as proxy, environment(proxy.port):
+        [found] = data.storage("s3://doctor-read-only/run")
+    assert found.state == "failed" and "doctor-read-only" in found.said
+    assert found.mend == "give these credentials the rights to list, read, write and delete there"
+
+
+def test_a_store_that_ignores_conditions(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_second_put_is_refused", lambda folder, name: False)
+    [found] = data.storage(f"s3://{bucket}/run")
+    assert found.state == "warning" and "conditional PUT" in found.said
+
+
+def test_images(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    [found] = data.inputs(Config(images=str(tmp_path)))
+    assert found.state == "ok" and "of the first 2, 2 were read" in found.said
+    (tmp_path / "a.png").write_bytes(b"")
+    [found] = data.inputs(Config(images=str(tmp_path)))
+    assert found.state == "warning" and found.mend.startswith("empty")
+    for nothing in (tmp_path / "nowhere", tmp_path / "a.txt"):
+        [found] = data.inputs(Config(images=str(nothing)))
+        assert found.state == "failed" and "does not exist" in found.said
+
+
+def test_a_parity_set_is_looked_at_in_place_of_images(parity_folder: Path) -> None:
+    [found] = data.inputs(Config(parity=str(parity_folder)))
+    assert (found.state, found.said) == ("ok", f"24 rows in {parity_folder}")
+
+
+def access(lvlm: ModelSection) -> Finding:
+    [found] = look_at_models(Config(lvlm=lvlm))
+    return found
+
+
+def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert access(ModelSection(model=str(demo.LVLM))).state == "ok"
+    found = access(ModelSection(model=str(tmp_path)))
+    assert found.state == "failed" and "holds no config.json" in found.said
+    found = access(ModelSection(model="nobody/no-such-model"))
+    assert found.state == "failed" and "HF_TOKEN" in found.mend
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_bytes((demo.LVLM / "config.json").read_bytes())
+    for name, content, said in (
+        ("model.safetensors", b"\x02\0\0\0\0\0\0\0[]", "copy the model anew"),
+        ("m.bin", b"x", "as safetensors"),
+    ):
+        (broken / name).write_bytes(content)
+        found = access(ModelSection(model=str(broken)))
+        assert (
+            found.state == "failed"
+            and f"{broken}" in found.said
+            and name in found.said
+            and found.said.endswith(said)
+        )
+        (broken / name).unlink()
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert access(API).state == "failed" and "OPENAI_API_KEY" in access(API).said
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-the-tests")
+    assert access(API).state == "ok" and "a-key-of-the-tests" not in str(access(API))
+
+
+def test_a_head_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    [found] = cluster.cluster(Config())
+    assert found.state == "failed" and "Connection refused" in found.said
+
+
+def test_what_the_cluster_has(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    monkeypatch.delenv("NO_KEY_HERE", raising=False)
+    config = Config(
+        lvlm=API.model_copy(update={"api_key_env": "NO_KEY_HERE"}),
+        svlm=ModelSection(model="a/b", gpus_per_replica=1),
+        pl=LevelSection(workers=1),
+    )
+    found = {finding.what: finding for finding in cluster.cluster(config)}
+    assert "1 nodes, 4 CPU cores, 0 cards" in found["ray"].said
+    assert found["room for PA and PI"].said == "it asks for 1 GPU on one node, and the largest node has 0"
+    assert found["room for PA and PI"].state == found["room for PL"].state == "failed", "and nothing starts a node"
+    assert found["key on a worker"].state == "failed"
+
+
+def test_large_models_are_stood_in_for_and_small_ones_are_asked(tmp_path: Path) -> None:
+    shutil.copytree(demo.LVLM, tmp_path / "small")
+    large = ModelSection(model="Qwen/Qwen2-VL-7B-Instruct", gpus_per_replica=0, max_replicas=8)
+    small = large.model_copy(update={"model": str(tmp_path / "small")})
+    made = dry_run.dry_config(Config(lvlm=large, svlm=small, pl=LevelSection(gpus_per_worker=0)), images="i", output="o", on_cards=True)
+    assert (made.lvlm.model, made.svlm.model) == (str(demo.LVLM), str(tmp_path / "small"))
+    assert made.lvlm.max_replicas == 1 and made.pl.gpus_per_worker == 0 and made.pl.holdout == 0
+    assert made.missing() == []
+
+
+def test_damaged_models_are_stood_in_for(tmp_path: Path) -> None:
+    """What is wrong with them is said where models are looked at."""
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    damaged = ModelSection(model=str(tmp_path))
+    small = dry_run.dry_config(
+        Config(lvlm=damaged, svlm=damaged), images="i", output="o", on_cards=False
+    )
+    assert (small.lvlm.model, small.svlm.model) == (str(demo.LVLM), str(demo.SVLM))
+
+
+def test_a_stand_in_takes_a_share_of_a_card_where_the_model_takes_cards() -> None:
+    given = ModelSection(model="Qwen/Qwen2-VL-7B-Instruct", gpus_per_replica=4)
+    made = dry_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_cards=True)
+    assert made.lvlm.gpus_per_replica == made.svlm.gpus_per_replica == 0.4, "both share one"
+    assert made.pl.gpus_per_worker == 1
+    made = dry_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_cards=False)
+    assert made.lvlm.gpus_per_replica == made.svlm.gpus_per_replica == made.pl.gpus_per_worker == 0
+
+
+def test_cards_that_are_asked_for_and_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "count_cards", lambda: 1)
+    model = ModelSection(model="a/b", gpus_per_replica=0.5)
+    found = list(cluster.cluster(Config(lvlm=model, svlm=model, pl=LevelSection(workers=3))))
+    assert [(finding.state, finding.what) for finding in found[1:]] == [("ok", "room for PA and PI"), ("ok", "room for PL")]
+    assert "asks for 3 GPU in all, and the cluster has 1, and goes on with 1 workers" in found[2].said
+    monkeypatch.setattr(cluster, "count_cards", lambda: 0)
+    found = list(cluster.cluster(Config(lvlm=model, svlm=model)))
+    assert [(finding.state, finding.what) for finding in found[1:]] == [("failed", "room for PA and PI"), ("failed", "room for PL")]
+    assert found[1].mend
+    assert states(list(cluster.cluster(Config()))) == ["ok"], "no model is named, so no card is asked for"
+
+
+Doctor = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Doctor:
+    def run(*argv: str) -> subprocess.CompletedProcess[str]:
+        variables = os.environ | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, str(ROOT / "jobs/doctor.py"), *argv]
+        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_the_job(job: Doctor, tmp_path: Path) -> None:
+    ended = job("--quick", "--preset", "demo", "--output", "runs/demo")
+    assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "nothing failed"), ended.stdout + ended.stderr
+    ended = job("--quick", "--images", "nowhere", "--svlm.model", "no/such")
+    assert ended.returncode == 3 and ended.stderr.endswith(" failed: a run would not work\n"), ended.stdout + ended.stderr
+    assert f"failed   images: images='{tmp_path}/nowhere' does not exist" in ended.stdout
+    assert job("--svlm.modle", "x").returncode == 2
+
+
+@pytest.mark.slow
+def test_a_small_run(job: Doctor) -> None:
+    ended = job("--preset", "demo")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "24 images through PA, PI and PL with " in ended.stdout
+
+
+@pytest.mark.slow
+def test_a_small_run_that_fails_says_why(job: Doctor, tmp_path: Path) -> None:
+    (tmp_path / "broken_engine.py").write_text("def load(model):\n    raise RuntimeError('no device')\n")
+    ended = job("--preset", "demo", "--lvlm.engine", "broken_engine:load")
+    assert ended.returncode == 3 and "failed   dry run: with " in ended.stdout, ended.stdout
+
+
+def test_a_finding_shows_what_names_hold_and_none_can_be_forged() -> None:
+    hostile = "a\x1b[2J\u202e\nok       models: there"
+    text = str(
+        Finding(state="failed", what=hostile, said=f"{hostile}\nsecond problem", mend=hostile)
+    )
+    assert all(character.isprintable() for line in text.split("\n") for character in line)
+    first, *rest = text.split("\n")
+    assert first == "failed   a⟨U+001B⟩[2J⟨U+202E⟩"
+    assert len(rest) == 5 and all(line.startswith(" " * 9) for line in rest)
+    assert rest[-2] == f"{'':9}fix: a⟨U+001B⟩[2J⟨U+202E⟩"
