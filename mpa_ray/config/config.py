@@ -17,6 +17,7 @@ from mpa_ray.config.section import Section, Share
 from mpa_ray.config.training import LevelSection
 from mpa_ray.schema import absolute
 from mpa_ray.tasks import TASKS, MatcherName, Task, prompts
+from mpa_ray.tasks.benchmarks import BENCHMARKS
 
 ArmName = Literal["no_pi_same_size", "no_pi_all", "consistent", "human_labels", "few_shot_full", "few_shot_lora"]
 LABELED_ARMS = frozenset({"human_labels", "few_shot_full", "few_shot_lora"})
@@ -26,6 +27,7 @@ _READ_BY = {"labels": LABELED_ARMS, "few_shot": LABELED_ARMS - {"human_labels"}}
 # So that a mistake in a task is reported of the kind of task that was meant, and not of both.
 TASK_TAGS = ("task by name", "own task")
 TaskName = Literal[tuple(TASKS)]  # type: ignore[valid-type]
+FormatName = Literal[tuple(BENCHMARKS)]  # type: ignore[valid-type]
 TaskChoice = Annotated[
     Annotated[TaskName, Tag(TASK_TAGS[0])] | Annotated[Task, Tag(TASK_TAGS[1])],
     Discriminator(lambda value: TASK_TAGS[isinstance(value, dict | Task)]),
@@ -72,7 +74,7 @@ class LabeledSection(Section):
     benchmark: OptionalLocation = None
     """The annotation file, as published for `format`. For `parquet`: question_id, image {bytes, path}, question, answers (a list),
     question_kind (optional)."""
-    format: Literal["parquet", "textvqa", "stvqa", "chartqa", "okvqa", "pathvqa", "icdar2015", "textcaps"] = "parquet"
+    format: FormatName = "parquet"
     """The layout of the annotation file; it decides the official score too. A Parquet file is scored as the task is."""
     images: OptionalLocation = None
     """The folder of the benchmark's images, for the formats whose files only name them."""

@@ -6,8 +6,7 @@ rule.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from threading import Lock
 from typing import Any
@@ -20,9 +19,8 @@ from mpa_ray.images.decode import image_id_of
 from mpa_ray.images.parts import part_name
 from mpa_ray.images.references import quote_path
 from mpa_ray.storage.folder import Folder
-from mpa_ray.tasks import metrics, prompts
-from mpa_ray.tasks.benchmark_readers import READERS, LabeledQuestion, files_of
-from mpa_ray.tasks.matchers import MATCHERS
+from mpa_ray.tasks.benchmark_readers import LabeledQuestion, files_of
+from mpa_ray.tasks.benchmarks import BENCHMARKS
 
 QUESTION_COLUMNS = [
     pa.field("question_id", pa.string()),
@@ -38,48 +36,6 @@ _INDEX = "index.json"
 _QUESTIONS_PER_PART = 128
 # Models are asked side by side in threads.
 _ONE_AT_A_TIME = Lock()
-
-Score = Callable[[str, Sequence[str]], float]
-
-METRICS: dict[str, Score] = {
-    "textvqa_accuracy": metrics.textvqa_accuracy,
-    "vqa_accuracy": metrics.vqa_accuracy,
-    "anls": metrics.anls,
-    "relaxed_accuracy": lambda prediction, answers: metrics.relaxed_accuracy(prediction, answers[0]),
-    "exact_match": lambda prediction, answers: float(any(MATCHERS["exact"](prediction, answer) for answer in answers)),
-    "word_recognition_rate": lambda prediction, answers: metrics.word_recognition_rate([prediction], [answers[0]]),
-    "mpa_compat_accuracy": metrics.mpa_compat_accuracy,
-}
-"""Scores of one question, 0 to 1; a benchmark's score is their mean."""
-
-CAPTION_METRICS = ("bleu_1", "rouge_l", "cider")
-"""Scores of a whole set of captions."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """How a benchmark is asked and scored.
-
-    Attributes:
-        metrics: the official score first, then the paper's own under its own name; None: the task's.
-        prompt: what is asked; the benchmarks that have no questions of their own bring a whole prompt as the question.
-    """
-
-    metrics: tuple[str, ...] | None
-    prompt: str = prompts.ANSWERING
-
-
-FORMATS: dict[str, Format] = {
-    "parquet": Format(metrics=None),
-    "textvqa": Format(metrics=("textvqa_accuracy", "mpa_compat_accuracy")),
-    "stvqa": Format(metrics=("anls", "mpa_compat_accuracy")),
-    "chartqa": Format(metrics=("relaxed_accuracy", "mpa_compat_accuracy")),
-    "okvqa": Format(metrics=("vqa_accuracy", "mpa_compat_accuracy")),
-    "pathvqa": Format(metrics=("exact_match", "mpa_compat_accuracy")),
-    "icdar2015": Format(metrics=("word_recognition_rate",), prompt="{question}"),
-    "textcaps": Format(metrics=CAPTION_METRICS, prompt="{question}"),
-}
-
 
 def prepare(settings: LabeledSection, questions: Folder, *, predictions: Folder | None = None) -> int:
     """Reads the benchmark into `questions`, once, and again where its files have changed; gives back how many parts it has.
@@ -148,7 +104,7 @@ def _read(settings: LabeledSection, questions: Folder) -> int:
 
 def _labeled(settings: LabeledSection) -> Iterator[LabeledQuestion]:
     try:
-        yield from READERS[settings.format](settings.benchmark or "", settings.images)
+        yield from BENCHMARKS[settings.format].read(settings.benchmark or "", settings.images)
     except (ValueError, OSError) as error:
         raise ConfigurationError(f"{_named(settings)}: {error}") from error
 
@@ -191,4 +147,4 @@ def _rows(found: Sequence[LabeledQuestion], settings: LabeledSection, first: int
 
 def metrics_of(settings: EvaluateSection, task_metric: str) -> tuple[str, ...]:
     """The scores a run reports, the official one first."""
-    return FORMATS[settings.format].metrics or (task_metric, "mpa_compat_accuracy")
+    return BENCHMARKS[settings.format].metrics or (task_metric, "mpa_compat_accuracy")

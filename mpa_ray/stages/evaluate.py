@@ -9,7 +9,7 @@ from mpa_ray.config import Config, ModelSection
 from mpa_ray.engines import Sampling
 from mpa_ray.errors import RunError
 from mpa_ray.images import benchmark, references
-from mpa_ray.images.benchmark import CAPTION_METRICS, FORMATS, METRICS, QUESTION_COLUMNS
+from mpa_ray.images.benchmark import QUESTION_COLUMNS
 from mpa_ray.images.decode import UnreadableImage
 from mpa_ray.images.parts import dataset_of, part_name
 from mpa_ray.observability.progress import Progress, Watch
@@ -19,6 +19,7 @@ from mpa_ray.stages import early_stop
 from mpa_ray.stages.row_worker import Ask, Row, RowWorker, ask_model
 from mpa_ray.storage.folder import Folder
 from mpa_ray.tasks import confidence
+from mpa_ray.tasks.benchmarks import BENCHMARKS, CAPTION_METRICS, METRICS
 from mpa_ray.tasks.metrics import caption_scores
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def evaluate(model: ModelSection, *, name: str, config: Config, output: Folder) 
     questions = output.child("evaluation/questions")
     numbers = list(range(benchmark.prepare(settings, questions, predictions=output.child("evaluation/predictions"))))
     read = partial(_read_questions, questions=questions, max_image_bytes=config.max_image_bytes)
-    answered = answer(dataset_of(numbers, read), model, config, prompt=FORMATS[settings.format].prompt, schema=ANSWERED_ROW, output=output)
+    prompt = BENCHMARKS[settings.format].prompt
+    answered = answer(dataset_of(numbers, read), model, config, prompt=prompt, schema=ANSWERED_ROW, output=output)
     answered.set_name(f"evaluate_{name}")
     asked = sum(table.num_rows for table in questions.tables(["question_id"]))
     progress = Progress(f"evaluate {name}", asked, unit="questions")

@@ -157,18 +157,6 @@ def _labeled(row: Row, *, image: str | bytes, question: str, answers: tuple[str,
     )
 
 
-READERS: dict[str, Reader] = {
-    "textvqa": read_textvqa,
-    "stvqa": read_stvqa,
-    "chartqa": read_chartqa,
-    "okvqa": read_okvqa,
-    "pathvqa": read_pathvqa,
-    "icdar2015": read_icdar2015,
-    "textcaps": read_textcaps,
-    "parquet": read_parquet,
-}
-
-
 def files_of(form: str, annotations_path: str | Path) -> list[Path]:
     """The files that a benchmark in the format `form` is read from, images apart; those that are not there among them."""
     path = Path(annotations_path)

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mpa_ray.tasks import prompts
+from mpa_ray.tasks.benchmarks import METRICS
+from mpa_ray.tasks.matchers import MATCHERS
 
-MatcherName = Literal["exact", "anls", "relaxed", "mpa_compat"]
-MetricName = Literal[
-    "textvqa_accuracy", "vqa_accuracy", "anls", "relaxed_accuracy", "exact_match", "word_recognition_rate", "mpa_compat_accuracy"
-]
+MatcherName = Literal[tuple(MATCHERS)]  # type: ignore[valid-type]
+MetricName = Literal[tuple(METRICS)]  # type: ignore[valid-type]
 
 
 class Task(BaseModel):
@@ -27,7 +27,7 @@ class Task(BaseModel):
     matcher: MatcherName = "exact"
     """Eq. 1 for this task, a key of `mpa_ray.tasks.matchers.MATCHERS`."""
     metric: MetricName
-    """The official score, a key of `mpa_ray.images.benchmark.METRICS`."""
+    """The official score, a key of `mpa_ray.tasks.benchmarks.METRICS`."""
     answers: tuple[str, ...] = ()
     """The only answers an annotation may have, compared as `exact` compares; one with another answer is quarantined. Without them, any."""
 

@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from mpa_ray.config import Config, LevelSection, ModelSection, Section, changes, digest, identity, keep_used, of_identity
-from mpa_ray.images.benchmark import METRICS
 from mpa_ray.tasks import TASKS
+from mpa_ray.tasks.benchmarks import METRICS
 from mpa_ray.tasks.matchers import MATCHERS
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.engines import Reply, Sampling
-from mpa_ray.images.benchmark import FORMATS, METRICS
 from mpa_ray.stages import evaluate
 from mpa_ray.stages.evaluate import ANSWERED_ROW, PREDICTIONS, answer, answer_row, score
 from mpa_ray.stages.held_out import change
+from mpa_ray.tasks.benchmarks import BENCHMARKS, METRICS
 
 
 def predictions(*rows: tuple[str, list[str], str | None]) -> pa.Table:
@@ -50,7 +50,7 @@ def test_questions_without_a_kind_have_none() -> None:
 
 def test_captions_are_scored_as_a_whole() -> None:
     rows = [("a red sign on a wall", ["a red sign on a wall", "a wall with a red sign"], None), ("a dog", ["a cat"], None)]
-    table, found = score(predictions(*rows), FORMATS["textcaps"].metrics or (), seed=0)
+    table, found = score(predictions(*rows), BENCHMARKS["textcaps"].metrics or (), seed=0)
     assert [item["metric"] for item in found] == ["bleu_1", "rouge_l", "cider"]
     assert all(item["ci95"] is None and item["n"] == 2 for item in found)
     assert found[0]["score"] > 50 and table.column_names == PREDICTIONS.names
@@ -74,7 +74,7 @@ def test_metrics_go_by_their_official_rules(metric: str, said: str, answers: lis
 
 
 def test_formats_name_metrics_that_there_are() -> None:
-    for name, form in FORMATS.items():
+    for name, form in BENCHMARKS.items():
         assert all(metric in METRICS for metric in form.metrics or ()) or name == "textcaps"
         assert "{question}" in form.prompt
 

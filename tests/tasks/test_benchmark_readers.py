@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mpa_ray.tasks.benchmark_readers import CAPTION_PROMPT, READERS, WORD_RECOGNITION_PROMPT, LabeledQuestion
+from mpa_ray.tasks.benchmark_readers import CAPTION_PROMPT, WORD_RECOGNITION_PROMPT, LabeledQuestion
+from mpa_ray.tasks.benchmarks import BENCHMARKS
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -34,7 +35,7 @@ def textvqa(tmp_path, *rows):
 
 
 def read(benchmark, path, images):
-    return list(READERS[benchmark](path, images))
+    return list(BENCHMARKS[benchmark].read(path, images))
 
 
 def test_textvqa(tmp_path, images):
@@ -215,7 +216,7 @@ def test_malformed_files(tmp_path, images):
 
 
 def test_readers_are_lazy(tmp_path, images):
-    rows = iter(READERS["textvqa"](textvqa(tmp_path, textvqa_row(), textvqa_row(answers=None)), images))
+    rows = iter(BENCHMARKS["textvqa"].read(textvqa(tmp_path, textvqa_row(), textvqa_row(answers=None)), images))
     assert next(rows).question_id == "34602"
     with pytest.raises(ValueError, match="'answers'"):
         next(rows)

@@ -15,6 +15,7 @@ from mpa_ray.observability.progress import say
 from mpa_ray.stages import early_stop
 from mpa_ray.stages.evaluate import evaluate
 from mpa_ray.storage.folder import Folder, is_remote
+from mpa_ray.tasks.benchmarks import BENCHMARKS
 
 # What older versions kept of what was asked, by the names of today.
 _KEPT_BEFORE = {"model": "svlm.model", "benchmark": "evaluate.benchmark", "format": "evaluate.format"}
@@ -56,7 +57,7 @@ def score_alone(model: ModelSection, *, name: str, config: Config, output: Folde
 
 def _asked(model: ModelSection, config: Config) -> dict[str, Any]:
     """The settings that decide a score, as `identity` names them."""
-    sections = ["svlm", "evaluate", "seed", *(["task"] if benchmark.FORMATS[config.evaluate.format].metrics is None else [])]
+    sections = ["svlm", "evaluate", "seed", *(["task"] if BENCHMARKS[config.evaluate.format].metrics is None else [])]
     flat = identity(config.model_copy(update={"svlm": model}))
     return {name: value for name, value in flat.items() if name.partition(".")[0] in sections and name != "evaluate.lvlm"}
 
