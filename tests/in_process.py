@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -21,8 +22,8 @@ class Dataset:
         self._numbers = random.Random(seed).sample(numbers, len(numbers))
         self._read, self._steps = read, []
 
-    def map_batches(self, work: Any, *, fn_constructor_args: tuple[Any, ...] = (), **_: Any) -> "Dataset":
-        self._steps.append(work(*fn_constructor_args) if isinstance(work, type) else work)
+    def map_batches(self, work: Any, *, fn_constructor_kwargs: Mapping[str, Any] = MappingProxyType({}), **_: Any) -> "Dataset":
+        self._steps.append(work(**fn_constructor_kwargs) if isinstance(work, type) else work)
         return self
 
     def set_name(self, name: str) -> None:

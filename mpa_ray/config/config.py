@@ -165,7 +165,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.svlm.engine == "openai":
+        if self.svlm.kind.is_api:
             raise ValueError(
                 "svlm.engine='openai': the S-VLM is trained here, so its weights must be here too; set svlm.engine to vllm or transformers"
             )
@@ -190,7 +190,7 @@ class Config(Section):
             raise ValueError(f"ablations={labeled} are trained on human labels and labels.benchmark is not set; set it or remove them")
         if len(set(self.ablations)) != len(self.ablations):
             raise ValueError(f"ablations={list(self.ablations)} names one twice; name each once")
-        if self.annotate.constrained and self.lvlm.engine in ("transformers", "openai"):
+        if self.annotate.constrained and not self.lvlm.kind.holds_form:
             raise ValueError(
                 f"annotate.constrained and lvlm.engine={self.lvlm.engine!r} exclude each other: it cannot hold a reply to a form; remove"
                 " one of the two, or set lvlm.engine=vllm"
@@ -234,7 +234,7 @@ class Config(Section):
         for name, value in others.items():
             if value:
                 raise ValueError(f"identify.in_one_actor and {name} exclude each other: the L-VLM and then the S-VLM are asked; remove one")
-        if self.lvlm.engine == "openai":
+        if self.lvlm.kind.is_api:
             raise ValueError("identify.in_one_actor and lvlm.engine='openai' exclude each other: an API has no card; remove one of the two")
         shares = {"lvlm": self.lvlm.gpus_per_replica, "svlm": self.svlm.gpus_per_replica}
         if None in shares.values() or sum(shares.values()) > 1:

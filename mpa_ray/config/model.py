@@ -7,10 +7,10 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from mpa_ray.config import locations
+from mpa_ray.config.engines import ENGINES, EngineKind, engine_kind
 from mpa_ray.config.section import Section
 
 Price = Annotated[float, Field(ge=0)] | None
-ENGINES = ("vllm", "transformers", "openai")
 
 
 def _known_engine(name: str) -> str:
@@ -84,9 +84,14 @@ class ModelSection(Section):
     """engine=openai: a request without a whole reply after so many seconds is given up and tried again."""
 
     @property
+    def kind(self) -> EngineKind:
+        """What its engine can do."""
+        return engine_kind(self.engine)
+
+    @property
     def cards(self) -> float:
-        """Cards of a replica, 1 where neither the configuration nor a run's placement says."""
-        return 1.0 if self.gpus_per_replica is None else self.gpus_per_replica
+        """Cards of a replica, 1 where neither the configuration nor a run's placement says; none behind an API."""
+        return 0.0 if self.kind.is_api else 1.0 if self.gpus_per_replica is None else self.gpus_per_replica
 
     @property
     def cpus(self) -> float:
@@ -101,7 +106,7 @@ class ModelSection(Section):
     @property
     def most_replicas(self) -> int | None:
         """Engine actors a stage may grow to; None: as many as the cluster gives."""
-        return self.max_replicas or (None if self.cards and self.engine != "openai" else self.min_replicas)
+        return self.max_replicas or (None if self.cards else self.min_replicas)
 
     @model_validator(mode="before")
     @classmethod
@@ -109,8 +114,8 @@ class ModelSection(Section):
         if not isinstance(given, dict) or not isinstance(name := given.get("model"), str):
             return given
         # What a name means behind an API, or to an engine of one's own, is not ours to say; but a folder is one by any engine here.
-        engine = given.get("engine", "vllm")
-        is_place = engine in ("vllm", "transformers") or (engine != "openai" and locations.is_model_folder(name))
+        kind = engine_kind(str(given.get("engine", "vllm")))
+        is_place = kind.loads_checkpoint or (not kind.is_api and locations.is_model_folder(name))
         return given | {"model": locations.of_model(name)} if is_place else given
 
     @model_validator(mode="after")
@@ -123,7 +128,7 @@ class ModelSection(Section):
             raise ValueError(
                 f"gpus_per_replica={self.gpus_per_replica}: above one card it must be a whole number (the tensor parallel size)"
             )
-        if self.engine == "transformers" and self.engine_options:
+        if self.engine_options and not self.kind.takes_options:
             raise ValueError(f"engine={self.engine!r} takes no engine_options={self.engine_options!r}; remove them or set engine=vllm")
         if self.engine == "vllm":
             for name in self.engine_options.keys() & VLLM_ARGUMENTS.keys():
@@ -134,7 +139,7 @@ class ModelSection(Section):
                 )
         if self.trust_remote_code is not None:
             self._check_trust(self.trust_remote_code)
-        if self.engine == "openai":
+        if self.kind.is_api:
             self._check_api()
         else:
             self._refuse_api_settings()

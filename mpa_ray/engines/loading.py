@@ -1,9 +1,11 @@
 """A model section to its engine."""
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 
 from mpa_ray.config import ModelSection
+from mpa_ray.config.engines import ENGINES
 from mpa_ray.engines.protocol import Engine
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.schema import Stage
@@ -18,25 +20,17 @@ def load(model: ModelSection, *, stage: str = "", output: Folder | None = None) 
         stage: who asks; a paid model's ledger says so.
         output: the run's folder, where a paid model's ledger is kept.
     """
-    if model.engine == "openai":
-        from mpa_ray.engines.ledger import Ledger
-        from mpa_ray.engines.openai import OpenAIEngine
-
-        return OpenAIEngine(model, Ledger(model, stage=stage, output=output))
-    if ":" in model.engine:
+    if model.engine not in ENGINES:
         return own(model.engine)(model)
-    from mpa_ray.models import families
+    if model.kind.loads_checkpoint:
+        from mpa_ray.models import families
 
-    # What the Parity Identifier asks is trained afterwards: what cannot be is refused now, not after all images are annotated.
-    families.check_loaded("model", model, trained=stage == Stage.PARITY_IDENTIFIER)
-    model = families.within_context(model)
-    if model.engine == "vllm":
-        from mpa_ray.engines.vllm import VllmEngine
-
-        return VllmEngine(model)
-    from mpa_ray.engines.transformers import TransformersEngine
-
-    return TransformersEngine(model)
+        # What the Parity Identifier asks is trained afterwards: what cannot be is refused now, not after all images are annotated.
+        families.check_loaded("model", model, trained=stage == Stage.PARITY_IDENTIFIER)
+        model = families.within_context(model)
+    # The engine's file is imported here, because it imports what serves the model.
+    engine: Engine = importlib.import_module(f"mpa_ray.engines.{model.engine}").load(model, stage=stage, output=output)
+    return engine
 
 
 def own(name: str) -> Callable[[ModelSection], Engine]:

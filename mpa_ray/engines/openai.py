@@ -53,6 +53,7 @@ from mpa_ray.engines.protocol import Reply, RequestRejected, Sampling
 from mpa_ray.errors import RunError
 from mpa_ray.observability.clean_text import storable
 from mpa_ray.observability.progress import duration
+from mpa_ray.storage.folder import Folder
 
 if TYPE_CHECKING:
     from openai import APIStatusError
@@ -131,6 +132,11 @@ class _Request:
 
 
 Turn = Callable[[], AbstractAsyncContextManager[None]]
+
+
+def load(model: ModelSection, *, stage: str, output: Folder | None) -> "OpenAIEngine":
+    """See `mpa_ray.engines.load`."""
+    return OpenAIEngine(model, Ledger(model, stage=stage, output=output))
 
 
 class OpenAIEngine:

@@ -14,6 +14,11 @@ from mpa_ray.models.chat_template import end_tokens, image_arguments, load_proce
 _Request = tuple[Image.Image, str, Sampling, asyncio.Future[Reply]]
 
 
+def load(model: ModelSection, **_: object) -> "TransformersEngine":
+    """See `mpa_ray.engines.load`."""
+    return TransformersEngine(model)
+
+
 class TransformersEngine:
     """One model on one card, or on the CPU. The model runs in a thread; requests that come meanwhile are its next batch."""
 

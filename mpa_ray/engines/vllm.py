@@ -20,6 +20,11 @@ from mpa_ray.models.gpu_memory import ENGINE_GIB, USED
 from mpa_ray.models.size import GIB, ModelSize, size_of
 
 
+def load(model: ModelSection, **_: object) -> "VllmEngine":
+    """See `mpa_ray.engines.load`."""
+    return VllmEngine(model)
+
+
 class VllmEngine:
     """One model on one or several cards, or on the CPU. vLLM runs the model in a process of its own, which ends with this one."""
 

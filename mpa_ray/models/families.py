@@ -114,7 +114,7 @@ def _refuse(flag: str, model: ModelSection, config: Mapping[str, Any], *, traine
         return
     named = f"{flag}={model.model!r} is of the type {kind!r}"
     trust = f"read that code and set trust_remote_code to {model.model}@ and its commit"
-    by_vllm = model.engine == "vllm" and not trained
+    by_vllm = model.kind.has_own_models and not trained
     if kind in _ORIGINAL_LAYOUTS:
         instead = _ORIGINAL_LAYOUTS[kind]
         if not (by_vllm and kind in _SERVED_BY_VLLM):

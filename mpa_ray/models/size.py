@@ -49,7 +49,7 @@ class ModelSize:
 
 def size_of(model: ModelSection) -> ModelSize | None:
     """The size of a model that runs here; None for one behind an API, of the user's own engine, or of which nothing is known."""
-    if model.engine == "openai" or ":" in model.engine or not model.model:
+    if not model.kind.loads_checkpoint or not model.model:
         return None
     try:
         found = _of_folder(model)

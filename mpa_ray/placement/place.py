@@ -116,7 +116,7 @@ def models_of(config: Config) -> dict[str, ModelSection]:
 
 def bundles(models: Sequence[ModelSection]) -> list[dict[str, float]]:
     """What must be there at the same time for `models` to be asked together: each one's fewest replicas, and a core to read and write."""
-    asked = [bundle(cpus=model.cpus, cards=_cards_asked(model)) for model in models for _ in range(model.min_replicas)]
+    asked = [bundle(cpus=model.cpus, cards=model.cards) for model in models for _ in range(model.min_replicas)]
     return [*asked, {"CPU": 1.0}]
 
 
@@ -130,12 +130,8 @@ def bundle(*, cpus: float, cards: float) -> dict[str, float]:
     return {"CPU": cpus} | ({"GPU": float(cards)} if cards else {})
 
 
-def _cards_asked(model: ModelSection) -> float:
-    return 0.0 if model.engine == "openai" else model.cards
-
-
 def _on_cards(model: ModelSection) -> bool:
-    return _cards_asked(model) > 0
+    return model.cards > 0
 
 
 def _place_engines(
@@ -157,7 +153,7 @@ def _place_engines(
             "max_replicas": most,
         }
         chosen = model.model_copy(update=update)
-        if model.engine == "vllm" and name in cards and sizes.get(name) and model.images_in_flight is None:
+        if model.kind.has_kv_cache and name in cards and sizes.get(name) and model.images_in_flight is None:
             chosen = chosen.model_copy(update={"images_in_flight": images_in_flight(sizes[name], chosen, card_gib=cluster.card_gib)})
         placed[name] = chosen
     return placed
@@ -312,7 +308,7 @@ def _cluster_line(cluster: Cluster) -> str:
 
 
 def _engine_line(name: str, asked: ModelSection, model: ModelSection, size: ModelSize | None, cluster: Cluster) -> str:
-    if model.engine == "openai":
+    if model.kind.is_api:
         return f"{name}: asked through an API"
     most = f"up to {model.max_replicas}" if model.max_replicas else "as many as the cluster gives"
     replicas = str(model.min_replicas) if model.max_replicas == model.min_replicas else f"{model.min_replicas} to start with, {most}"

@@ -264,16 +264,16 @@ def ask_model(
 
     return dataset.map_batches(
         worker,
-        fn_constructor_args=(
-            models,
-            work,
-            schema,
-            config.max_image_pixels,
-            config.max_image_bytes,
-            output,
-            config.max_decode_seconds,
-            time.time(),
-        ),
+        fn_constructor_kwargs={
+            "models": models,
+            "work": work,
+            "schema": schema,
+            "max_image_pixels": config.max_image_pixels,
+            "max_image_bytes": config.max_image_bytes,
+            "max_decode_seconds": config.max_decode_seconds,
+            "output": output,
+            "call": time.time(),
+        },
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -284,5 +284,5 @@ def ask_model(
             max_tasks_in_flight_per_actor=2 * _PARTS_IN_FLIGHT,
         ),
         num_cpus=sum(model.cpus for model in models),
-        num_gpus=sum(0.0 if model.engine == "openai" else model.cards for model in models) or None,
+        num_gpus=sum(model.cards for model in models) or None,
     )

@@ -35,15 +35,15 @@ def check_inputs(config: Config) -> None:
 def _check_models(config: Config) -> None:
     asked = {"lvlm": config.lvlm} if config.asks_lvlm else {}
     for flag, model in {**asked, **{f"jury.{number}": juror for number, juror in enumerate(config.jury)}}.items():
-        if model.engine == "openai":
+        if model.kind.is_api:
             api_key.check_api(flag, model)
-        elif ":" in model.engine:
+        elif not model.kind.loads_checkpoint:
             # What its model's name means is known to it alone.
             engines.own(model.engine)
         else:
             checkpoint.check(f"{flag}.model", model.model)
             families.check(f"{flag}.model", model, trained=False)
-    if ":" in config.svlm.engine:
+    if not config.svlm.kind.loads_checkpoint:
         engines.own(config.svlm.engine)
     checkpoint.check("svlm.model", config.svlm.model)
     families.check("svlm.model", config.svlm, trained=True)

@@ -18,13 +18,13 @@ def access(config: Config) -> Iterator[Finding]:
     for name, model in named_models(config).items():
         what = f"{name} {model.model}"
         try:
-            if model.engine == "openai":
+            if model.kind.is_api:
                 api_key.check_api(name, model)
                 yield Finding(
                     state="ok", what=what, said="behind an API; the key is set" if os.environ.get(model.api_key_env) else "no key"
                 )
                 continue
-            if ":" in model.engine:
+            if not model.kind.loads_checkpoint:
                 engines.own(model.engine)
                 yield Finding(state="ok", what=what, said=f"served by {model.engine}")
                 continue

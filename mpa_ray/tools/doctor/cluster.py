@@ -97,7 +97,7 @@ def _keys(config: Config) -> Iterator[Finding]:
         # The key itself stays where it is.
         return bool(os.environ.get(name))
 
-    names = {model.api_key_env for model in named_models(config).values() if model.engine == "openai" and not model.base_url}
+    names = {model.api_key_env for model in named_models(config).values() if model.kind.is_api and not model.base_url}
     for name in sorted(names):
         if ray.get(ray.remote(num_cpus=0)(is_set).remote(name)):
             yield Finding(state="ok", what="key on a worker", said=f"{name} is set")

@@ -15,6 +15,7 @@ import yaml
 
 from mpa_ray import demo
 from mpa_ray.config import Config, ModelSection
+from mpa_ray.config.engines import engine_kind
 from mpa_ray.demo.presets import preset
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.models import families
@@ -88,9 +89,9 @@ def dry_config(config: Config, *, images: str, output: str, on_cards: bool) -> C
 
 def _stand_in(model: ModelSection, embedded: dict[str, Any], on_cards: bool) -> ModelSection:
     settings = model.model_dump(exclude_unset=True) if _is_small(model) else embedded
-    takes_card = on_cards and bool(model.model) and model.engine == "vllm" and model.gpus_per_replica != 0
+    takes_card = on_cards and bool(model.model) and model.kind.has_kv_cache and model.gpus_per_replica != 0
     settings = settings | {"min_replicas": 1, "max_replicas": 1, "gpus_per_replica": _SHARE_OF_A_CARD if takes_card else 0}
-    if takes_card and settings.get("engine", "vllm") == "vllm":
+    if takes_card and engine_kind(settings.get("engine", "vllm")).has_kv_cache:
         settings["engine_options"] = settings.get("engine_options", {}) | _ENGINE_OPTIONS
     return ModelSection.model_validate(settings)
 
@@ -98,7 +99,7 @@ def _stand_in(model: ModelSection, embedded: dict[str, Any], on_cards: bool) -> 
 def _is_small(model: ModelSection) -> bool:
     try:
         parameters = (
-            families.count_parameters(model) if model.model and model.engine != "openai" else None
+            families.count_parameters(model) if model.model and not model.kind.is_api else None
         )
     except ConfigurationError:
         # What is wrong with its weights is said where models are looked at.

@@ -129,7 +129,7 @@ def _mean(values: Sequence[float], further: float) -> Range:
 
 def cards_of(model: ModelSection) -> float:
     """The cards of a model's replicas, or its cores where it has no card; an API has none."""
-    return 0.0 if model.engine == "openai" else (model.most_replicas or model.min_replicas) * (model.cards or model.cpus)
+    return 0.0 if model.kind.is_api else (model.most_replicas or model.min_replicas) * (model.cards or model.cpus)
 
 
 def all_cards(config: Config) -> float:
@@ -141,7 +141,7 @@ def _inference(rates: Rates, config: Config, images: int, hardware: Hardware) ->
     had = all_cards(config)
     cards = hardware.cards or had
     # What an API allows does not grow with our cards.
-    faster = 1.0 if any(model.engine == "openai" for model in (config.lvlm, *config.jury)) else cards / had
+    faster = 1.0 if any(model.kind.is_api for model in (config.lvlm, *config.jury)) else cards / had
     per_stretch = sum(images for _, images in rates.stretches) / len(rates.stretches)
     scatter = _mean([seconds / images for seconds, images in rates.stretches], images / per_stretch)
     per_image = Range(rates.seconds_per_image, scatter.low, scatter.high)

@@ -64,7 +64,7 @@ def _asked(model: ModelSection, config: Config) -> dict[str, Any]:
 
 def _files(model: ModelSection) -> str | None:
     """A hash of a model's files by their names, sizes and times; None where they are elsewhere, or gone."""
-    if model.engine == "openai" or not (is_remote(model.model) or is_model_folder(model.model)):
+    if model.kind.is_api or not (is_remote(model.model) or is_model_folder(model.model)):
         return None
     found = {name: entry for name, entry in node_cache.list_model(model.model).items() if name not in _NOT_THE_MODEL}
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
