@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from mpa_ray.demo.models import END, IMAGE, PAD, VIDEO, VISION_END, VISION_START, build_processor, train_tokenizer
+from demo_pair.models import END, IMAGE, PAD, VIDEO, VISION_END, VISION_START, build_processor, train_tokenizer
 from mpa_ray.tasks import prompts
 
 _PATCH = 14

@@ -2,7 +2,7 @@
 
 The paper fixes what each prompt asks for (its appendix of prompts); the wording is ours. Every prompt follows the image, so that the
 engine's prefix cache covers the image's tokens. The demo's tiny models know these strings as single tokens: whoever changes one trains
-them again (`python -m mpa_ray.demo.train_pair`).
+them again (`python -m benchmarks.demo_pair.train_pair`).
 """
 
 import re

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from benchmarks.demo_pair.models import ANNOTATION_PROMPTS, IMAGE, INSTRUCTION, SIZES, build_model, build_processor, build_tokenizer, reply
+from benchmarks.demo_pair.packed import PackedForward, patches
+from benchmarks.demo_pair.train_pair import CURRICULA, PEAK_LEARNING_RATE, learning_rate, training_batches
 from mpa_ray.demo import LVLM, SVLM
-from mpa_ray.demo.models import ANNOTATION_PROMPTS, IMAGE, INSTRUCTION, SIZES, build_model, build_processor, build_tokenizer, reply
-from mpa_ray.demo.packed import PackedForward, patches
 from mpa_ray.demo.questions import parse_annotation, true_answer
 from mpa_ray.demo.render import benchmark_rows, render
-from mpa_ray.demo.train_pair import CURRICULA, PEAK_LEARNING_RATE, learning_rate, training_batches
 from mpa_ray.tasks import prompts
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mpa_ray.demo.models import END, PAD, SIZES, build_model, build_processor, build_tokenizer
+from benchmarks.demo_pair.models import END, PAD, SIZES, build_model, build_processor, build_tokenizer
 from mpa_ray.models.chat_template import end_tokens, user_prompt
 from mpa_ray.tasks import prompts
 from mpa_ray.training.collator import IGNORED, Collator, answer_form

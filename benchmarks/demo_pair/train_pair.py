@@ -1,4 +1,4 @@
-"""Train one model of the demo's pair from nothing: `python -m mpa_ray.demo.train_pair --model lvlm --output FOLDER`.
+"""Train one model of the demo's pair from nothing: `python -m benchmarks.demo_pair.train_pair --model lvlm --output FOLDER`.
 
 The L-VLM sees both domains and all four wordings, and learns to annotate. The S-VLM sees plain images and the plain wordings only, and
 never annotates. Neither is held back in any other way: on what it was trained for, the S-VLM is always right.
@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
+from benchmarks.demo_pair.models import ANNOTATION_PROMPTS, SIZES, build_model, build_processor, build_tokenizer, reply, save
+from benchmarks.demo_pair.packed import Exchange, PackedForward
 from mpa_ray.demo.facts import Facts, SignFacts
-from mpa_ray.demo.models import ANNOTATION_PROMPTS, SIZES, build_model, build_processor, build_tokenizer, reply, save
-from mpa_ray.demo.packed import Exchange, PackedForward
 from mpa_ray.demo.questions import (
     ALL_WORDINGS,
     PLAIN_WORDINGS,

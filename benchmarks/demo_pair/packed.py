@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
-from mpa_ray.demo.models import END, MERGE, PATCH, START, VISION_END, VISION_START
+from benchmarks.demo_pair.models import END, MERGE, PATCH, START, VISION_END, VISION_START
 from mpa_ray.demo.render import SIDE
 
 GRID = SIDE // PATCH  # patches a side
