@@ -12,6 +12,7 @@ Notes of earlier calls say nothing: those were ended together with their actors.
 import hashlib
 from dataclasses import asdict, dataclass, field
 
+from mpa_ray.images.parts import part_name
 from mpa_ray.storage.folder import Folder
 
 _FOLDER = "attempts"
@@ -61,8 +62,8 @@ class Attempts:
     def begin(self, part: int) -> Attempt:
         """Notes that this actor begins `part`. The attempt knows of the actors that were lost over it."""
         attempt = Attempt()
-        if self._folder.exists(_name(part)):
-            before = Attempt(**self._folder.read_json(_name(part)))
+        if self._folder.exists(part_name(part, ".json")):
+            before = Attempt(**self._folder.read_json(part_name(part, ".json")))
             deaths = before.deaths + ([before.asking] if before.asking is not None else [])
             attempt = Attempt(lost=before.lost + 1, deaths=deaths)
         self._write(part, attempt)
@@ -81,16 +82,12 @@ class Attempts:
 
     def end(self, part: int) -> None:
         """The part's rows are answered."""
-        self._folder.delete(_name(part))
+        self._folder.delete(part_name(part, ".json"))
 
     def _write(self, part: int, attempt: Attempt) -> None:
-        self._folder.write_json(_name(part), asdict(attempt))
+        self._folder.write_json(part_name(part, ".json"), asdict(attempt))
 
 
 def forget(output: Folder) -> None:
     """Every part is committed: the notes are of no more use."""
     output.child(_FOLDER).delete_folder()
-
-
-def _name(part: int) -> str:
-    return f"part-{part:08d}.json"

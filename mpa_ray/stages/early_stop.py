@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from mpa_ray.errors import RunError
+from mpa_ray.images.parts import part_name
 from mpa_ray.storage.folder import Folder
 
 _FOLDER = "stop"
@@ -63,7 +64,7 @@ def keep(output: Folder, number: int, done: dict[int, list[Row]], schema: pa.Sch
     fields = [field for field in schema if field.name != _IMAGE]
     rows = [row | {_PLACE: place} for place, result in done.items() for row in result]
     table = pa.Table.from_pylist(rows, schema=pa.schema([*fields, pa.field(_PLACE, pa.int64())]))
-    output.child(_FOLDER).write_table(_name(number), table)
+    output.child(_FOLDER).write_table(part_name(number), table)
 
 
 def kept_parts(output: Folder) -> set[str]:
@@ -74,8 +75,8 @@ def kept_parts(output: Folder) -> set[str]:
 def kept(output: Folder, number: int, rows: list[Row], names: set[str]) -> dict[int, list[Row]]:
     """What `keep` was given for those of `rows` that are still at their place in part `number`, without images."""
     found: dict[int, list[Row]] = defaultdict(list)
-    if _name(number) in names:
-        for row in output.child(_FOLDER).read_table(_name(number)).to_pylist():
+    if part_name(number) in names:
+        for row in output.child(_FOLDER).read_table(part_name(number)).to_pylist():
             place = row.pop(_PLACE)
             if place < len(rows) and _came_of(row, rows[place]):
                 found[place].append(row)
@@ -90,7 +91,3 @@ def _came_of(kept: Row, source: Row) -> bool:
 def forget(output: Folder) -> None:
     """Every part is committed: what was kept for them is of no more use."""
     output.child(_FOLDER).delete_folder()
-
-
-def _name(number: int) -> str:
-    return f"part-{number:08d}.parquet"
