@@ -52,7 +52,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     here = page.file.src_uri
     source = here.removeprefix("repository/") if here.startswith("repository/") else f"docs/{here}"
 
-    def mended(found: re.Match[str]) -> str:
+    def fixed(found: re.Match[str]) -> str:
         path = found["path"]
         if "://" in path or path.startswith(("/", "mailto:")):
             return found[0]
@@ -67,7 +67,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
             return found[0]
         return f"{found['before']}({posixpath.relpath(site, posixpath.dirname(here) or '.')}{found['anchor'] or ''})"
 
-    return _LINK.sub(mended, markdown)
+    return _LINK.sub(fixed, markdown)
 
 
 def settings_page() -> str:

@@ -74,8 +74,8 @@ def parse(job: Config, argv: Sequence[str], *, about: str | None = None, whole: 
     config = validate(tree)
     missing = config.missing() if whole else []
     if missing:
-        mend = "give it on the command line, in --config, or take a --preset"
-        raise ConfigurationError(*(f"{flag} is not set; {mend}" for flag in missing))
+        fix = "give it on the command line, in --config, or take a --preset"
+        raise ConfigurationError(*(f"{flag} is not set; {fix}" for flag in missing))
     return config
 
 

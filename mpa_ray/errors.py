@@ -47,7 +47,7 @@ def meant_for_people(error: BaseException) -> ConfigurationError | RunError | No
     if isinstance(error, ConfigurationError | RunError):
         return error
     if isinstance(error, OSError) and error.errno in _DISK:
-        return RunError(f"{error}. Mend the storage and give the same command again")
+        return RunError(f"{error}. Fix the storage and give the same command again")
     return None
 
 

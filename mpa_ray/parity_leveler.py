@@ -63,7 +63,7 @@ def level(
     capacity.wait_for(
         place.training_bundles(settings, workers),
         what=f"train {name}",
-        mend="Set pl.workers to fewer",
+        fix="Set pl.workers to fewer",
         patience_s=config.cluster.patience_s,
         enough=settings.min_workers,
         labels=settings.node_labels,

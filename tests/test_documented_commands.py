@@ -190,5 +190,5 @@ def test_commands_that_load_models_run(page: str, place: Path, trained: Path, s3
     """On a real run; what quick commands of the page would have left is there too."""
     shutil.rmtree(place / "runs")
     shutil.copytree(trained, place / "runs")
-    Folder.at(place / "runs/demo-mended/parity").copy_from(Folder.at(place / "runs/demo/parity"))
+    Folder.at(place / "runs/demo-fixed/parity").copy_from(Folder.at(place / "runs/demo/parity"))
     run_blocks(page, "slow", place, s3_port)

@@ -1,4 +1,4 @@
-"""Real models, few images: rounds with a jury on yes-or-no questions, a comparison added to a finished run, a mended parity set."""
+"""Real models, few images: rounds with a jury on yes-or-no questions, a comparison added to a finished run, a fixed parity set."""
 
 import shutil
 from pathlib import Path
@@ -108,16 +108,16 @@ def rating_of(row: dict[str, Any], **decided: str) -> Rating:
     return Rating(mpa_ray_rating=1, id=row["sample_id"], fingerprint=mark, **said, **decided)
 
 
-def test_a_mended_parity_set_is_trained_on(ray_session: None, tmp_path: Path) -> None:
+def test_a_fixed_parity_set_is_trained_on(ray_session: None, tmp_path: Path) -> None:
     """A run, ratings of it, jobs/review.py's parity set, and a run that trains on that: no L-VLM, nothing annotated, every row used."""
     record = pipeline.run(settings(tmp_path / "run"))
-    run, mended = Folder.at(tmp_path / "run"), Folder.at(tmp_path / "mended")
+    run, fixed = Folder.at(tmp_path / "run"), Folder.at(tmp_path / "fixed")
     parity = rows(run.child("parity"))
     given = [rating_of(row, decision="drop") for row in parity[:3]]
     given.append(rating_of(parity[3], decision="fix", question=parity[3]["question"], answer="forty two"))
-    apply(run, given, mended, thresholds={})
-    assert parity_set(Config(parity=mended.child("parity").uri), Folder.at(tmp_path / "listed")).rows == len(parity) - 3
-    changes = {"parity": mended.child("parity").uri, "demo": {"images": 0}, "lvlm": {"model": ""}, "ablations": []}
+    apply(run, given, fixed, thresholds={})
+    assert parity_set(Config(parity=fixed.child("parity").uri), Folder.at(tmp_path / "listed")).rows == len(parity) - 3
+    changes = {"parity": fixed.child("parity").uri, "demo": {"images": 0}, "lvlm": {"model": ""}, "ablations": []}
     changes["evaluate"] = {"benchmark": str(tmp_path / "run/inputs/benchmark.parquet")}
     again = pipeline.run(settings(tmp_path / "again", **changes))
     assert again["training"]["mpa"]["samples"] == len(parity) - 3, "no row is held out"

@@ -137,7 +137,7 @@ class Config(Section):
     """An annotations folder to start from instead of images (another run's, or an imported one): the Pseudo Annotator's work is not paid
     twice."""
     parity: OptionalLocation = None
-    """A parity set to train on (parity/ of another run, or one that jobs/review.py has mended): nothing is annotated or judged, and no row
+    """A parity set to train on (parity/ of another run, or one that jobs/review.py has fixed): nothing is annotated or judged, and no row
     of it is held out."""
     rounds: PositiveInt = 1
     """Above 1, the images are split into so many shares; each round judges a fresh share with the S-VLM of the round before and trains it

@@ -201,7 +201,7 @@ def _sorted_names(folder: str, pieces: ExitStack) -> Iterator[bytes]:
                     runs.append(_written(sorted(names), pieces.enter_context(tempfile.TemporaryFile())))  # noqa: SIM115 - `pieces` closes it
                     names = []
     except OSError as error:
-        raise ConfigurationError(f"{folder}: cannot be listed: {error.strerror}; mend it or move it away") from error
+        raise ConfigurationError(f"{folder}: cannot be listed: {error.strerror}; fix it or move it away") from error
     return heapq.merge(*runs, sorted(names)) if runs else iter(sorted(names))
 
 

@@ -60,7 +60,7 @@ def check(flag: str, model: ModelSection, *, trained: bool) -> None:
     """Refuses a local checkpoint that cannot be served, or not trained where it must be. Most hub names are left to `check_loaded`.
 
     Raises:
-        ConfigurationError: with the reason and the mend.
+        ConfigurationError: with the reason and the fix.
     """
     config = _known_config(model)
     if config is not None:
@@ -71,7 +71,7 @@ def check_loaded(flag: str, model: ModelSection, *, trained: bool) -> None:
     """`check` where a model is loaded, for hub names too; what a checkpoint with trusted code may run is checked here.
 
     Raises:
-        ConfigurationError: with the reason and the mend.
+        ConfigurationError: with the reason and the fix.
     """
     from transformers import PreTrainedConfig
 

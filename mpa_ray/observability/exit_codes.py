@@ -21,7 +21,7 @@ def exit_codes() -> Iterator[None]:
             raise
         _end(said, USAGE if isinstance(said, ConfigurationError) else FAILED)
     except KeyboardInterrupt:
-        print("\nstopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        print("\nstopped; what is finished is kept, and the same command resumes the run", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

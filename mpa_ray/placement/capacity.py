@@ -67,7 +67,7 @@ def placed_alone(model: ModelSection, config: Config, *, what: str) -> ModelSect
         found = placed(config.model_copy(update={"svlm": model}), ["svlm"])
         model = found.config.svlm
         say(found.record["models"]["svlm"]["why"].replace("svlm", what, 1))
-    wait_for(bundles_of([model]), what=what, mend=advice({"it": model}), patience_s=config.cluster.patience_s, in_turn=True)
+    wait_for(bundles_of([model]), what=what, fix=advice({"it": model}), patience_s=config.cluster.patience_s, in_turn=True)
     return model
 
 
@@ -152,7 +152,7 @@ def wait_for(
     bundles: Sequence[Resources],
     *,
     what: str,
-    mend: str,
+    fix: str,
     patience_s: float,
     enough: int | None = None,
     in_turn: bool = False,
@@ -163,7 +163,7 @@ def wait_for(
     Args:
         bundles: resources, each on one node.
         what: who asks, for people: "PL", "annotate and identify".
-        mend: which settings ask for less.
+        fix: which settings ask for less.
         patience_s: how long it waits for what no node has and nobody is starting.
         enough: where not all of `bundles` can be had, so many of them are enough.
         in_turn: what others of this run are using counts as had; they give it back by and by.
@@ -184,9 +184,9 @@ def wait_for(
         return
     if enough is not None and enough < len(bundles):
         say(f"{who}: {lack}; going on with {enough} of {len(bundles)}, or as many as there are")
-        wait_for(bundles[:enough], what=what, mend=mend, patience_s=patience_s, labels=labels)
+        wait_for(bundles[:enough], what=what, fix=fix, patience_s=patience_s, labels=labels)
         return
-    raise RunError(f"{who} {lack}, and nothing starts another node. {mend}, or give the cluster a node type that has it")
+    raise RunError(f"{who} {lack}, and nothing starts another node. {fix}, or give the cluster a node type that has it")
 
 
 def look_again() -> None:

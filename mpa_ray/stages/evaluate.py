@@ -124,7 +124,7 @@ def _refuse_quarantined(table: pa.Table) -> None:
     for row in table.select(["question_id", "image_uri", "reason", "detail"]).to_pylist():
         if row["reason"] is not None:
             raise RunError(
-                f"benchmark question {row['question_id']} ({row['image_uri']}): {row['reason']}: {row['detail']}; mend the benchmark"
+                f"benchmark question {row['question_id']} ({row['image_uri']}): {row['reason']}: {row['detail']}; fix the benchmark"
             )
 
 

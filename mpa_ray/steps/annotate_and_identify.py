@@ -47,7 +47,7 @@ def annotate_and_identify(config: Config, output: Folder, source: Source, held: 
         capacity.wait_for(
             needed,
             what=stage,
-            mend=capacity.advice({name: place.models_of(config)[name] for name in asked_models(config, source)}),
+            fix=capacity.advice({name: place.models_of(config)[name] for name in asked_models(config, source)}),
             patience_s=config.cluster.patience_s,
         )
         watched = telemetry.Run(
@@ -137,7 +137,7 @@ def refuse_nothing(data: dict[str, Any], output: Folder) -> None:
     if not data["annotations"]:
         leading = "; ".join(f"{name} {count:,}" for name, count in data["quarantined"].items())
         raise NothingToTeach(
-            f"all {data['images']:,} images were quarantined ({leading}); see {output.uri}/quarantine, mend the cause, and use a new output"
+            f"all {data['images']:,} images were quarantined ({leading}); see {output.uri}/quarantine, fix the cause, and use a new output"
         )
     if not data["verdicts"][Verdict.PARITY]:
         raise NothingToTeach(

@@ -373,6 +373,6 @@ def patiently(work: Callable[[], T], what: str, *, not_there: tuple[int, ...] = 
                 raise FileNotFoundError(f"{what}: {error.strerror or error}") from error
             if attempt == attempts - 1:
                 tried = f"; tried {attempts} times" if attempts > 1 else ""
-                raise StorageError(f"{what}: {error}{tried}. Mend the storage and give the same command again") from error
+                raise StorageError(f"{what}: {error}{tried}. Fix the storage and give the same command again") from error
             time.sleep(random.uniform(0.5, 1.0) * 2**attempt)
     raise AssertionError("unreachable")

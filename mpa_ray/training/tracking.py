@@ -51,7 +51,7 @@ def check(names: Iterable[str]) -> None:
     """Refuses what is not installed, before anything is paid for.
 
     Raises:
-        ConfigurationError: with the mend.
+        ConfigurationError: with the fix.
     """
     for name in names:
         if importlib.util.find_spec(_PACKAGES[name]) is None:

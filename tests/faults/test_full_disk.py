@@ -57,7 +57,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_costs_nothing(disk: Path, tmp_
     run = Job(output=str(disk / "out"), log=tmp_path / "log", environment={"RAY_TMPDIR": "/tmp"}, images=160)
     assert run.start().wait(300) == 3
     last = run.log.read_text().rstrip().rpartition("\n")[2]
-    assert last.startswith("error: ") and "No space left on device" in last and "Mend the storage and give the same command again" in last
+    assert last.startswith("error: ") and "No space left on device" in last and "Fix the storage and give the same command again" in last
     assert not list(disk.rglob("*.json")) or all(path.stat().st_size for path in disk.rglob("*.json")), "no file is empty"
     subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
     run.finish(calls=1)

@@ -90,7 +90,7 @@ def test_ctrl_c_is_the_runs_at_any_time(job: Job, flags: tuple[object, ...], lin
         process.send_signal(signal.SIGINT)
         assert process.wait(90) == 130
     said = run.log.read_text()
-    assert said.rstrip().endswith("stopped; what is finished is kept, and the same command goes on from there")
+    assert said.rstrip().endswith("stopped; what is finished is kept, and the same command resumes the run")
     assert "Traceback" not in said
     assert not Path(job.output, "run.json").exists()
 
@@ -102,5 +102,5 @@ def test_ctrl_c_stops_at_once_and_says_how_to_go_on(job: Job) -> None:
     _wait_for_parts(job, 4, process)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    assert job.log.read_text().rstrip().endswith("stopped; what is finished is kept, and the same command goes on from there")
+    assert job.log.read_text().rstrip().endswith("stopped; what is finished is kept, and the same command resumes the run")
     assert not Path(job.output, "run.json").exists()

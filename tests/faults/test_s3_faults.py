@@ -68,7 +68,7 @@ def test_a_read_only_bucket_is_said_and_holds_nothing(through: Through, monkeypa
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
     with through(lambda method, path: "read_only") as (bucket, _):
         folder = Folder.at(f"s3://{bucket}/run")
-        with pytest.raises(StorageError, match=rf"s3://{bucket}/run/x.json: .*ACCESS_DENIED.*tried 7 times. Mend the storage"):
+        with pytest.raises(StorageError, match=rf"s3://{bucket}/run/x.json: .*ACCESS_DENIED.*tried 7 times. Fix the storage"):
             folder.write_json("x.json", {"a": 1})
         assert not folder.exists("x.json")
 

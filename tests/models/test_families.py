@@ -344,7 +344,7 @@ def test_a_template_that_begins_with_the_start_token_gives_one_and_not_two(publi
         assert tokens.count(processor.tokenizer.bos_token_id) == 1
 
 
-def test_generation_settings_that_cannot_be_saved_are_mended(published: Any, tmp_path: Path) -> None:
+def test_generation_settings_that_cannot_be_saved_are_fixed(published: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from mpa_ray.models.chat_template import end_tokens, settle_generation
@@ -357,7 +357,7 @@ def test_generation_settings_that_cannot_be_saved_are_mended(published: Any, tmp
         model.save_pretrained(tmp_path / "unmended")
     settle_generation(model, processor)
     assert end_tokens(model) == {processor.tokenizer.eos_token_id}
-    model.save_pretrained(tmp_path / "mended")
+    model.save_pretrained(tmp_path / "fixed")
 
 
 def with_config(folder: Path, **config: Any) -> str:

@@ -80,7 +80,7 @@ def test_what_no_node_can_have_is_an_error_and_not_a_wait(ray_session: None, cap
         r"PA asks for 4 GPU on one node, and the largest node has 0, and nothing starts another node\. Set x, or give the cluster a node"
     )
     with pytest.raises(RunError, match=message):
-        capacity.wait_for([{"CPU": 1.0, "GPU": 4.0}], what="PA", mend="Set x", patience_s=3)
+        capacity.wait_for([{"CPU": 1.0, "GPU": 4.0}], what="PA", fix="Set x", patience_s=3)
     said = capsys.readouterr().out
     assert "PA: waiting for {4 GPU, 1 CPU}" in said and "nothing is being started; an error in" in said
 
@@ -100,7 +100,7 @@ def test_the_advice_names_each_model_and_what_it_asks_for() -> None:
 def test_what_is_there_is_not_waited_for(ray_session: None, capsys: pytest.CaptureFixture[str]) -> None:
     # Twice: what was asked for the first time was given back.
     for _ in range(2):
-        capacity.wait_for([{"CPU": 3.0}, {"CPU": 1.0}], what="PA", mend="", patience_s=20)
+        capacity.wait_for([{"CPU": 3.0}, {"CPU": 1.0}], what="PA", fix="", patience_s=20)
     assert capsys.readouterr().out == ""
 
 

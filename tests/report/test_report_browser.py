@@ -369,7 +369,7 @@ def test_two_open_pages_lose_nothing(driver: Any, ordinary: Path, tmp_path: Path
     assert text(driver, "#done").startswith("2 of ")
 
 
-def test_dropping_and_mending(driver: Any, ordinary: Path, tmp_path: Path) -> None:
+def test_dropping_and_fixing(driver: Any, ordinary: Path, tmp_path: Path) -> None:
     start_rating(driver, ordinary / "check.html", "Ann")
     assert "S-VLM" in text(driver, "#texts")
     press(driver, "d")

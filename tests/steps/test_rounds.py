@@ -249,8 +249,8 @@ def test_the_budget_is_one_for_all_rounds(config: Config) -> None:
         ({}, ["fully fine-tuned on what", "every weight was trained", "no human label was used"], ["LoRA"]),
         ({"pl": LevelSection(lora_rank=4)}, ["fine-tuned with LoRA of rank 4 on what", "LoRA of rank 4 on all linear layers"], ["fully"]),
         (
-            {"parity": "runs/mended/parity"},
-            ["on the parity set `runs/mended/parity`", "whether people wrote or changed"],
+            {"parity": "runs/fixed/parity"},
+            ["on the parity set `runs/fixed/parity`", "whether people wrote or changed"],
             ["no human label"],
         ),
         ({"ablations": ("human_labels",)}, ["human labels trained the comparisons alone"], ["no human label"]),

@@ -45,7 +45,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(StorageError, match="No space left on device. Mend the storage"):
+    with pytest.raises(StorageError, match="No space left on device. Fix the storage"):
         folder.write_bytes("a", b"second")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert folder.read_bytes("a") == b"first"

@@ -1,4 +1,4 @@
-"""The checks before a run: what is well is said to be, and what is not is named with its mend."""
+"""The checks before a run: what is well is said to be, and what is not is named with its fix."""
 
 import os
 import shutil
@@ -46,7 +46,7 @@ def test_wrong_and_missing_versions(tmp_path: Path) -> None:
     assert states(found) == ["ok", "failed", "failed", "ok"]
     assert "pyarrow is " in found[1].said and "==1.0 was tested" in found[1].said
     assert found[2].said == "no-such-package==2.0 is not installed"
-    assert found[2].mend == "make venv, or pip install -c constraints.txt 'no-such-package==2.0'"
+    assert found[2].fix == "make venv, or pip install -c constraints.txt 'no-such-package==2.0'"
     assert found[3].said == "2 packages as pinned"
 
 
@@ -69,7 +69,7 @@ def test_a_local_part_of_a_version_is_a_build_of_it(tmp_path: Path, monkeypatch:
 def test_memory(free: float, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_memory_available", lambda: int(free * machine.GIB))
     [memory] = [finding for finding in machine.machine() if finding.what == "memory"]
-    assert memory.state == state and bool(memory.mend) == (state != "ok")
+    assert memory.state == state and bool(memory.fix) == (state != "ok")
 
 
 def test_disks_that_do_not_exist_yet_are_those_they_would_be_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_check_leaves_nothing_on_a_disk(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     [found] = data.storage(str(tmp_path / "file/run"))
-    assert found.state == "failed" and found.mend
+    assert found.state == "failed" and found.fix
 
 
 def test_a_bucket_with_all_rights(bucket: str) -> None:
@@ -122,7 +122,7 @@ def test_a_bucket_that_may_only_be_read(s3_port: int, monkeypatch: pytest.Monkey
     with Proxy(s3_port, lambda method, path: "read_only") as proxy, environment(proxy.port):
         [found] = data.storage("s3://doctor-read-only/run")
     assert found.state == "failed" and "doctor-read-only" in found.said
-    assert found.mend == "give these credentials the rights to list, read, write and delete there"
+    assert found.fix == "give these credentials the rights to list, read, write and delete there"
 
 
 def test_a_store_that_ignores_conditions(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_images(tmp_path: Path) -> None:
     assert found.state == "ok" and "of the first 2, 2 were read" in found.said
     (tmp_path / "a.png").write_bytes(b"")
     [found] = data.inputs(Config(images=str(tmp_path)))
-    assert found.state == "warning" and found.mend.startswith("empty")
+    assert found.state == "warning" and found.fix.startswith("empty")
     for nothing in (tmp_path / "nowhere", tmp_path / "a.txt"):
         [found] = data.inputs(Config(images=str(nothing)))
         assert found.state == "failed" and "does not exist" in found.said
@@ -159,7 +159,7 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = access(ModelSection(model=str(tmp_path)))
     assert found.state == "failed" and "holds no config.json" in found.said
     found = access(ModelSection(model="nobody/no-such-model"))
-    assert found.state == "failed" and "HF_TOKEN" in found.mend
+    assert found.state == "failed" and "HF_TOKEN" in found.fix
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_bytes((demo.LVLM / "config.json").read_bytes())
@@ -244,7 +244,7 @@ def test_cards_that_are_asked_for_and_not_here(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cluster, "count_cards", lambda: 0)
     found = list(cluster.cluster(Config(lvlm=model, svlm=model)))
     assert [(finding.state, finding.what) for finding in found[1:]] == [("failed", "room for PA and PI"), ("failed", "room for PL")]
-    assert found[1].mend
+    assert found[1].fix
     assert states(list(cluster.cluster(Config()))) == ["ok"], "no model is named, so no card is asked for"
 
 
@@ -287,7 +287,7 @@ def test_a_small_run_that_fails_says_why(job: Doctor, tmp_path: Path) -> None:
 def test_a_finding_shows_what_names_hold_and_none_can_be_forged() -> None:
     hostile = "a\x1b[2J\u202e\nok       models: there"
     text = str(
-        Finding(state="failed", what=hostile, said=f"{hostile}\nsecond problem", mend=hostile)
+        Finding(state="failed", what=hostile, said=f"{hostile}\nsecond problem", fix=hostile)
     )
     assert all(character.isprintable() for line in text.split("\n") for character in line)
     first, *rest = text.split("\n")

@@ -25,11 +25,11 @@ def about(row, rater="ann", **changes):
     return Rating(**line(row["sample_id"], rater, fingerprint=fingerprint(row["question"], row["answer"]), **changes))
 
 
-def fix(answer="mended", question="Mended?"):
+def fix(answer="fixed", question="Fixed?"):
     return {"decision": "fix", "question": question, "answer": answer}
 
 
-def test_rows_are_dropped_and_mended_in_a_new_folder(run, tmp_path):
+def test_rows_are_dropped_and_fixed_in_a_new_folder(run, tmp_path):
     rows = rows_of(run.child("parity"))
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.parquet")}
     ratings = [about(rows[0], decision="drop"), about(rows[1], **fix()), about(rows[2], decision="keep", answer_correctness=0)]
@@ -38,7 +38,7 @@ def test_rows_are_dropped_and_mended_in_a_new_folder(run, tmp_path):
     record = apply(run, ratings, output, thresholds={"answer_correctness": 0.5})
     left = rows_of(output.child("parity"))
     expected = [row for number, row in enumerate(rows) if number not in (0, 3)]
-    expected[0] = rows[1] | {"question": "Mended?", "answer": "mended"}
+    expected[0] = rows[1] | {"question": "Fixed?", "answer": "fixed"}
     assert left == expected, "images, ids and the order stay"
     assert record == output.read_json("review.json")
     counts = {name: record[name] for name in ("rows", "rated", "kept", "dropped", "fixed", "disagreements")}

@@ -23,8 +23,8 @@ def failed(*workers: Exception) -> WorkerGroupError:
     [
         (failed(LOST, RunError("p/1.parquet: its image cannot be read")), RunError, "p/1.parquet: its image cannot be read"),
         (failed(ConfigurationError("svlm.model='x': no such model")), ConfigurationError, "svlm.model='x': no such model"),
-        (failed(FULL), RunError, "[Errno 28] No space left on device. Mend the storage and give the same command again"),
-        (ControllerError(FULL), RunError, "[Errno 28] No space left on device. Mend the storage and give the same command again"),
+        (failed(FULL), RunError, "[Errno 28] No space left on device. Fix the storage and give the same command again"),
+        (ControllerError(FULL), RunError, "[Errno 28] No space left on device. Fix the storage and give the same command again"),
         (
             WorkerGroupError("a\nTraceback:\nmpa_ray.errors.StorageError: s3://b: denied\nb", {0: LOST}),
             RunError,

@@ -45,7 +45,7 @@ def _fetched(what: str, name: str, model: ModelSection) -> Iterator[Finding]:
         families.check_loaded(f"{name}.model", model, trained=name == "svlm")
     except OSError as error:
         said = " ".join(str(error).split())[:300]
-        mend = "look at the name, at HF_TOKEN for a gated model, and at the network; or give a folder with a copy"
-        yield Finding(state="failed", what=what, said=said, mend=mend)
+        fix = "look at the name, at HF_TOKEN for a gated model, and at the network; or give a folder with a copy"
+        yield Finding(state="failed", what=what, said=said, fix=fix)
         return
     yield Finding(state="ok", what=what, said="its configuration is to be had; weights were not fetched")

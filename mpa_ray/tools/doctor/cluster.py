@@ -24,7 +24,7 @@ def cluster(config: Config) -> Iterator[Finding]:
         yield from _on_this_machine(config)
         return
     host, _, port = address.rpartition("://")[2].rpartition(":")
-    mend = "is the head up, and its port open from here? Without RAY_ADDRESS a run starts a Ray of its own"
+    fix = "is the head up, and its port open from here? Without RAY_ADDRESS a run starts a Ray of its own"
     try:
         if port.isdigit():
             socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
@@ -32,7 +32,7 @@ def cluster(config: Config) -> Iterator[Finding]:
             yield from _resources(config)
             yield from _keys(config)
     except (OSError, RuntimeError, ValueError) as error:
-        yield Finding(state="failed", what="ray", said=f"RAY_ADDRESS={address}: {' '.join(str(error).split())[:300]}", mend=mend)
+        yield Finding(state="failed", what="ray", said=f"RAY_ADDRESS={address}: {' '.join(str(error).split())[:300]}", fix=fix)
 
 
 def _on_this_machine(config: Config) -> Iterator[Finding]:
@@ -82,8 +82,8 @@ def _room(config: Config, nodes: Sequence[Mapping[str, float]], *, state: State)
         lack = capacity.lacking(needed, nodes)
         fewest = needed[: config.pl.min_workers or None] if what == "PL" else needed
         if lack and capacity.lacking(fewest, nodes):
-            mend = "a larger machine or cluster, or less for each model (gpus_per_replica, cpus_per_replica, min_replicas; pl.workers)"
-            yield Finding(state=state, what=f"room for {what}", said=f"it {lack}", mend=mend)
+            fix = "a larger machine or cluster, or less for each model (gpus_per_replica, cpus_per_replica, min_replicas; pl.workers)"
+            yield Finding(state=state, what=f"room for {what}", said=f"it {lack}", fix=fix)
         else:
             fewer = f"; it {lack}, and goes on with {len(fewest)} workers, or as many as there are" if lack else ""
             yield Finding(state="ok", what=f"room for {what}", said=f"{capacity.shown(needed)}{fewer}")
@@ -102,5 +102,5 @@ def _keys(config: Config) -> Iterator[Finding]:
         if ray.get(ray.remote(num_cpus=0)(is_set).remote(name)):
             yield Finding(state="ok", what="key on a worker", said=f"{name} is set")
         else:
-            mend = f"set {name} in the environment of the cluster's nodes, or in the job's runtime environment"
-            yield Finding(state="failed", what="key on a worker", said=f"{name} is not set where Ray's workers run", mend=mend)
+            fix = f"set {name} in the environment of the cluster's nodes, or in the job's runtime environment"
+            yield Finding(state="failed", what="key on a worker", said=f"{name} is not set where Ray's workers run", fix=fix)

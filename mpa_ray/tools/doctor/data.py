@@ -29,7 +29,7 @@ def inputs(config: Config) -> Iterator[Finding]:
             yield Finding(state="ok", what="images", said="not looked at: no --images")
     except (ConfigurationError, RunError) as error:
         yield Finding(
-            state="failed", what="images", said=str(error), mend="look at the path, and at what may be read with these credentials"
+            state="failed", what="images", said=str(error), fix="look at the path, and at what may be read with these credentials"
         )
 
 
@@ -48,7 +48,7 @@ def _first_images(config: Config) -> Iterator[Finding]:
     first = [found.reference for found in islice(finding.find(config.images, image_roots=config.image_roots), _IMAGES_LOOKED_AT)]
     bad = [why for content in references.fetch(first, max_image_bytes=config.max_image_bytes) if (why := _unreadable(content, config))]
     said = f"{config.images}: listed; of the first {len(first)}, {len(first) - len(bad)} were read"
-    yield Finding(state="warning" if bad else "ok", what="images", said=said, mend=f"{bad[0].reason}: {bad[0].detail}" if bad else "")
+    yield Finding(state="warning" if bad else "ok", what="images", said=said, fix=f"{bad[0].reason}: {bad[0].detail}" if bad else "")
 
 
 def _unreadable(content: bytes | UnreadableImage, config: Config) -> UnreadableImage | None:
@@ -73,7 +73,7 @@ def storage(output: str) -> Iterator[Finding]:
         folder.write_json(name, {"written": True})
         try:
             if folder.read_json(name) != {"written": True} or name not in folder.names(".json"):
-                yield Finding(state="failed", what="output", said=f"{output}: what was written is not what is read", mend="another storage")
+                yield Finding(state="failed", what="output", said=f"{output}: what was written is not what is read", fix="another storage")
                 return
             refused = not output.startswith(s3.SCHEME) or _second_put_is_refused(folder, name)
         finally:
@@ -81,15 +81,15 @@ def storage(output: str) -> Iterator[Finding]:
         for path in made:
             path.rmdir()
     except (ConfigurationError, RunError) as error:
-        mend = (
+        fix = (
             "give these credentials the rights to list, read, write and delete there" if is_remote(output) else "another folder, or rights"
         )
-        yield Finding(state="failed", what="output", said=str(error), mend=mend)
+        yield Finding(state="failed", what="output", said=str(error), fix=fix)
         return
     if not refused:
         said = f"{output}: a conditional PUT wrote over what was there, so two runs on one output cannot be told apart"
         yield Finding(
-            state="warning", what="output", said=said, mend="take care that one run works on it, or take a store with If-None-Match"
+            state="warning", what="output", said=said, fix="take care that one run works on it, or take a store with If-None-Match"
         )
         return
     yield Finding(state="ok", what="output", said=f"{output}: written, read, listed and deleted")

@@ -52,8 +52,8 @@ def dry_run(config: Config) -> Iterator[Finding]:
         try:
             ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=_RUN_S, check=False)
         except subprocess.TimeoutExpired:
-            mend = "does it wait for cards or cores? Leave a core of each node free; ray status shows what is asked for"
-            yield Finding(state="failed", what="dry run", said=f"not finished after {_RUN_S:.0f} s", mend=mend)
+            fix = "does it wait for cards or cores? Leave a core of each node free; ray status shows what is asked for"
+            yield Finding(state="failed", what="dry run", said=f"not finished after {_RUN_S:.0f} s", fix=fix)
             return
         models = f"{_name(small.lvlm)} by {small.lvlm.engine} and {_name(small.svlm)} by {small.svlm.engine}"
         if ended.returncode == 0:
@@ -63,7 +63,7 @@ def dry_run(config: Config) -> Iterator[Finding]:
         lines = [line for line in ended.stderr.splitlines() if line.strip()] or ["it said nothing"]
         told = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[-1])
         yield Finding(
-            state="failed", what="dry run", said=f"with {models}: {told[:500]}", mend="the first failed line above, if there is one"
+            state="failed", what="dry run", said=f"with {models}: {told[:500]}", fix="the first failed line above, if there is one"
         )
 
 

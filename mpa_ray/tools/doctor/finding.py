@@ -19,18 +19,18 @@ class Finding:
         state: "failed" where a run could not work.
         what: was looked at.
         said: what it is like.
-        mend: what to do, where something should be done.
+        fix: what to do, where something should be done.
     """
 
     state: State
     what: str
     said: str
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
         text = f"{self.state:8} {self.what}: {self.said}"
-        if self.mend:
-            text += f"\nfix: {self.mend}"
+        if self.fix:
+            text += f"\nfix: {self.fix}"
         # Whatever a name or a server says is set in below the state: no finding can be forged.
         return f"\n{'':9}".join(map(visible_line, text.split("\n")))
 

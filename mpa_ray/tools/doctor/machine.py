@@ -26,17 +26,17 @@ def versions(config: Config, pins: Path = ROOT / "setup.cfg") -> Iterator[Findin
     """Python and every package the run needs, against the pins of `setup.cfg`."""
     yield Finding(state="ok", what="python", said=f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     if not pins.is_file():
-        yield Finding(state="warning", what="versions", said=f"not compared: {pins} is not there", mend="run from a checkout")
+        yield Finding(state="warning", what="versions", said=f"not compared: {pins} is not there", fix="run from a checkout")
         return
     good = 0
     for requirement in _required(config, pins):
         found = _installed(requirement.name)
         if found is None:
-            yield Finding(state="failed", what="versions", said=f"{requirement} is not installed", mend=_install(requirement))
+            yield Finding(state="failed", what="versions", said=f"{requirement} is not installed", fix=_install(requirement))
         # A local part (2.13.0+cpu) names a build of the same version.
         elif not requirement.specifier.contains(found.partition("+")[0], prereleases=True):
             said = f"{requirement.name} is {found}, and {requirement.specifier} was tested"
-            yield Finding(state="failed", what="versions", said=said, mend=_install(requirement))
+            yield Finding(state="failed", what="versions", said=said, fix=_install(requirement))
         else:
             good += 1
     yield Finding(state="ok", what="versions", said=f"{good} packages as pinned")
@@ -73,9 +73,9 @@ def machine() -> Iterator[Finding]:
     available = _memory_available()
     said = f"{available / GIB:.1f} GiB available, {os.cpu_count()} cores"
     if available < _LEAST_MEMORY:
-        yield Finding(state="failed", what="memory", said=said, mend="end what else runs here, or take a larger machine: Ray needs 2 GiB")
+        yield Finding(state="failed", what="memory", said=said, fix="end what else runs here, or take a larger machine: Ray needs 2 GiB")
     elif available < _SOME_MEMORY:
-        yield Finding(state="warning", what="memory", said=said, mend="engines and training on the CPU want more; on cards it is enough")
+        yield Finding(state="warning", what="memory", said=said, fix="engines and training on the CPU want more; on cards it is enough")
     else:
         yield Finding(state="ok", what="memory", said=said)
     yield from _space("shared memory", Path("/dev/shm"), 0, _SOME_SHM, "in a container, --shm-size=4g or a memory emptyDir at /dev/shm")
@@ -92,12 +92,12 @@ def _memory_available() -> int:
     return 0
 
 
-def _space(what: str, path: Path, least: int, some: int, mend: str) -> Iterator[Finding]:
+def _space(what: str, path: Path, least: int, some: int, fix: str) -> Iterator[Finding]:
     while not path.exists():
         path = path.parent
     free = shutil.disk_usage(path).free
     state: State = "failed" if free < least else "warning" if free < some else "ok"
-    yield Finding(state=state, what=what, said=f"{free / GIB:.1f} GiB free in {path}", mend="" if state == "ok" else mend)
+    yield Finding(state=state, what=what, said=f"{free / GIB:.1f} GiB free in {path}", fix="" if state == "ok" else fix)
 
 
 def cards() -> Iterator[Finding]:
@@ -109,13 +109,13 @@ def cards() -> Iterator[Finding]:
     listed = subprocess.run(query, capture_output=True, text=True, check=False)
     if listed.returncode != 0:
         said = " ".join((listed.stderr or listed.stdout).split())[:200]
-        yield Finding(state="failed", what="cards here", said=said, mend="mend the driver: nvidia-smi must list the cards")
+        yield Finding(state="failed", what="cards here", said=said, fix="fix the driver: nvidia-smi must list the cards")
         return
     for line in listed.stdout.splitlines():
         name, total, used = (part.strip() for part in line.rsplit(",", 2))
         busy = int(used) > 0.1 * int(total)
         said = f"{name}, {int(total) / 1024:.0f} GiB, {int(used) / 1024:.0f} GiB of it in use"
-        yield Finding(state="warning" if busy else "ok", what="card", said=said, mend="end what else uses it" if busy else "")
+        yield Finding(state="warning" if busy else "ok", what="card", said=said, fix="end what else uses it" if busy else "")
 
 
 def count_cards() -> int:

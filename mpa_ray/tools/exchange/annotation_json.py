@@ -126,7 +126,7 @@ def records(uri: str) -> Iterator[Any]:
         except (ValueError, RecursionError) as error:
             if isinstance(error, ConfigurationError):
                 raise
-            raise ConfigurationError(f"--annotations {uri}: not JSON after {number:,} records ({error}); mend the file") from error
+            raise ConfigurationError(f"--annotations {uri}: not JSON after {number:,} records ({error}); fix the file") from error
 
 
 def _items(stream: TextIO) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""A parity set as its raters leave it: rows dropped and mended, written as a new folder, file by file; the run stays as it is.
+"""A parity set as its raters leave it: rows dropped and fixed, written as a new folder, file by file; the run stays as it is.
 
 OUTPUT/parity/       what is left, for the Parity Leveler (`mpa_ray.level`)
 OUTPUT/review.json   what was done and why, row by row; written last
@@ -37,7 +37,7 @@ def outcome(ratings: Sequence[Rating], thresholds: Mapping[str, float]) -> Outco
     """What the raters of one row decided.
 
     More than half of those who decided must have decided the same, for a fix with the same text. Thresholds come into play where no such
-    majority keeps or mends the row: a question's mean rating below its threshold drops it.
+    majority keeps or fixes the row: a question's mean rating below its threshold drops it.
     """
     decided = [rating for rating in ratings if rating.decision]
     # Only a fix has texts: others than a fix may have those of one that was taken back.
@@ -56,7 +56,7 @@ def outcome(ratings: Sequence[Rating], thresholds: Mapping[str, float]) -> Outco
 
 
 def apply(run: Folder, ratings: list[Rating], output: Folder, *, thresholds: Mapping[str, float]) -> dict[str, Any]:
-    """Writes the parity set of `run` into `output`, rows dropped and mended as the ratings say.
+    """Writes the parity set of `run` into `output`, rows dropped and fixed as the ratings say.
 
     Args:
         run: a run's output folder.
@@ -144,10 +144,10 @@ def told(record: dict[str, Any]) -> str:
     raters = visible_line(", ".join(record["raters"]))
     lines = [
         f"{record['rows']:,} rows, {record['rated']:,} of them rated by {raters}:"
-        f" {record['dropped']:,} dropped, {record['fixed']:,} mended, {record['kept']:,} kept as they are"
+        f" {record['dropped']:,} dropped, {record['fixed']:,} fixed, {record['kept']:,} kept as they are"
     ]
     if record["disagreements"]:
-        lines.append(f"{record['disagreements']:,} rows are kept although some raters would drop or mend them: there is no majority")
+        lines.append(f"{record['disagreements']:,} rows are kept although some raters would drop or fix them: there is no majority")
     if record["other_text"]:
         lines.append(f"{record['other_text']:,} ratings are of another text than the row has and were left out")
     if record["not_in_parity"]:
