@@ -137,7 +137,7 @@ def test_an_end_by_the_server_loses_nothing_that_was_answered(fault: str, root: 
         with pytest.raises(RunError) as ended:
             start(root, server)
         assert ("quota is exhausted" in str(ended.value)) == (fault == "quota")
-        assert "images are done and kept; the same command goes on from there" in str(ended.value)
+        assert "images are done and kept; the same command resumes the run" in str(ended.value)
         answered = 50
         asked = len(server.requests)
         assert asked <= answered + IN_FLIGHT, "nobody asks on"

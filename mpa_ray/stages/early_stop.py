@@ -2,7 +2,7 @@
 
 An error raised inside a dataset would throw away every part that is on its way through later stages. So the actor leaves its reason in
 the output instead and lets go of what it was not yet asked; reads that are still to come give empty parts; whatever is complete flows on
-to its commit; and the run, when the stream has ended, says the reason (exit code 3). The same command goes on from there.
+to its commit; and the run, when the stream has ended, says the reason (exit code 3). The same command resumes the run.
 
 Annotations that were already made in parts that are not complete are kept in `stop/`, and the next call does not ask, or pay for, them
 again. What is lost then is what was asked of images that were not finished, which are at most `images_in_flight`. A call that is killed
@@ -51,7 +51,7 @@ def raise_if_stopped(output: Folder, done: str) -> None:
     """
     why = reason(output)
     if why is not None:
-        raise RunError(f"{why}. {done}; the same command goes on from there")
+        raise RunError(f"{why}. {done}; the same command resumes the run")
 
 
 def read_unless_stopped(number: int, *, read: Callable[[int], pa.Table], output: Folder, schema: pa.Schema) -> pa.Table:

@@ -85,7 +85,7 @@ def test_whole_parts_come_out_and_what_is_done_of_others_is_not_asked_again(monk
     assert [row["detail"] for row in whole if row["reason"] is None][:2] == ["seen 0", "seen 0 again"]
     assert len(whole) == 2 * 3 + 1 + 1 and partial == []
     assert early_stop.reason(output) == "the budget is spent"
-    with pytest.raises(RunError, match=r"^the budget is spent\. 4 of 10 are done; the same command goes on from there$"):
+    with pytest.raises(RunError, match=r"^the budget is spent\. 4 of 10 are done; the same command resumes the run$"):
         early_stop.raise_if_stopped(output, "4 of 10 are done")
     read = early_stop.read_unless_stopped(5, read=lambda number: part(number, 1), output=output, schema=SOURCE_ROW)
     assert read.num_rows == 0 and read.schema == SOURCE_ROW
