@@ -159,7 +159,8 @@ class Config(Section):
     max_image_bytes: PositiveInt = 64 * 2**20
     """Files with more bytes are quarantined unread."""
     max_decode_seconds: PositiveFloat = 30
-    """An image whose decoding takes longer is quarantined (`decode_timeout`); a photograph of 12 megapixels takes a tenth of a second."""
+    """An image whose decoding takes a core for longer is quarantined (`decode_timeout`); a photograph of 12 megapixels takes a tenth of a
+    second."""
     demo: DemoSection = DemoSection()
     """What the demo preset sets."""
 

@@ -5,7 +5,7 @@ A reference is a URI that says by itself where the bytes are:
     /data/a.jpg, s3://bucket/a.jpg                      a file
     /data/shard.parquet#row_group=0&row=17              a row of a Parquet file with an image column
     ...#row_group=0&row=17&image_id=c823...&key=77fe... the same in a shard of jobs/pack.py: the image keeps the id and the draw key
-                                                        (`images.draw_key_of`) that it had as a loose file
+                                                        (`decode.draw_key_of`) that it had as a loose file
     s3://bucket/shard.tar#offset=1536&size=20480&member=a.jpg    a member of a tar (WebDataset)
 
 and some say why there are none:

@@ -52,7 +52,7 @@ class Autoscaler:
 
 
 def placed(config: Config, asked: Sequence[str]) -> Placement:
-    """`placement.place` on the cluster this process is connected to."""
+    """`place.place` on the cluster this process is connected to."""
     sizes = {name: size_of(model) for name, model in models_of(config).items()}
     return place(config, sizes, cluster_of(config.cluster), asked=asked)
 

@@ -40,7 +40,7 @@ class Facts:
         settings: the same, typed; None where it is of another version.
         listed: how many images the run has to do; None where that is not known.
         root: what the references of images below its source begin with; None where that is not known.
-        data: images, annotations, quarantined, verdicts, tokens, encoder_runs, svlm_asked (see `parts.totals`), and the seconds of these.
+        data: images, annotations, quarantined, verdicts, tokens, encoder_runs, svlm_asked (see `commits.totals`), and the seconds of these.
         training: arm -> its record. evaluation: scores. ledger: step -> account. versions: package -> version.
         stages: step -> seconds, in the order in which they ran; wall_seconds: of all, those at the same time counted once.
         gaps: studies/gaps.json. curves: arm -> (step, loss a sample). rounds: a point a round, for a run of several.

@@ -258,7 +258,7 @@ def ask_model(
     `models`, as many replicas as the first one says.
 
     With `output`, a paid model's ledger and notes of parts begun are kept there, and an engine that cannot go on ends the stage in good
-    order: parts are then missing, and the caller must ask `stopping.raise_if_stopped`. Without it, that error fails the dataset.
+    order: parts are then missing, and the caller must ask `early_stop.raise_if_stopped`. Without it, that error fails the dataset.
     """
     from ray.data import ActorPoolStrategy
 

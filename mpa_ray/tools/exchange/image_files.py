@@ -7,7 +7,7 @@ from mpa_ray.images.decode import UnreadableImage
 from mpa_ray.schema import Reason
 
 _SAFE_STEM = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
-# How files of the formats in `images.FORMATS` begin: (offset, bytes, extension).
+# How files of the formats in `decode.FORMATS` begin: (offset, bytes, extension).
 _SIGNATURES = (
     (0, b"\xff\xd8\xff", ".jpg"),
     (0, b"\x89PNG\r\n\x1a\n", ".png"),
