@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from mpa_ray.config import Config
 from mpa_ray.config.describe import help_lines, settings
-from mpa_ray.config.parse import _section_in, merge, problems, validate
+from mpa_ray.config.parse import merge, problems, section_in, validate
 from mpa_ray.demo import presets
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.observability.exit_codes import exit_codes
@@ -192,7 +192,7 @@ def _type_of(path: Sequence[str], root: type[BaseModel] = Config) -> Any:
         return bool
     kind: Any = root
     for part in path:
-        section = _section_in(kind)
+        section = section_in(kind)
         field = section.model_fields.get(part) if section else None
         if field is None:
             return None

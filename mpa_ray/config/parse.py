@@ -11,11 +11,11 @@ from mpa_ray.config.describe import settings
 from mpa_ray.errors import ConfigurationError
 
 
-def _section_in(kind: Any) -> type[BaseModel] | None:
+def section_in(kind: Any) -> type[BaseModel] | None:
     """The section that a setting is, may be (`task`), or is a list of (`jury`)."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return kind
-    return next((section for part in get_args(kind) if (section := _section_in(part))), None)
+    return next((section for part in get_args(kind) if (section := section_in(part))), None)
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _names(section: type[BaseModel], path: Sequence[str]) -> list[str]:
     for part in path:
         # A place in a list, or a key of a mapping, is no field: what is there is the section that was found already.
         field = section.model_fields.get(part)
-        section = (field and _section_in(field.annotation)) or section
+        section = (field and section_in(field.annotation)) or section
     return list(section.model_fields)
 
 

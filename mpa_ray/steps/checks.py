@@ -47,7 +47,7 @@ def _check_models(config: Config) -> None:
         engines.own(config.svlm.engine)
     checkpoint.check("svlm.model", config.svlm.model)
     families.check("svlm.model", config.svlm, trained=True)
-    _warn_of_size(config.svlm, families.count_parameters(config.svlm))
+    warn_of_size(config.svlm, families.count_parameters(config.svlm))
 
 
 def check_output(config: Config, output: Folder) -> Config | None:
@@ -77,7 +77,7 @@ def trained_on_labels(output: Folder) -> set[str]:
     return {arm for arm in LABELED_ARMS if output.exists(f"stages/train_{arm}.json") or output.exists(f"checkpoints/{arm}")}
 
 
-def _warn_of_size(svlm: ModelSection, parameters: int | None) -> None:
+def warn_of_size(svlm: ModelSection, parameters: int | None) -> None:
     warning = families.size_warning(svlm, parameters)
     if warning:
         say(warning)

@@ -11,7 +11,7 @@ from mpa_ray.observability.progress import Watch, not_yet, say, training_line
 from mpa_ray.parity_leveler import level
 from mpa_ray.placement import capacity, place
 from mpa_ray.stages import step_times
-from mpa_ray.steps.checks import _warn_of_size
+from mpa_ray.steps.checks import warn_of_size
 from mpa_ray.storage.folder import Folder
 from mpa_ray.storage.lease import Lease
 from mpa_ray.training import tracking
@@ -34,7 +34,7 @@ def train_arm(arm: Arm, config: Config, output: Folder, held: Lease) -> dict[str
             result = level(own, folders, name=arm.name, target=target, work=work, tracking=tracked)
         work.child(arm.name).delete_folder()
         if families.count_parameters(config.svlm) is None:
-            _warn_of_size(config.svlm, result["parameters"])
+            warn_of_size(config.svlm, result["parameters"])
         say(f"train {arm.name}: {result['samples']:,} samples, final loss {result['loss']:.3f}, {result['seconds']:.0f} s in the loop")
         return {"loop_seconds" if key == "seconds" else key: value for key, value in result.items()}
 
