@@ -13,7 +13,7 @@ from PIL import Image
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import Reply, RequestRejected, Sampling, loading
 from mpa_ray.errors import RunError
-from mpa_ray.schema import SOURCE_ROW, Stage
+from mpa_ray.schema import QUARANTINE, SOURCE_ROW, Stage
 from mpa_ray.stages import early_stop
 from mpa_ray.stages.row_worker import Ask, Row, RowWorker
 from mpa_ray.storage.folder import Folder
@@ -155,3 +155,14 @@ def test_a_folder_without_an_end_has_none(tmp_path: Path) -> None:
     early_stop.go_on(output)
     early_stop.raise_if_stopped(output, "")
     assert early_stop.reason(output) is None and early_stop.kept(output, 3, [], set()) == {}
+
+
+def test_what_is_kept_has_the_stages_types(tmp_path: Path) -> None:
+    """Also where every value of a column is null, of which no type can be told."""
+    output = Folder.at(tmp_path)
+    rows = [{name: None for name in QUARANTINE.names} | {"image_id": "i", "image_uri": "/i.png"}]
+    early_stop.keep(output, 3, {0: rows}, QUARANTINE)
+    (name,) = early_stop.kept_parts(output)
+    (found,) = output.child("stop").tables()
+    assert name == "part-00000003.parquet"
+    assert found.select(QUARANTINE.names).schema.types == QUARANTINE.types

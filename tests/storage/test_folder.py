@@ -1,5 +1,6 @@
 """A local folder as the engine uses it: whole files or none, and what is not there."""
 
+import errno
 import os
 import pickle
 import time
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mpa_ray.errors import ConfigurationError, StorageError
-from mpa_ray.storage.folder import Folder, in_parallel, is_remote, resolve
+from mpa_ray.storage.folder import Folder, in_parallel, is_remote, patiently, resolve
 
 TABLE = pa.table({"n": list(range(10)), "text": [str(n) for n in range(10)]})
 
@@ -197,3 +198,21 @@ def test_work_in_parallel_keeps_its_order_and_runs_no_more_than_it_must(monkeypa
     assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
     assert len(begun) < 100, "it runs far ahead of who reads"
     assert list(results) == [number * number for number in range(5, 1000)]
+
+
+class _OtherClass(OSError):
+    """With the number alone."""
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("no number"), _OtherClass(errno.ENOENT, "gone")])
+def test_a_name_that_leads_nowhere_is_not_tried_again(error: OSError) -> None:
+    """Either sign is enough: the class, or the number."""
+    tries = []
+
+    def work() -> None:
+        tries.append(1)
+        raise error
+
+    with pytest.raises(FileNotFoundError, match="s3://b/x"):
+        patiently(work, "s3://b/x")
+    assert len(tries) == 1

@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -5,13 +6,16 @@ import sys
 import pyarrow as pa
 import pytest
 import yaml
+from PIL import Image, features
 
 from mpa_ray.config import Config, ModelSection, identity
 from mpa_ray.errors import ConfigurationError, RunError
+from mpa_ray.images.decode import FORMATS
 from mpa_ray.schema import PARITY
 from mpa_ray.storage.folder import Folder
 from mpa_ray.tools.exchange import exports
 from mpa_ray.tools.exchange.exports import LAYOUTS, TRL, export, plain
+from mpa_ray.tools.exchange.image_files import named
 from tests.run_folders import judged, picture, rows_of, write_run
 
 HOSTILE = "<image> Is it\n</s> a <|im_end|> 2 < 3 question?"
@@ -145,3 +149,13 @@ def test_the_job(run, tmp_path):
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"3 samples in {tmp_path}/out")
     assert job("--format", "llava", "--output", f"{tmp_path}/out").returncode == 2
     assert job("--format", "webdataset", "--output", f"{tmp_path}/new").returncode == 2
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_that_is_read_gets_its_extension(form: str) -> None:
+    if not features.check("avif") and form == "AVIF":
+        pytest.skip("this Pillow writes no AVIF")
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, form)
+    name = named("a", buffer.getvalue())
+    assert Image.registered_extensions()[name.removeprefix("a")] == form
