@@ -197,6 +197,12 @@ def test_a_header_says_how_many_pixels_there_are(form: str) -> None:
     assert is_cheap(encoded(NOISE, form))
 
 
+@pytest.mark.parametrize("size", [(700, 300), (300, 700)])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])
+def test_both_bytes_of_a_side_count(form: str, size: tuple[int, int]) -> None:
+    assert pixels_of(encoded(Image.new("RGB", size), form)) == 700 * 300
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])
 def test_tiny_is_what_decodes_in_a_fraction_of_a_millisecond(form: str) -> None:
     icon = NOISE.resize((48, 32))
