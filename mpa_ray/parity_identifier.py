@@ -1,4 +1,4 @@
-"""The Parity Identifier (PI): which annotations the L-VLM stands by and the S-VLM gets wrong (Eq. 2).
+"""The Parity Identifier (PI): which self-consistent annotations the S-VLM gets wrong (Eq. 2).
 
     S = E(L-VLM's answer) and not E(S-VLM's answer),    E(X) = [X = A]  (Eq. 1)
 

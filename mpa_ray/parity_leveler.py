@@ -1,6 +1,7 @@
 """The Parity Leveler (PL): full fine-tuning of the S-VLM on what it lacks, with Ray Train and DeepSpeed ZeRO.
 
-What is trained on is an arm: the parity set (MPA itself), or one of the paper's comparisons. Every arm leaves out the same held-out rows.
+What is trained on is an arm (`mpa_ray.training.arms`): the parity set, which is MPA itself, or one of the paper's comparisons. Every arm
+leaves out the same held-out rows.
 """
 
 from typing import Any

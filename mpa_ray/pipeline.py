@@ -1,6 +1,6 @@
 """Algorithm 1 of the paper, from images to an aligned S-VLM, with everything it left on the way.
 
-Each step leaves a record when it is done (`mpa_ray.stages.step_times`), and a call on the same output goes on with the first step that
+Each step leaves a record when it is done (`mpa_ray.stages.step_times`), and a call on the same output resumes at the first step that
 has none. Parts of the first step have commits of their own (`mpa_ray.stages.commits`).
 """
 
@@ -33,7 +33,7 @@ from mpa_ray.training.arms import arms
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Runs, or goes on with, the run in `config.output`. Gives back what is in its run.json.
+    """Runs or resumes the run in `config.output`. Gives back what is in its run.json.
 
     Raises:
         ConfigurationError: an input is missing or unfit, or the output holds another run; nothing was loaded.

@@ -109,7 +109,7 @@ class Config(Section):
     """Further folders, prefixes or buckets that a list of URIs may name, if you trust it (`--image_roots s3://photos`). Without them a list
     leads to what lies below its own folder or `images`, and to URIs in their buckets."""
     output: Location = ""
-    """The folder of the run, local, s3:// or gs://. The same command on the same folder goes on where it stopped."""
+    """The folder of the run, local, s3:// or gs://. The same command on the same folder resumes it."""
     task: TaskChoice = "textvqa"
     """What the questions are about: decides prompt, matcher and metric. One of the paper's tasks by name (`--task chartqa`), or a task of
     your own: its name, prompt, matcher and metric (docs/own_task.md)."""
@@ -120,7 +120,7 @@ class Config(Section):
     svlm: ModelSection = ModelSection()
     """The small model that is made better (at most 5B parameters in the paper)."""
     jury: tuple[ModelSection, ...] = ()
-    """Further large models, each asked every question the L-VLM stands by: an annotation counts only where all of them answer as it does.
+    """Further large models, each asked every self-consistent question: an annotation counts only where all of them answer as it does.
     In YAML a list of model sections; as flags `--jury "{model: A}" "{model: B}"`."""
     annotate: AnnotateSection = AnnotateSection()
     identify: IdentifySection = IdentifySection()

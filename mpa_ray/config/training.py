@@ -56,7 +56,7 @@ class LevelSection(Section):
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """Restarts of the training group after a lost worker; -1 for no bound."""
     checkpoint_every: PositiveInt = 200
-    """Optimizer steps between checkpoints that a restart goes on from."""
+    """Optimizer steps between checkpoints that a restart resumes from."""
     tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Where the curve goes: TensorBoard's files in `tensorboard/` of the output, W&B, MLflow. The latter two are set up by their own
     environment variables, where the training workers run (docs/watching.md)."""

@@ -106,7 +106,7 @@ def _shards_of(images: str) -> str:
         return images
     if not folder.exists(PACK_FINISHED):
         raise ConfigurationError(
-            f"images={images!r} holds an unfinished pack; give jobs/pack.py the same command again, it goes on where it stopped"
+            f"images={images!r} holds an unfinished pack; give jobs/pack.py the same command again, it resumes where it stopped"
         )
     return folder.child(SHARDS).uri
 
