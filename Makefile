@@ -35,8 +35,9 @@ test-nodes: env ## a cluster that grows and shrinks, nodes that are lost: slow t
 chaos: env ## kill drivers, nodes and engines of real runs at random; takes long
 	$(RUN) -m pytest -s -m slow tests/faults
 
-lint: env ## ruff
+lint: env ## ruff: rules and format
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 
 clean: ## delete runs/ and caches; .venv stays
 	rm -rf runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

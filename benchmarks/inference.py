@@ -1,23 +1,31 @@
-"""Annotating and self-answering, ours beside what people would use instead, on the same requests, images and model.
+"""Annotating and self-answering, ours beside what people would use instead, on the same requests,
+images and model.
 
     python benchmarks/inference.py --model prefill --images 96 --rounds 3
     python benchmarks/inference.py --model overhead --images 1024 --rounds 3
-    python benchmarks/inference.py --model overhead --images 5000 --rounds 1 --ways ours --name inference-5000
-    python benchmarks/inference.py --model overhead --images 1024 --rounds 3 --ways ours constrained --name inference-constrained
+    python benchmarks/inference.py --model overhead --images 5000 --rounds 1 \\
+        --ways ours --name inference-5000
+    python benchmarks/inference.py --model overhead --images 1024 --rounds 3 \\
+        --ways ours constrained --name inference-constrained
 
-The requests, the same for every way: for each image the Pseudo Annotator's prompt (24 tokens of reply), then a question of its own (4
-tokens), both with the text that our prompts share after the image (`--preamble`). Greedy, so that the work is the same. Ways:
+The requests, the same for every way: for each image the Pseudo Annotator's prompt (24 tokens of
+reply), then a question of its own (4 tokens), both with the text that our prompts share after the
+image (`--preamble`). Greedy, so that the work is the same. Ways:
 
 - bare: vLLM's async engine, a coroutine an image, nothing else.
-- ours: the same two questions as a row's work in the engine actors of Ray Data (`mpa_ray.stages.row_worker`), from reading to committed
-  rows.
-- ray_data_llm: `ray.data.llm`, one processor for the annotations and then one for the answers, as two passes.
-- transformers: `generate` in batches, all annotations first and then all answers, as the released code of the paper does.
-- constrained: ours, with annotations held to their form while they are written (`annotate.constrained`); only where it is asked for.
+- ours: the same two questions as a row's work in the engine actors of Ray Data
+  (`mpa_ray.stages.row_worker`), from reading to committed rows.
+- ray_data_llm: `ray.data.llm`, one processor for the annotations and then one for the answers, as
+  two passes.
+- transformers: `generate` in batches, all annotations first and then all answers, as the released
+  code of the paper does.
+- constrained: ours, with annotations held to their form while they are written
+  (`annotate.constrained`); only where it is asked for.
 
-Models are random weights in Qwen2-VL's architecture that never end a reply early: `prefill` has 36 million parameters and 256 image tokens
-an image, `overhead` 2 million and 16. Each way runs in a process of its own, all in turn in each round; what is timed begins when the model
-is loaded. On the CPU every way has one core for the model. The report goes to benchmarks/results/.
+Models are random weights in Qwen2-VL's architecture that never end a reply early: `prefill` has 36
+million parameters and 256 image tokens an image, `overhead` 2 million and 16. Each way runs in a
+process of its own, all in turn in each round; what is timed begins when the model is loaded. On the
+CPU every way has one core for the model. The report goes to benchmarks/results/.
 """
 
 import argparse
@@ -63,7 +71,9 @@ def annotation_prompt(preamble: str) -> str:
 
 
 def answering_prompt(preamble: str, image_id: str) -> str:
-    return preamble + prompts.ANSWERING.format(question=f"What does the sign with number {image_id[:4]} say?")
+    return preamble + prompts.ANSWERING.format(
+        question=f"What does the sign with number {image_id[:4]} say?"
+    )
 
 
 def images_of(side: int, count: int) -> list[bytes]:
@@ -71,7 +81,9 @@ def images_of(side: int, count: int) -> list[bytes]:
     found = []
     for number in range(count):
         buffer = io.BytesIO()
-        Image.effect_noise((side // 8, side // 8), 40 + number % 80).resize((side, side)).convert("RGB").save(buffer, "JPEG", quality=90)
+        Image.effect_noise((side // 8, side // 8), 40 + number % 80).resize((side, side)).convert(
+            "RGB"
+        ).save(buffer, "JPEG", quality=90)
         found.append(buffer.getvalue())
     return found
 
@@ -90,31 +102,50 @@ def section(model: str, options: argparse.Namespace) -> ModelSection:
 
 def inputs(options: argparse.Namespace) -> list[tuple[str, bytes]]:
     side = random_model.SIZES[options.model].side
-    return [(hashlib.sha256(data).hexdigest()[:32], data) for data in images_of(side, options.images)]
+    return [
+        (hashlib.sha256(data).hexdigest()[:32], data) for data in images_of(side, options.images)
+    ]
 
 
 def bare(model: str, options: argparse.Namespace) -> dict[str, Any]:
-    """vLLM's `AsyncLLM.generate` and nothing else; images are decoded and prompts written before."""
+    """vLLM's `AsyncLLM.generate` and nothing else; images are decoded and prompts written
+    before.
+    """
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, disable_log_stats=True, **engine_arguments(model, options)))
+    engine = AsyncLLM.from_engine_args(
+        AsyncEngineArgs(model=model, disable_log_stats=True, **engine_arguments(model, options))
+    )
     written = chat_of(model)
     annotating = written(annotation_prompt(options.preamble))
     pictures = [
-        (image_id, Image.open(io.BytesIO(data)).convert("RGB"), written(answering_prompt(options.preamble, image_id)))
+        (
+            image_id,
+            Image.open(io.BytesIO(data)).convert("RGB"),
+            written(answering_prompt(options.preamble, image_id)),
+        )
         for image_id, data in inputs(options)
     ]
     once = {"temperature": 0.0, "output_kind": RequestOutputKind.FINAL_ONLY}
-    first, second = (SamplingParams(max_tokens=sampling.max_tokens, **once) for sampling in (ANNOTATING, ANSWERING))
+    first, second = (
+        SamplingParams(max_tokens=sampling.max_tokens, **once)
+        for sampling in (ANNOTATING, ANSWERING)
+    )
 
     async def work() -> float:
         slots = asyncio.Semaphore(options.in_flight)
 
-        async def ask(image_id: str, picture: Image.Image, prompt: str, sampling: Any, name: str) -> None:
-            request = {"prompt": prompt, "multi_modal_data": {"image": picture}, "multi_modal_uuids": {"image": image_id}}
+        async def ask(
+            image_id: str, picture: Image.Image, prompt: str, sampling: Any, name: str
+        ) -> None:
+            request = {
+                "prompt": prompt,
+                "multi_modal_data": {"image": picture},
+                "multi_modal_uuids": {"image": image_id},
+            }
             async for _ in engine.generate(request, sampling, request_id=f"{image_id}-{name}"):
                 pass
 
@@ -138,24 +169,47 @@ class Asker(RowWorker):
     stage = Stage.PSEUDO_ANNOTATOR
 
 
-ROW = pa.schema([*SOURCE_ROW, *((name, pa.float64()) for name in ("began", "prompt_tokens", "cached_tokens"))])
+ROW = pa.schema(
+    [*SOURCE_ROW, *((name, pa.float64()) for name in ("began", "prompt_tokens", "cached_tokens"))]
+)
 
 
-async def ask_twice(row: Row, ask: Ask, *, preamble: str, form: str | None, second: bool) -> list[Row]:
+async def ask_twice(
+    row: Row, ask: Ask, *, preamble: str, form: str | None, second: bool
+) -> list[Row]:
     began = time.time()
     await ask(annotation_prompt(preamble), replace(ANNOTATING, form=form))
     if not second:
         return [row | {"began": began, "prompt_tokens": 0, "cached_tokens": 0}]
     reply = await ask(answering_prompt(preamble, row["image_id"]), ANSWERING)
-    return [row | {"began": began, "prompt_tokens": reply.prompt_tokens, "cached_tokens": reply.cached_tokens}]
+    return [
+        row
+        | {
+            "began": began,
+            "prompt_tokens": reply.prompt_tokens,
+            "cached_tokens": reply.cached_tokens,
+        }
+    ]
 
 
 def write_part(part: pa.Table, *, output: Folder) -> pa.Table:
     """As a run writes what it found: without images."""
-    output.write_table(parts.part_name(part.column("part")[0].as_py()), part.drop_columns(["image"]).replace_schema_metadata())
-    sums = {name: [pc.sum(part.column(name)).as_py()] for name in ("prompt_tokens", "cached_tokens")}
+    output.write_table(
+        parts.part_name(part.column("part")[0].as_py()),
+        part.drop_columns(["image"]).replace_schema_metadata(),
+    )
+    sums = {
+        name: [pc.sum(part.column(name)).as_py()] for name in ("prompt_tokens", "cached_tokens")
+    }
     runs = encoder_runs(part).get(Stage.PSEUDO_ANNOTATOR, 0)
-    return pa.table(sums | {"began": [pc.min(part.column("began")).as_py()], "encoder_runs": [runs], "ended": [time.time()]})
+    return pa.table(
+        sums
+        | {
+            "began": [pc.min(part.column("began")).as_py()],
+            "encoder_runs": [runs],
+            "ended": [time.time()],
+        }
+    )
 
 
 def constrained(model: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -170,14 +224,20 @@ def ours(model: str, options: argparse.Namespace, form: str | None = None) -> di
         (images / f"{image_id}.jpg").write_bytes(data)
     with tempfile.TemporaryDirectory() as output:
         config = Config(
-            images=str(images), output=output, lvlm=section(model, options), svlm=section(model, options), images_per_part=options.part
+            images=str(images),
+            output=output,
+            lvlm=section(model, options),
+            svlm=section(model, options),
+            images_per_part=options.part,
         )
         folder = Folder.at(output)
         source = source_of(config, folder)
         with ray_session():
             work = partial(ask_twice, preamble=options.preamble, form=form, second=options.second)
             read = parts.dataset_of(list(range(source.parts)), source.read)
-            rows = ask_model(read, Asker, work, models=[config.lvlm], schema=ROW, config=config, output=folder)
+            rows = ask_model(
+                read, Asker, work, models=[config.lvlm], schema=ROW, config=config, output=folder
+            )
             write = partial(write_part, output=folder.child("written"))
             found = rows.map_batches(write, batch_size=None, batch_format="pyarrow").to_pandas()
     return {
@@ -190,11 +250,16 @@ def ours(model: str, options: argparse.Namespace, form: str | None = None) -> di
 
 
 def ray_data_llm(model: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Two processors of `ray.data.llm` as two passes. Images are decoded before, and the engine's options are ours."""
+    """Two processors of `ray.data.llm` as two passes. Images are decoded before, and the engine's
+    options are ours.
+    """
     import ray.data
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    rows = ray.data.from_items([{"image_id": image_id, "image": data} for image_id, data in inputs(options)], override_num_blocks=8)
+    rows = ray.data.from_items(
+        [{"image_id": image_id, "image": data} for image_id, data in inputs(options)],
+        override_num_blocks=8,
+    )
 
     def one_pass(prompt: Any, sampling: Sampling) -> float:
         def before(row: Row) -> Row:
@@ -217,7 +282,9 @@ def ray_data_llm(model: str, options: argparse.Namespace) -> dict[str, Any]:
             **({} if options.cards else {"placement_group_config": {"bundles": [{"CPU": 1}]}}),
         )
         processor = build_processor(
-            config, preprocess=before, postprocess=lambda row: {"taken": row["time_taken_llm"], "ended": time.time()}
+            config,
+            preprocess=before,
+            postprocess=lambda row: {"taken": row["time_taken_llm"], "ended": time.time()},
         )
         found = processor(rows).to_pandas()
         assert len(found) == options.images
@@ -225,9 +292,13 @@ def ray_data_llm(model: str, options: argparse.Namespace) -> dict[str, Any]:
 
     written = chat_of(model)
     with ray_session():
-        seconds = one_pass(lambda image_id: written(annotation_prompt(options.preamble)), ANNOTATING)
+        seconds = one_pass(
+            lambda image_id: written(annotation_prompt(options.preamble)), ANNOTATING
+        )
         if options.second:
-            seconds += one_pass(lambda image_id: written(answering_prompt(options.preamble, image_id)), ANSWERING)
+            seconds += one_pass(
+                lambda image_id: written(answering_prompt(options.preamble, image_id)), ANSWERING
+            )
     return {"seconds": seconds}
 
 
@@ -260,15 +331,22 @@ def transformers(model: str, options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     device = "cuda" if options.cards else "cpu"
     processor = AutoProcessor.from_pretrained(model)
-    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.bfloat16).to(device).eval()
-    pictures = [(image_id, Image.open(io.BytesIO(data)).convert("RGB")) for image_id, data in inputs(options)]
+    loaded = (
+        AutoModelForImageTextToText.from_pretrained(model, dtype=torch.bfloat16).to(device).eval()
+    )
+    pictures = [
+        (image_id, Image.open(io.BytesIO(data)).convert("RGB"))
+        for image_id, data in inputs(options)
+    ]
 
     def one_pass(prompt: Any, sampling: Sampling) -> None:
         for start in range(0, len(pictures), _BATCH):
             batch = pictures[start : start + _BATCH]
             texts = [user_prompt(processor, prompt(image_id)) for image_id, _ in batch]
             shown = [[picture] for _, picture in batch]
-            given = processor(text=texts, images=shown, padding=True, padding_side="left", return_tensors="pt").to(device, torch.bfloat16)
+            given = processor(
+                text=texts, images=shown, padding=True, padding_side="left", return_tensors="pt"
+            ).to(device, torch.bfloat16)
             with torch.inference_mode():
                 made = loaded.generate(**given, max_new_tokens=sampling.max_tokens, do_sample=False)
             assert made.shape[1] == given["input_ids"].shape[1] + sampling.max_tokens
@@ -281,10 +359,18 @@ def transformers(model: str, options: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - began}
 
 
-WAYS = {"bare": bare, "ours": ours, "ray_data_llm": ray_data_llm, "transformers": transformers, "constrained": constrained}
+WAYS = {
+    "bare": bare,
+    "ours": ours,
+    "ray_data_llm": ray_data_llm,
+    "transformers": transformers,
+    "constrained": constrained,
+}
 
 
-def in_a_process(way: str, given: argparse.Namespace, scratch: str, *, second: bool = True) -> dict[str, Any]:
+def in_a_process(
+    way: str, given: argparse.Namespace, scratch: str, *, second: bool = True
+) -> dict[str, Any]:
     """One measurement, in a process of its own."""
     on_cpu = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -296,11 +382,17 @@ def in_a_process(way: str, given: argparse.Namespace, scratch: str, *, second: b
     environment |= {
         "HF_HUB_OFFLINE": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        ),
     }
     options = vars(given) | {"way": way, "scratch": scratch, "second": second}
     done = subprocess.run(
-        [sys.executable, __file__, "--measure", json.dumps(options)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, __file__, "--measure", json.dumps(options)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(f"{way}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -308,27 +400,44 @@ def in_a_process(way: str, given: argparse.Namespace, scratch: str, *, second: b
 
 
 def report(
-    results: dict[str, list[dict[str, Any]]], first: dict[str, list[dict[str, Any]]], given: argparse.Namespace
+    results: dict[str, list[dict[str, Any]]],
+    first: dict[str, list[dict[str, Any]]],
+    given: argparse.Namespace,
 ) -> tuple[str, dict[str, Any]]:
-    rates = {way: [given.images / found["seconds"] for found in rounds] for way, rounds in results.items()}
+    rates = {
+        way: [given.images / found["seconds"] for found in rounds]
+        for way, rounds in results.items()
+    }
     middle = {way: median(values) for way, values in rates.items()}
     lines = ["| Way | Images/s, median | of each round | Ours is |", "| --- | --- | --- | --- |"]
     for way, values in rates.items():
         each = ", ".join(result_file.cut(value, 2) for value in values)
-        lines.append(f"| {way} | {result_file.cut(middle[way], 2)} | {each} | {result_file.cut(middle['ours'] / middle[way], 3)} times |")
+        lines.append(
+            f"| {way} | {result_file.cut(middle[way], 2)} | {each} |"
+            f" {result_file.cut(middle['ours'] / middle[way], 3)} times |"
+        )
     counted = results["ours"]
     shares = [found["second_cached_tokens"] / found["second_prompt_tokens"] for found in counted]
     runs = [found["encoder_runs"] / given.images for found in counted]
-    summary = {"images_per_second": middle, "cached_share_of_the_second_call": median(shares), "encoder_runs_per_image": median(runs)}
+    summary = {
+        "images_per_second": middle,
+        "cached_share_of_the_second_call": median(shares),
+        "encoder_runs_per_image": median(runs),
+    }
     lines += [
         "",
         f"- Vision encoder runs for an image, both calls: {summary['encoder_runs_per_image']:.4f}",
-        f"- Of the second call's prompt, from the cache: {100 * summary['cached_share_of_the_second_call']:.1f}%"
-        f" ({counted[-1]['second_cached_tokens'] / given.images:.1f} of {counted[-1]['second_prompt_tokens'] / given.images:.1f} tokens)",
+        "- Of the second call's prompt, from the cache:"
+        f" {100 * summary['cached_share_of_the_second_call']:.1f}%"
+        f" ({counted[-1]['second_cached_tokens'] / given.images:.1f} of"
+        f" {counted[-1]['second_prompt_tokens'] / given.images:.1f} tokens)",
     ]
     for way, alone in first.items():
         # Each round's own: a machine's speed drifts.
-        costs = [both["seconds"] / one["seconds"] - 1 for both, one in zip(results[way], alone, strict=True)]
+        costs = [
+            both["seconds"] / one["seconds"] - 1
+            for both, one in zip(results[way], alone, strict=True)
+        ]
         summary[f"second_call_over_first_{way}"] = median(costs)
         each = ", ".join(f"{cost:.3f}" for cost in costs)
         lines.append(f"- The second call costs, of the first ({way}): {median(costs):.3f} ({each})")
@@ -338,18 +447,41 @@ def report(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=sorted(random_model.SIZES), default="prefill")
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ways", nargs="+", choices=sorted(WAYS), default=list(WAYS)[:-1], help="ours is always measured")
-    parser.add_argument("--in-flight", type=int, default=16, help="images a vLLM engine works on at a time")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=sorted(WAYS),
+        default=list(WAYS)[:-1],
+        help="ours is always measured",
+    )
+    parser.add_argument(
+        "--in-flight", type=int, default=16, help="images a vLLM engine works on at a time"
+    )
     parser.add_argument("--part", type=int, default=32, help="images of a part")
-    parser.add_argument("--cards", type=int, default=result_file.cards(), help="GPUs; 0 is the CPU. Without it, one where there is one")
-    parser.add_argument("--preamble", default=prompts.PREAMBLE, help="what both prompts share after the image")
-    parser.add_argument("--engine-options", default="{}", help="further arguments of vLLM's AsyncEngineArgs, as JSON")
+    parser.add_argument(
+        "--cards",
+        type=int,
+        default=result_file.cards(),
+        help="GPUs; 0 is the CPU. Without it, one where there is one",
+    )
+    parser.add_argument(
+        "--preamble", default=prompts.PREAMBLE, help="what both prompts share after the image"
+    )
+    parser.add_argument(
+        "--engine-options",
+        default="{}",
+        help="further arguments of vLLM's AsyncEngineArgs, as JSON",
+    )
     parser.add_argument("--name", help="of the result; without it, inference-MODEL")
-    parser.add_argument("--note", default="", help="a line for the report, such as what else the machine was doing")
+    parser.add_argument(
+        "--note", default="", help="a line for the report, such as what else the machine was doing"
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:

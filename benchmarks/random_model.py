@@ -1,4 +1,6 @@
-"""Qwen2-VL of random weights in a given size, whose replies never end early: what a benchmark asks and trains."""
+"""Qwen2-VL of random weights in a given size, whose replies never end early: what a benchmark asks
+and trains.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,17 +8,35 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from demo_pair.models import END, IMAGE, PAD, VIDEO, VISION_END, VISION_START, build_processor, train_tokenizer
+from demo_pair.models import (
+    END,
+    IMAGE,
+    PAD,
+    VIDEO,
+    VISION_END,
+    VISION_START,
+    build_processor,
+    train_tokenizer,
+)
 from mpa_ray.tasks import prompts
 
 _PATCH = 14
 # So that the words of our prompts are about as many tokens as in a published tokenizer.
-_CORPUS = [prompts.PREAMBLE, prompts.ANSWERING, prompts.SCENE_TEXT, prompts.CHART, prompts.WORLD_KNOWLEDGE, "user assistant"] * 8
+_CORPUS = [
+    prompts.PREAMBLE,
+    prompts.ANSWERING,
+    prompts.SCENE_TEXT,
+    prompts.CHART,
+    prompts.WORLD_KNOWLEDGE,
+    "user assistant",
+] * 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """A model, and the side in pixels of the square images it is asked about: (side / 28) squared tokens each."""
+    """A model, and the side in pixels of the square images it is asked about: (side / 28) squared
+    tokens each.
+    """
 
     hidden: int
     inner: int
@@ -65,7 +85,11 @@ def _config(size: Size, tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
             "num_attention_heads": heads,
             "num_key_value_heads": max(1, heads // 2),
             "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1000000.0},
+            "rope_parameters": {
+                "rope_type": "default",
+                "mrope_section": [8, 12, 12],
+                "rope_theta": 1000000.0,
+            },
             "tie_word_embeddings": False,
             "bos_token_id": token_id(PAD),
             "eos_token_id": token_id(END),

@@ -1,10 +1,12 @@
-"""How long re-judging takes: a run folder of generated judgements, judged again by each matcher. No model, no Ray.
+"""How long re-judging takes: a run folder of generated judgements, judged again by each matcher. No
+model, no Ray.
 
     python benchmarks/rejudge.py --rows 1000000
 
-Six answers of ten are drawn from a vocabulary of 3,000 words, its n-th word n times as rarely as its first; the others are texts that
-occur once, such as "Route 48213". The L-VLM repeats the annotation's answer in 7 rows of 10, and where it does, the S-VLM does in 7 of 10.
-The report goes to benchmarks/results/.
+Six answers of ten are drawn from a vocabulary of 3,000 words, its n-th word n times as rarely as
+its first; the others are texts that occur once, such as "Route 48213". The L-VLM repeats the
+annotation's answer in 7 rows of 10, and where it does, the S-VLM does in 7 of 10. The report goes
+to benchmarks/results/.
 """
 
 import argparse
@@ -35,7 +37,9 @@ class Answers:
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
-        self._words = [f"{self._rng.choice(['', 'the ', 'A '])}word{number}" for number in range(_VOCABULARY)]
+        self._words = [
+            f"{self._rng.choice(['', 'the ', 'A '])}word{number}" for number in range(_VOCABULARY)
+        ]
         self._weights = list(accumulate(1 / (rank + 1) for rank in range(_VOCABULARY)))
 
     def draw(self) -> str:
@@ -57,7 +61,12 @@ def generate(run: Folder, rows: int) -> None:
             lvlm_answer = answers.repeated(answer, 0.7)
             asked = MATCHERS["exact"](lvlm_answer, answer)
             svlm_answer = answers.repeated(answer, 0.7) if asked else None
-            verdict = judge(answer=answer, lvlm_answer=lvlm_answer, svlm_answer=svlm_answer, matches=MATCHERS["exact"])
+            verdict = judge(
+                answer=answer,
+                lvlm_answer=lvlm_answer,
+                svlm_answer=svlm_answer,
+                matches=MATCHERS["exact"],
+            )
             part.append(
                 {
                     "image_id": f"{row:032x}",
@@ -65,24 +74,35 @@ def generate(run: Folder, rows: int) -> None:
                     "sample_id": f"{row:032x}-0",
                     "question": f"What is written on sign {row % 977}?",
                     "answer": answer,
-                    "annotation_text": f"Question: What is written on sign {row % 977}?, Answer: {answer}",
+                    "annotation_text": f"Question: What is written on sign {row % 977}?, Answer:"
+                    f" {answer}",
                     "lvlm_answer": lvlm_answer,
                     "svlm_answer": svlm_answer,
                     "verdict": str(verdict),
                 }
             )
-        run.write_table(f"judgements/{part_name(number)}", pa.Table.from_pylist(part, schema=JUDGEMENTS))
+        run.write_table(
+            f"judgements/{part_name(number)}", pa.Table.from_pylist(part, schema=JUDGEMENTS)
+        )
 
 
 def cpu_seconds() -> float:
-    """What this process and its ended children have used; unlike the clock, it hardly depends on what else the machine does."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """What this process and its ended children have used; unlike the clock, it hardly depends on
+    what else the machine does.
+    """
+    return sum(
+        sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
 
 
-def report(rows: int, seconds: dict[str, list[float]], cpu: dict[str, list[float]], note: str) -> str:
+def report(
+    rows: int, seconds: dict[str, list[float]], cpu: dict[str, list[float]], note: str
+) -> str:
     lines = [
-        f"{rows:,} generated rows in parts of {_ROWS_PER_PART}, on a local disk, without parity/ images. Timed is the whole call: start",
-        "of the worker processes, reading every part, judging, writing every part. Repeats stand in the order they ran.",
+        f"{rows:,} generated rows in parts of {_ROWS_PER_PART}, on a local disk, without parity/"
+        " images. Timed is the whole call: start",
+        "of the worker processes, reading every part, judging, writing every part. Repeats stand"
+        " in the order they ran.",
         "",
         "| Matcher | Seconds | CPU seconds | Rows a second (median) |",
         "|---|---|---|---|",
@@ -94,11 +114,15 @@ def report(rows: int, seconds: dict[str, list[float]], cpu: dict[str, list[float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--note", default="", help="a line for the report, such as what else the machine was doing")
+    parser.add_argument(
+        "--note", default="", help="a line for the report, such as what else the machine was doing"
+    )
     given = parser.parse_args()
     seconds: dict[str, list[float]] = defaultdict(list)
     cpu: dict[str, list[float]] = defaultdict(list)
@@ -109,7 +133,9 @@ def main() -> None:
             for matcher in MATCHERS:
                 output = Folder.at(f"{scratch}/{matcher}-{repeat}")
                 started, used = time.monotonic(), cpu_seconds()
-                rejudge(run, matcher=matcher, output=output, parity=False, processes=given.processes)
+                rejudge(
+                    run, matcher=matcher, output=output, parity=False, processes=given.processes
+                )
                 seconds[matcher].append(time.monotonic() - started)
                 cpu[matcher].append(cpu_seconds() - used)
                 output.delete_folder()

@@ -15,7 +15,9 @@ def write(name: str, text: str, data: dict[str, Any]) -> Path:
 
 
 def cards() -> int:
-    """What a benchmark runs on where it is not told: a card where there is one (1), else the CPU (0)."""
+    """What a benchmark runs on where it is not told: a card where there is one (1), else the CPU
+    (0).
+    """
     return min(1, len(result_file.cards()))
 
 

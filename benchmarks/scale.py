@@ -1,14 +1,16 @@
-"""The data path at scale: listing, reading, decoding, two engine stages, judging and committing, with engines that answer at once.
+"""The data path at scale: listing, reading, decoding, two engine stages, judging and committing,
+with engines that answer at once.
 
     python benchmarks/scale.py --rows 10000 100000 1000000
     python benchmarks/scale.py --rows 100000 1000000 --side 64
 
-For each number of rows, in one Ray each: the data path, images a second and memory; the same rows through a bare Ray Data
-read -> map -> write, which decodes each image once and writes one row for it; and how long a call on an output of which nothing, half or
-all is finished takes until it begins to work. Images are square JPEGs in Parquet files of 20,000 rows. Both models are in one actor
-(`identify.in_one_actor`), as the bare map is one actor; `--two-actors` gives each its own. With 224 pixels a side, as CLIP's vision
-encoder takes them, decoding is most of a row's cost, as it is with photographs; with 64 the rest is. The report goes to
-benchmarks/results/.
+For each number of rows, in one Ray each: the data path, images a second and memory; the same rows
+through a bare Ray Data read -> map -> write, which decodes each image once and writes one row for
+it; and how long a call on an output of which nothing, half or all is finished takes until it begins
+to work. Images are square JPEGs in Parquet files of 20,000 rows. Both models are in one actor
+(`identify.in_one_actor`), as the bare map is one actor; `--two-actors` gives each its own. With 224
+pixels a side, as CLIP's vision encoder takes them, decoding is most of a row's cost, as it is with
+photographs; with 64 the rest is. The report goes to benchmarks/results/.
 """
 
 import argparse
@@ -50,7 +52,9 @@ def generate(folder: Path, rows: int, side: int = 64) -> None:
     images = []
     for number in range(256):
         buffer = io.BytesIO()
-        Image.effect_noise((side, side), 60 + number / 8).convert("RGB").save(buffer, "JPEG", quality=70)
+        Image.effect_noise((side, side), 60 + number / 8).convert("RGB").save(
+            buffer, "JPEG", quality=70
+        )
         images.append(buffer.getvalue())
     for start in range(0, rows, _ROWS_PER_FILE):
         chosen = [images[row % 256] for row in range(start, min(rows, start + _ROWS_PER_FILE))]
@@ -72,14 +76,18 @@ def config(images: Path, output: Path, *, in_one_actor: bool) -> Config:
 
 @contextlib.contextmanager
 def watched() -> Iterator[dict[str, float]]:
-    """The most memory, in MiB, that this process and all processes of the machine together had, above what was used before."""
+    """The most memory, in MiB, that this process and all processes of the machine together had,
+    above what was used before.
+    """
     process, most, stop = psutil.Process(), {"driver": 0.0, "machine": 0.0}, threading.Event()
     before = psutil.virtual_memory().available
 
     def watch() -> None:
         while not stop.wait(0.5):
             most["driver"] = max(most["driver"], process.memory_info().rss / _MIB)
-            most["machine"] = max(most["machine"], (before - psutil.virtual_memory().available) / _MIB)
+            most["machine"] = max(
+                most["machine"], (before - psutil.virtual_memory().available) / _MIB
+            )
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -90,8 +98,12 @@ def watched() -> Iterator[dict[str, float]]:
         thread.join()
 
 
-def data_path(images: Path, output: Path, stop_after: int | None, *, in_one_actor: bool) -> dict[str, Any]:
-    """Runs, or goes on with, PA and PI. `seconds_to_work` is until the first part after this call began is committed."""
+def data_path(
+    images: Path, output: Path, stop_after: int | None, *, in_one_actor: bool
+) -> dict[str, Any]:
+    """Runs, or goes on with, PA and PI. `seconds_to_work` is until the first part after this call
+    began is committed.
+    """
     settings, folder = config(images, output, in_one_actor=in_one_actor), Folder.at(output)
     began = time.monotonic()
     source = source_of(settings, folder)
@@ -107,16 +119,29 @@ def data_path(images: Path, output: Path, stop_after: int | None, *, in_one_acto
     with watched() as memory, ray_session(), contextlib.suppress(KeyboardInterrupt):
         annotate_and_identify(settings, folder, source, Watching())
     seconds = time.monotonic() - began
-    return {"seconds": seconds, "listing": listed, "seconds_to_work": first[0] if first else seconds} | memory
+    return {
+        "seconds": seconds,
+        "listing": listed,
+        "seconds_to_work": first[0] if first else seconds,
+    } | memory
 
 
 class Bare:
     """The map of the bare pipeline: decodes, and gives what an instant engine says."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        sizes = [Image.open(io.BytesIO(image)).convert("RGB").size for image in batch.column("image").to_pylist()]
+        sizes = [
+            Image.open(io.BytesIO(image)).convert("RGB").size
+            for image in batch.column("image").to_pylist()
+        ]
         count = len(sizes)
-        return pa.table({"width": [size[0] for size in sizes], "question": ["What is it?"] * count, "answer": ["nothing"] * count})
+        return pa.table(
+            {
+                "width": [size[0] for size in sizes],
+                "question": ["What is it?"] * count,
+                "answer": ["nothing"] * count,
+            }
+        )
 
 
 def bare(images: Path, output: Path) -> dict[str, Any]:
@@ -127,14 +152,24 @@ def bare(images: Path, output: Path) -> dict[str, Any]:
     began = time.monotonic()
     with watched() as memory, ray_session():
         rows = ray.data.read_parquet(str(images))
-        mapped = rows.map_batches(Bare, batch_format="pyarrow", batch_size=1024, compute=ActorPoolStrategy(size=1), num_cpus=0.5)
+        mapped = rows.map_batches(
+            Bare,
+            batch_format="pyarrow",
+            batch_size=1024,
+            compute=ActorPoolStrategy(size=1),
+            num_cpus=0.5,
+        )
         mapped.write_parquet(str(output))
     return {"seconds": time.monotonic() - began} | memory
 
 
 def in_a_process(*arguments: object) -> dict[str, Any]:
     """One measurement in a process of its own, so that no memory is left from the one before."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        )
+    }
     command = [sys.executable, __file__, "--measure", *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -146,7 +181,9 @@ def measure(kind: str, images: str, output: str, stop_after: str = "0") -> None:
     if kind == "bare":
         found = bare(Path(images), Path(output))
     else:
-        found = data_path(Path(images), Path(output), int(stop_after) or None, in_one_actor=kind == "one_actor")
+        found = data_path(
+            Path(images), Path(output), int(stop_after) or None, in_one_actor=kind == "one_actor"
+        )
     print(json.dumps(found))
 
 
@@ -167,28 +204,40 @@ def of_rows(scratch: Path, rows: int, given: argparse.Namespace) -> dict[str, An
 
 def report(results: dict[int, dict[str, Any]], note: str) -> str:
     lines = [
-        "| Rows | Data path, images/s | Bare Ray Data, images/s | Share | Driver, MiB | Machine, MiB | Listing, s |",
+        "| Rows | Data path, images/s | Bare Ray Data, images/s | Share | Driver, MiB | Machine,"
+        " MiB | Listing, s |",
         "|---|---|---|---|---|---|---|",
     ]
     for rows, found in results.items():
         whole, plain = found["whole"], found["bare"]
         lines.append(
-            f"| {rows:,} | {rows / whole['seconds']:,.0f} | {rows / plain['seconds']:,.0f} | {plain['seconds'] / whole['seconds']:.1%}"
+            f"| {rows:,} | {rows / whole['seconds']:,.0f} | {rows / plain['seconds']:,.0f} |"
+            f" {plain['seconds'] / whole['seconds']:.1%}"
             f" | {whole['driver']:,.0f} | {whole['machine']:,.0f} | {whole['listing']:.1f} |"
         )
-    lines += ["", "| Rows | Until work begins, s: nothing finished | half | all (until it says so) |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "| Rows | Until work begins, s: nothing finished | half | all (until it says so) |",
+        "|---|---|---|---|",
+    ]
     for rows, found in results.items():
-        calls = [found[f"{share}_finished"]["seconds_to_work"] for share in ("nothing", "half", "all")]
+        calls = [
+            found[f"{share}_finished"]["seconds_to_work"] for share in ("nothing", "half", "all")
+        ]
         lines.append(f"| {rows:,} | " + " | ".join(f"{seconds:.1f}" for seconds in calls) + " |")
     return "\n".join([*lines, "", note])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--side", type=int, default=224, help="of an image, in pixels")
     parser.add_argument("--two-actors", action="store_true", help="a pool of actors for each model")
-    parser.add_argument("--note", default="", help="a line for the report, such as what else the machine was doing")
+    parser.add_argument(
+        "--note", default="", help="a line for the report, such as what else the machine was doing"
+    )
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
@@ -200,7 +249,11 @@ def main() -> None:
             results[rows] = of_rows(Path(scratch), rows, given)
             print(json.dumps({rows: results[rows]}), flush=True)
     name = f"scale-{given.side}px" + ("-two-actors" if given.two_actors else "")
-    print(result_file.write(name, report(results, given.note), {str(rows): found for rows, found in results.items()}))
+    print(
+        result_file.write(
+            name, report(results, given.note), {str(rows): found for rows, found in results.items()}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Scaling out: 1 to 32 engine actors whose replies take a fixed time, and how much of what they could do together they do.
+"""Scaling out: 1 to 32 engine actors whose replies take a fixed time, and how much of what they
+could do together they do.
 
     python benchmarks/scale_out.py --actors 1 2 4 8 16 32
 
-Each L-VLM actor has 16 images in flight and each of its two calls takes a second, so an actor can do 8 images a second; for every 4 of them
-there is an S-VLM actor, which can do twice what comes. Everything else is the product's: reading, decoding, judging, committing, Ray's
-scheduler. What is reported is the rate between two moments of a run: from when every L-VLM actor has finished a part until the first of
-them finds no new part, by the times of the commits. Actors take hardly any of this machine's cores, so they may be more than it has. The
-report goes to benchmarks/results/.
+Each L-VLM actor has 16 images in flight and each of its two calls takes a second, so an actor can
+do 8 images a second; for every 4 of them there is an S-VLM actor, which can do twice what comes.
+Everything else is the product's: reading, decoding, judging, committing, Ray's scheduler. What is
+reported is the rate between two moments of a run: from when every L-VLM actor has finished a part
+until the first of them finds no new part, by the times of the commits. Actors take hardly any of
+this machine's cores, so they may be more than it has. The report goes to benchmarks/results/.
 """
 
 import argparse
@@ -62,7 +64,12 @@ def measure(images: Path, output: Path, actors: int) -> dict[str, Any]:
     first, last = 2 * actors, len(times) - 4 * actors
     steady = times[last] - times[first]
     rate = (last - first) * _IMAGES_PER_PART / steady
-    return {"images": source.rows, "rate": rate, "steady_seconds": steady, "seconds": time.monotonic() - began}
+    return {
+        "images": source.rows,
+        "rate": rate,
+        "steady_seconds": steady,
+        "seconds": time.monotonic() - began,
+    }
 
 
 def in_a_process(images: Path, output: Path, actors: int) -> dict[str, Any]:
@@ -77,24 +84,32 @@ def in_a_process(images: Path, output: Path, actors: int) -> dict[str, Any]:
 
 def report(results: dict[int, list[dict[str, Any]]], note: str) -> str:
     lines = [
-        "| Actors | Images/s | They could do | Efficiency, median | of each round | Steady for, s |",
+        "| Actors | Images/s | They could do | Efficiency, median | of each round | Steady for, s"
+        " |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for actors, rounds in results.items():
         ideal = actors * _IDEAL
-        rate, steady = (median(found[name] for found in rounds) for name in ("rate", "steady_seconds"))
+        rate, steady = (
+            median(found[name] for found in rounds) for name in ("rate", "steady_seconds")
+        )
         each = ", ".join(result_file.cut(found["rate"] / ideal, 3) for found in rounds)
         lines.append(
-            f"| {actors} | {result_file.cut(rate, 1)} | {ideal:.0f} | {result_file.cut(rate / ideal, 3)} | {each} | {steady:.0f} |"
+            f"| {actors} | {result_file.cut(rate, 1)} | {ideal:.0f} |"
+            f" {result_file.cut(rate / ideal, 3)} | {each} | {steady:.0f} |"
         )
     return "\n".join([*lines, "", note])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--note", default="", help="a line for the report, such as what else the machine was doing")
+    parser.add_argument(
+        "--note", default="", help="a line for the report, such as what else the machine was doing"
+    )
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
@@ -107,10 +122,20 @@ def main() -> None:
             generate(Path(scratch) / f"images-{actors}", actors * _PARTS * _IMAGES_PER_PART)
         for number in range(given.rounds):
             for actors, rounds in results.items():
-                rounds.append(in_a_process(Path(scratch) / f"images-{actors}", Path(scratch) / f"run-{actors}-{number}", actors))
+                rounds.append(
+                    in_a_process(
+                        Path(scratch) / f"images-{actors}",
+                        Path(scratch) / f"run-{actors}-{number}",
+                        actors,
+                    )
+                )
                 print(number + 1, actors, json.dumps(rounds[-1]), flush=True)
     print(
-        result_file.write("scale-out", report(results, given.note), {"rounds": {str(actors): found for actors, found in results.items()}})
+        result_file.write(
+            "scale-out",
+            report(results, given.note),
+            {"rounds": {str(actors): found for actors, found in results.items()}},
+        )
     )
 
 

@@ -1,10 +1,11 @@
-"""How the code is laid out, in figures: what lies at the top, floors, circles, and the lengths of files and functions.
+"""How the code is laid out, in figures: what lies at the top, floors, circles, and the lengths of
+files and functions.
 
     python benchmarks/structure.py
     python benchmarks/structure.py --folder ../elsewhere/its_package
 
-A floor is a module's height in the order of imports: what it imports lies on lower floors. Lazy and TYPE_CHECKING imports count. Modules
-of a circle share a floor.
+A floor is a module's height in the order of imports: what it imports lies on lower floors. Lazy and
+TYPE_CHECKING imports count. Modules of a circle share a floor.
 """
 
 import argparse
@@ -34,7 +35,12 @@ def imports_of(tree: ast.Module, modules: dict[str, Path]) -> set[str]:
     named = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            named |= {f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in modules else node.module for alias in node.names}
+            named |= {
+                f"{node.module}.{alias.name}"
+                if f"{node.module}.{alias.name}" in modules
+                else node.module
+                for alias in node.names
+            }
         elif isinstance(node, ast.Import):
             named |= {alias.name for alias in node.names}
     return named & modules.keys()
@@ -43,7 +49,11 @@ def imports_of(tree: ast.Module, modules: dict[str, Path]) -> set[str]:
 def circles_of(graph: dict[str, set[str]]) -> list[set[str]]:
     """Groups of modules that import one another, by what each can reach."""
     reached = {module: _reach(module, graph) for module in graph}
-    groups = {frozenset(other for other in reached[module] if module in reached[other]) for module in graph if module in reached[module]}
+    groups = {
+        frozenset(other for other in reached[module] if module in reached[other])
+        for module in graph
+        if module in reached[module]
+    }
     return [set(group) for group in groups]
 
 
@@ -104,7 +114,11 @@ def measure(package: Path) -> dict[str, Any]:
     files = sorted(len(path.read_text().splitlines()) for path in modules.values())
     functions = sorted(length for tree in trees.values() for length in _functions(tree))
     nodes = [node for tree in trees.values() for node in ast.walk(tree)]
-    bare = Counter(ast.unparse(node.type) if node.type else "" for node in nodes if isinstance(node, ast.ExceptHandler))
+    bare = Counter(
+        ast.unparse(node.type) if node.type else ""
+        for node in nodes
+        if isinstance(node, ast.ExceptHandler)
+    )
     return {
         "files": len(files),
         "lines": sum(files),
@@ -125,11 +139,20 @@ def measure(package: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parents[1] / "mpa_ray", help="of another package")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(__file__).parents[1] / "mpa_ray",
+        help="of another package",
+    )
     given = parser.parse_args()
     figures = measure(given.folder.resolve())
-    text = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value:,} |" for name, value in figures.items())])
+    text = "\n".join(
+        ["| | |", "|---|---|", *(f"| {name} | {value:,} |" for name, value in figures.items())]
+    )
     print(text)
     if given.folder.resolve().name == "mpa_ray":
         print(result_file.write("structure", text, {"figures": figures}))

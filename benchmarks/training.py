@@ -1,14 +1,17 @@
-"""Full fine-tuning of an S-VLM: ours beside a bare DeepSpeed loop and the transformers Trainer, on the same samples, batches and model.
+"""Full fine-tuning of an S-VLM: ours beside a bare DeepSpeed loop and the transformers Trainer, on
+the same samples, batches and model.
 
     python benchmarks/training.py --samples 128 --rounds 3
 
 - ours: `parity_leveler.level`: Ray Train, read ahead, logits of answer positions alone.
-- deepspeed: the loop of DeepSpeed's own tutorials: a DataLoader with one worker, the model's own loss over all positions, backward, step.
+- deepspeed: the loop of DeepSpeed's own tutorials: a DataLoader with one worker, the model's own
+  loss over all positions, backward, step.
 - trainer: transformers' Trainer with the same DataLoader worker.
 
-Qwen2-VL's architecture with 12 million random parameters, 32,000 tokens of vocabulary and 64 image tokens an image; float32, AdamW, the
-batch and micro-batch of `--batch` and `--micro`, one core for the model. Timed is the loop, in tokens a second, the first step and reading
-included and loading the model not. Each way runs in a process of its own, all in turn in each round. The report goes to
+Qwen2-VL's architecture with 12 million random parameters, 32,000 tokens of vocabulary and 64 image
+tokens an image; float32, AdamW, the batch and micro-batch of `--batch` and `--micro`, one core for
+the model. Timed is the loop, in tokens a second, the first step and reading included and loading
+the model not. Each way runs in a process of its own, all in turn in each round. The report goes to
 benchmarks/results/.
 """
 
@@ -35,7 +38,9 @@ from mpa_ray.placement.ray_session import ray_session
 from mpa_ray.schema import PARITY
 from mpa_ray.storage.folder import Folder
 
-_SIZE = random_model.Size(hidden=256, inner=768, layers=6, vision_hidden=192, vision_layers=4, side=224, vocabulary=32_000)
+_SIZE = random_model.Size(
+    hidden=256, inner=768, layers=6, vision_hidden=192, vision_layers=4, side=224, vocabulary=32_000
+)
 
 
 def write_samples(folder: Path, count: int) -> None:
@@ -43,8 +48,12 @@ def write_samples(folder: Path, count: int) -> None:
     rows = []
     for number in range(count):
         buffer = io.BytesIO()
-        Image.effect_noise((56, 56), 40 + number % 80).resize((_SIZE.side, _SIZE.side)).convert("RGB").save(buffer, "JPEG")
-        question = "What does the " + "large red " * (number % 7) + f"sign with number {number} say?"
+        Image.effect_noise((56, 56), 40 + number % 80).resize((_SIZE.side, _SIZE.side)).convert(
+            "RGB"
+        ).save(buffer, "JPEG")
+        question = (
+            "What does the " + "large red " * (number % 7) + f"sign with number {number} say?"
+        )
         row = {
             "image_id": f"{number:08d}",
             "sample_id": f"{number:08d}-0",
@@ -52,7 +61,9 @@ def write_samples(folder: Path, count: int) -> None:
             "answer": f"Road {number} " * (1 + number % 3),
         }
         rows.append(row | {"image": {"bytes": buffer.getvalue(), "path": None}})
-    Folder.at(folder).write_table("part-00000000.parquet", pa.Table.from_pylist(rows, schema=PARITY))
+    Folder.at(folder).write_table(
+        "part-00000000.parquet", pa.Table.from_pylist(rows, schema=PARITY)
+    )
 
 
 def ours(model: str, samples: str, options: argparse.Namespace) -> float:
@@ -73,13 +84,21 @@ def ours(model: str, samples: str, options: argparse.Namespace) -> float:
         )
         with ray_session():
             target = Folder.at(work).child("model")
-            return level(config, [Folder.at(samples)], name="mpa", target=target, work=Folder.at(work).child("checkpoints"))[
-                "tokens_per_second"
-            ]
+            return level(
+                config,
+                [Folder.at(samples)],
+                name="mpa",
+                target=target,
+                work=Folder.at(work).child("checkpoints"),
+            )["tokens_per_second"]
 
 
-def loaded(model: str, samples: str, options: argparse.Namespace) -> tuple[Any, list[dict[str, Any]], Any]:
-    """The model, the samples in memory with their images encoded, and what makes a batch of them."""
+def loaded(
+    model: str, samples: str, options: argparse.Namespace
+) -> tuple[Any, list[dict[str, Any]], Any]:
+    """The model, the samples in memory with their images encoded, and what makes a batch of
+    them.
+    """
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -88,9 +107,15 @@ def loaded(model: str, samples: str, options: argparse.Namespace) -> tuple[Any, 
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, options.precision))
+    network = AutoModelForImageTextToText.from_pretrained(
+        model, dtype=getattr(torch, options.precision)
+    )
     rows = Folder.at(samples).read_table("part-00000000.parquet").to_pylist()
-    return network, rows, Collator(AutoProcessor.from_pretrained(model), end_tokens=end_tokens(network))
+    return (
+        network,
+        rows,
+        Collator(AutoProcessor.from_pretrained(model), end_tokens=end_tokens(network)),
+    )
 
 
 class Collate:
@@ -112,14 +137,22 @@ class Collate:
 def deepspeed(model: str, samples: str, options: argparse.Namespace) -> float:
     if not options.cards:
         os.environ["DS_ACCELERATOR"] = "cpu"
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(options.port)}
+    os.environ |= {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(options.port),
+    }
     import deepspeed
     import torch
 
     if not options.cards:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     network, rows, collator = loaded(model, samples, options)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0
+    )
     settings = {
         "train_batch_size": options.batch,
         "train_micro_batch_size_per_gpu": options.micro,
@@ -133,10 +166,14 @@ def deepspeed(model: str, samples: str, options: argparse.Namespace) -> float:
     }
     engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
     engine.train()
-    batches = torch.utils.data.DataLoader(rows, batch_size=options.micro, shuffle=True, num_workers=1, collate_fn=Collate(collator))
+    batches = torch.utils.data.DataLoader(
+        rows, batch_size=options.micro, shuffle=True, num_workers=1, collate_fn=Collate(collator)
+    )
     tokens, began = 0, time.perf_counter()
     for batch in batches:
-        loss = engine(**{name: value.to(engine.device) for name, value in batch.items()}, use_cache=False).loss
+        loss = engine(
+            **{name: value.to(engine.device) for name, value in batch.items()}, use_cache=False
+        ).loss
         engine.backward(loss)
         engine.step()
         tokens += int(batch["attention_mask"].sum())
@@ -176,7 +213,12 @@ WAYS = {"ours": ours, "deepspeed": deepspeed, "trainer": trainer}
 def in_a_process(way: str, given: argparse.Namespace, scratch: str) -> float:
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--measure", json.dumps(vars(given) | {"way": way, "scratch": scratch})]
+    command = [
+        sys.executable,
+        __file__,
+        "--measure",
+        json.dumps(vars(given) | {"way": way, "scratch": scratch}),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{way}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -188,22 +230,37 @@ def report(results: dict[str, list[float]], note: str) -> str:
     lines = ["| Way | Tokens/s, median | of each round | Ours is |", "| --- | --- | --- | --- |"]
     for way, values in results.items():
         each = ", ".join(f"{value:,.0f}" for value in values)
-        lines.append(f"| {way} | {middle[way]:,.0f} | {each} | {result_file.cut(middle['ours'] / middle[way], 3)} times |")
+        lines.append(
+            f"| {way} | {middle[way]:,.0f} | {each} |"
+            f" {result_file.cut(middle['ours'] / middle[way], 3)} times |"
+        )
     return "\n".join([*lines, "", note])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16, help="samples of an optimizer step")
-    parser.add_argument("--micro", type=int, default=4, help="samples that go through the model at once")
     parser.add_argument(
-        "--cards", type=int, choices=[0, 1], default=result_file.cards(), help="1 trains on a GPU; so it is where there is one"
+        "--micro", type=int, default=4, help="samples that go through the model at once"
+    )
+    parser.add_argument(
+        "--cards",
+        type=int,
+        choices=[0, 1],
+        default=result_file.cards(),
+        help="1 trains on a GPU; so it is where there is one",
     )
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--port", type=int, default=29571, help="of torch's rendezvous on this machine")
-    parser.add_argument("--note", default="", help="a line for the report, such as what else the machine was doing")
+    parser.add_argument(
+        "--port", type=int, default=29571, help="of torch's rendezvous on this machine"
+    )
+    parser.add_argument(
+        "--note", default="", help="a line for the report, such as what else the machine was doing"
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
@@ -220,7 +277,9 @@ def main() -> None:
             for way in WAYS if number % 2 == 0 else reversed(WAYS):
                 results[way].append(in_a_process(way, given, scratch))
                 print(number + 1, way, f"{results[way][-1]:,.0f} tokens/s", flush=True)
-    print(result_file.write("training", report(results, given.note), {"tokens_per_second": results}))
+    print(
+        result_file.write("training", report(results, given.note), {"tokens_per_second": results})
+    )
 
 
 if __name__ == "__main__":

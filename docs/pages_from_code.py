@@ -1,7 +1,9 @@
-"""What mkdocs builds beside the pages that are written by hand: every setting and every job from the code, and the pages of other folders.
+"""What mkdocs builds beside the pages that are written by hand: every setting and every job from
+the code, and the pages of other folders.
 
-A page links to a file outside docs/ as it lies in the repository, so that the link works there too. In the guide such a file is a page of
-its own where it is Markdown, and its bare name where it is not.
+A page links to a file outside docs/ as it lies in the repository, so that the link works there too.
+In the guide such a file is a page of its own where it is Markdown, and its bare name where it is
+not.
 """
 
 import posixpath
@@ -25,7 +27,9 @@ _LINK = re.compile(r"(?P<before>!?\[[^\]\n]*\])\((?P<path>[^)#\s]+)(?P<anchor>#[
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Pages of docs/ that mkdocs.yml does not name come last in the navigation, so that none is left out."""
+    """Pages of docs/ that mkdocs.yml does not name come last in the navigation, so that none is
+    left out.
+    """
     named = set(re.findall(r"[\w./-]+\.md", str(config.nav)))
     others = sorted(page.name for page in (ROOT / "docs").glob("*.md") if page.name not in named)
     if others:
@@ -38,16 +42,22 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, "settings.md", content=settings_page()))
     files.append(File.generated(config, "jobs.md", content=jobs_page()))
     for path in _outside():
-        files.append(File.generated(config, f"repository/{path.relative_to(ROOT)}", abs_src_path=str(path)))
+        files.append(
+            File.generated(config, f"repository/{path.relative_to(ROOT)}", abs_src_path=str(path))
+        )
     return files
 
 
 def _outside() -> Iterator[Path]:
-    yield from (path for pattern in OUTSIDE for path in sorted(ROOT.glob(pattern)) if path.suffix == ".md")
+    yield from (
+        path for pattern in OUTSIDE for path in sorted(ROOT.glob(pattern)) if path.suffix == ".md"
+    )
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links that leave docs/ lead to the page that the file has become; where it has become none, its name is left."""
+    """Links that leave docs/ lead to the page that the file has become; where it has become none,
+    its name is left.
+    """
     pages = {str(path.relative_to(ROOT)) for path in _outside()}
     here = page.file.src_uri
     source = here.removeprefix("repository/") if here.startswith("repository/") else f"docs/{here}"
@@ -65,7 +75,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
             return found["before"].lstrip("!").strip("[]")
         else:
             return found[0]
-        return f"{found['before']}({posixpath.relpath(site, posixpath.dirname(here) or '.')}{found['anchor'] or ''})"
+        link = posixpath.relpath(site, posixpath.dirname(here) or ".") + (found["anchor"] or "")
+        return f"{found['before']}({link})"
 
     return _LINK.sub(fixed, markdown)
 
@@ -73,17 +84,22 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 def settings_page() -> str:
     """docs/settings.md: a table a section."""
     parts = [
-        "# Every setting\n\nMade from `mpa_ray/config/config.py`. The same names serve Python, YAML and flags: `lvlm.model` in YAML is"
-        " `--lvlm.model` on the command line; in a flag, dashes stand for underscores too (`--pl.learning-rate`). A flag goes over"
+        "# Every setting\n\nMade from `mpa_ray/config/config.py`. The same names serve Python,"
+        " YAML and flags: `lvlm.model` in YAML is"
+        " `--lvlm.model` on the command line; in a flag, dashes stand for underscores too"
+        " (`--pl.learning-rate`). A flag goes over"
         " YAML, YAML over a preset, a preset over the job's own configuration.\n",
-        "## The run\n\n" + _table([setting for setting in settings(Config) if "." not in setting.name]),
+        "## The run\n\n"
+        + _table([setting for setting in settings(Config) if "." not in setting.name]),
     ]
     seen: dict[type[BaseModel], list[str]] = {}
     for name, field in Config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             seen.setdefault(field.annotation, []).append(name)
     for section, names in seen.items():
-        title = " and ".join(f"`{name}`" for name in names) + (" and each of `jury`" if "lvlm" in names else "")
+        title = " and ".join(f"`{name}`" for name in names) + (
+            " and each of `jury`" if "lvlm" in names else ""
+        )
         about = " ".join((section.__doc__ or "").split())
         parts.append(f"## {title}\n\n{about}\n\n" + _table(list(settings(section))))
     return "\n".join(parts)
@@ -93,7 +109,10 @@ def _table(found: list[Setting]) -> str:
     rows = ["| setting | takes | default | meaning |", "| --- | --- | --- | --- |"]
     for setting in found:
         default = f"`{setting.default}`" if setting.default else ""
-        rows.append(f"| `{setting.name}` | {_cell(setting.kind)} | {_cell(default)} | {_cell(setting.meaning)} |")
+        rows.append(
+            f"| `{setting.name}` | {_cell(setting.kind)} | {_cell(default)} |"
+            f" {_cell(setting.meaning)} |"
+        )
     return "\n".join(rows) + "\n"
 
 
@@ -103,7 +122,10 @@ def _cell(text: str) -> str:
 
 def jobs_page() -> str:
     """docs/jobs.md: what each job says of itself and its flags."""
-    parts = ["# Every job\n\nMade from the jobs' own `--help`. The five `mpa_` jobs take every [setting](settings.md).\n"]
+    parts = [
+        "# Every job\n\nMade from the jobs' own `--help`. The five `mpa_` jobs take every"
+        " [setting](settings.md).\n"
+    ]
     for path in sorted((ROOT / "jobs").glob("*.py")):
         names: dict[str, Any] = runpy.run_path(str(path))
         parts.append(f"## {path.stem}\n\n```text\n{_help(names, path)}\n```\n")

@@ -18,12 +18,21 @@ def arguments() -> JobParser:
     layouts = "Hugging Face datasets, TRL's prompt/completion, or LLaVA's conversation JSON"
     parser.add_argument("--format", required=True, choices=list(LAYOUTS), help=layouts)
     parser.add_argument("--output", required=True, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--instruction", action="store_true", help="trl, llava: put the answering prompt before each question")
+    parser.add_argument(
+        "--instruction",
+        action="store_true",
+        help="trl, llava: put the answering prompt before each question",
+    )
     return parser
 
 
 if __name__ == "__main__":
     given = arguments().parse_args()
     with exit_codes():
-        record = export(Folder.at(given.run), Folder.at(given.output), layout=given.format, instruction=given.instruction)
+        record = export(
+            Folder.at(given.run),
+            Folder.at(given.output),
+            layout=given.format,
+            instruction=given.instruction,
+        )
         print(f"{record['samples']:,} samples in {Folder.at(given.output).uri}")

@@ -1,9 +1,10 @@
-"""What the parity samples of a run show the S-VLM to lack (Table 8), judged by the run's L-VLM where no rule decides.
+"""What the parity samples of a run show the S-VLM to lack (Table 8), judged by the run's L-VLM
+where no rule decides.
 
 Examples:
 
-    python jobs/gap_study.py runs/demo
-    python jobs/gap_study.py s3://bucket/run1 --samples 1000 --lvlm.model Qwen/Qwen2-VL-7B-Instruct --lvlm.gpus_per_replica 1
+    python jobs/gap_study.py runs/demo python jobs/gap_study.py s3://bucket/run1 --samples 1000
+    --lvlm.model Qwen/Qwen2-VL-7B-Instruct --lvlm.gpus_per_replica 1
 """
 
 import argparse
@@ -27,7 +28,9 @@ class GapStudy(Section):
     """A study of knowledge gaps (Table 8)."""
 
     run: str = ""
-    """The output folder of a run, local, s3:// or gs://; also without the flag, as the first argument."""
+    """The output folder of a run, local, s3:// or gs://; also without the flag, as the first
+    argument.
+    """
     output: str = ""
     """Where gaps.json and gaps.parquet go. Without it, studies/ in the run."""
     samples: int = Field(default=100, ge=1)
@@ -48,10 +51,15 @@ def parse(argv: Sequence[str]) -> tuple[GapStudy, Config]:
     run = first.parse_known_args(argv)[0].run
     config = config_of(Folder.at(run)) if run else None
     default = GapStudy(run=run, lvlm=config.lvlm if config else ModelSection())
-    often = (*("run", "output", "samples", "seed", "examples"), *("lvlm.model", "lvlm.engine", "lvlm.gpus_per_replica", "lvlm.base_url"))
+    often = (
+        *("run", "output", "samples", "seed", "examples"),
+        *("lvlm.model", "lvlm.engine", "lvlm.gpus_per_replica", "lvlm.base_url"),
+    )
     job = parse_section(default, argv, about=__doc__ or "", often=often)
     if config is None:
-        raise ConfigurationError(f"--run {run!r}: holds no config.json; give the output folder of a run")
+        raise ConfigurationError(
+            f"--run {run!r}: holds no config.json; give the output folder of a run"
+        )
     return job, config
 
 
@@ -65,6 +73,12 @@ if __name__ == "__main__":
         run_folder = Folder.at(given.run)
         target = Folder.at(given.output) if given.output else run_folder.child("studies")
         record = study(
-            run_folder, target, config=run_config, lvlm=given.lvlm, samples=given.samples, seed=given.seed, examples=given.examples
+            run_folder,
+            target,
+            config=run_config,
+            lvlm=given.lvlm,
+            samples=given.samples,
+            seed=given.seed,
+            examples=given.examples,
         )
         print(table(record))

@@ -10,7 +10,8 @@ Examples:
 from mpa_ray.cli import main
 from mpa_ray.config import Config, ModelSection
 
-# Cards, replicas and workers follow from the cluster (docs/placement.md); batch size and learning rate are Table 11's.
+# Cards, replicas and workers follow from the cluster (docs/placement.md); batch size and learning
+# rate are Table 11's.
 CONFIG = Config(
     task="textvqa",
     lvlm=ModelSection(model="Qwen/Qwen2-VL-7B-Instruct"),

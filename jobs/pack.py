@@ -1,4 +1,5 @@
-"""Pack loose image files into shards: every image decoded once, exact duplicates left out, ids as they were.
+"""Pack loose image files into shards: every image decoded once, exact duplicates left out, ids as
+they were.
 
 Examples:
 
@@ -21,24 +22,54 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**2
 def number_of_bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+)\s*([KMG]i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
     if not found or not int(found[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes; write it as 256MB or 268435456")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of bytes; write it as 256MB or 268435456"
+        )
     return int(found[1]) * UNITS[(found[2] or "").upper()]
 
 
 def arguments() -> JobParser:
     defaults = Config()
     parser = JobParser(__doc__)
-    parser.add_argument("--images", required=True, metavar="PREFIX", help="a folder or prefix of image files, local, s3:// or gs://")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="a new folder; the same command on it goes on where it stopped")
-    parser.add_argument("--shard-bytes", type=number_of_bytes, default=256 * 10**6, metavar="SIZE", help="of a shard, at most (256MB)")
     parser.add_argument(
-        "--max-image-pixels", type=int, default=defaults.max_image_pixels, metavar="N", help="images with more are quarantined"
+        "--images",
+        required=True,
+        metavar="PREFIX",
+        help="a folder or prefix of image files, local, s3:// or gs://",
     )
     parser.add_argument(
-        "--max-image-bytes", type=number_of_bytes, default=defaults.max_image_bytes, metavar="SIZE", help="files with more are"
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="a new folder; the same command on it goes on where it stopped",
     )
     parser.add_argument(
-        "--max-decode-seconds", type=float, default=defaults.max_decode_seconds, metavar="S", help="images that take longer are"
+        "--shard-bytes",
+        type=number_of_bytes,
+        default=256 * 10**6,
+        metavar="SIZE",
+        help="of a shard, at most (256MB)",
+    )
+    parser.add_argument(
+        "--max-image-pixels",
+        type=int,
+        default=defaults.max_image_pixels,
+        metavar="N",
+        help="images with more are quarantined",
+    )
+    parser.add_argument(
+        "--max-image-bytes",
+        type=number_of_bytes,
+        default=defaults.max_image_bytes,
+        metavar="SIZE",
+        help="files with more are",
+    )
+    parser.add_argument(
+        "--max-decode-seconds",
+        type=float,
+        default=defaults.max_decode_seconds,
+        metavar="S",
+        help="images that take longer are",
     )
     return parser
 

@@ -1,12 +1,15 @@
-"""Cost estimate: the hours, GPUs, money and tokens that a run will take, and the size of the parity set, before it is paid for.
+"""Cost estimate: the hours, GPUs, money and tokens that a run will take, and the size of the parity
+set, before it is paid for.
 
-The figures come from a probe, a small run on images drawn at random, or from a former run. A probe takes every flag of a run.
+The figures come from a probe, a small run on images drawn at random, or from a former run. A probe
+takes every flag of a run.
 
 Examples:
 
-    python jobs/plan.py --probe 400 --images s3://bucket/images --output s3://bucket/probe --lvlm.model A --svlm.model B
-    python jobs/plan.py s3://bucket/probe --count 10000000 --cards 64 --cards-per-node 8 --usd-per-card-hour 1.90
-    python jobs/plan.py runs/demo --count 1000000 --usd-per-million-input-tokens 2.5 --usd-per-million-output-tokens 10
+    python jobs/plan.py --probe 400 --images s3://bucket/images --output s3://bucket/probe
+    --lvlm.model A --svlm.model B python jobs/plan.py s3://bucket/probe --count 10000000 --cards 64
+    --cards-per-node 8 --usd-per-card-hour 1.90 python jobs/plan.py runs/demo --count 1000000
+    --usd-per-million-input-tokens 2.5 --usd-per-million-output-tokens 10
 """
 
 import argparse
@@ -36,20 +39,59 @@ def above_zero(kind: type) -> Callable[[str], float]:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     number, amount = above_zero(int), above_zero(float)
-    source.add_argument("--probe", type=number, metavar="N", help="run N images first, with the flags of a run; --output is the probe's")
-    rates = "the output folder of a finished run or probe; nothing is run. Without the flag, the first argument"
+    source.add_argument(
+        "--probe",
+        type=number,
+        metavar="N",
+        help="run N images first, with the flags of a run; --output is the probe's",
+    )
+    rates = (
+        "the output folder of a finished run or probe; nothing is run. Without the flag, the"
+        " first argument"
+    )
     source.add_argument("--rates", metavar="RUN", help=rates)
-    parser.add_argument("--count", type=number, metavar="N", help="images to plan for; a probe knows how many there are")
-    parser.add_argument("--cards", type=amount, metavar="C", help="of PA and PI together (as the rates' run had)")
+    parser.add_argument(
+        "--count",
+        type=number,
+        metavar="N",
+        help="images to plan for; a probe knows how many there are",
+    )
+    parser.add_argument(
+        "--cards", type=amount, metavar="C", help="of PA and PI together (as the rates' run had)"
+    )
     parser.add_argument("--workers", type=number, metavar="W", help="of PL (as the rates' run had)")
-    parser.add_argument("--cards-per-node", type=number, default=1, metavar="C", help="nodes are paid whole (1)")
-    parser.add_argument("--usd-per-card-hour", type=amount, default=0.0, metavar="USD", help="without it, cards have no price")
-    parser.add_argument("--usd-per-million-input-tokens", type=amount, metavar="USD", help="of an API as the L-VLM; else the run's own")
-    parser.add_argument("--usd-per-million-cached-tokens", type=amount, metavar="USD", help="without it, they cost as the others")
-    parser.add_argument("--usd-per-million-output-tokens", type=amount, metavar="USD", help="of an API as the L-VLM")
+    parser.add_argument(
+        "--cards-per-node", type=number, default=1, metavar="C", help="nodes are paid whole (1)"
+    )
+    parser.add_argument(
+        "--usd-per-card-hour",
+        type=amount,
+        default=0.0,
+        metavar="USD",
+        help="without it, cards have no price",
+    )
+    parser.add_argument(
+        "--usd-per-million-input-tokens",
+        type=amount,
+        metavar="USD",
+        help="of an API as the L-VLM; else the run's own",
+    )
+    parser.add_argument(
+        "--usd-per-million-cached-tokens",
+        type=amount,
+        metavar="USD",
+        help="without it, they cost as the others",
+    )
+    parser.add_argument(
+        "--usd-per-million-output-tokens", type=amount, metavar="USD", help="of an API as the L-VLM"
+    )
     return parser
 
 
@@ -63,22 +105,34 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
     if given.probe is not None:
         return given, cli.parse(Config(), flags)
     if flags:
-        raise ConfigurationError(f"{flags[0]}: --rates takes no flags of a run; for other settings run a --probe")
+        raise ConfigurationError(
+            f"{flags[0]}: --rates takes no flags of a run; for other settings run a --probe"
+        )
     return given, None
 
 
-def measured(given: argparse.Namespace, asked_for: Config | None) -> tuple[Config, float, int | None]:
-    """The configuration of the run that tells the rates; the cards and the number of images to plan for, where nothing else is said."""
+def measured(
+    given: argparse.Namespace, asked_for: Config | None
+) -> tuple[Config, float, int | None]:
+    """The configuration of the run that tells the rates; the cards and the number of images to plan
+    for, where nothing else is said.
+    """
     if asked_for is not None:
         config, listed = probe(asked_for, count=given.probe)
         return config, all_cards(asked_for), listed
     run = Folder.at(given.rates.removesuffix("/run.json"))
     if not run.exists("run.json"):
-        raise ConfigurationError(f"--rates {run.uri}: there is no finished run; give the output folder of one, or run a --probe")
+        raise ConfigurationError(
+            f"--rates {run.uri}: there is no finished run; give the output folder of one, or run a"
+            " --probe"
+        )
     config = config_of(run)
     assert config is not None
     if config.rounds > 1:
-        raise ConfigurationError(f"--rates {run.uri}: a run of {config.rounds} rounds has a rate in each; give {run.uri}/rounds/1")
+        raise ConfigurationError(
+            f"--rates {run.uri}: a run of {config.rounds} rounds has a rate in each; give"
+            f" {run.uri}/rounds/1"
+        )
     return config.model_copy(update={"output": run.uri}), all_cards(config), None
 
 
@@ -102,4 +156,8 @@ if __name__ == "__main__":
             usd_per_card_hour=given.usd_per_card_hour,
         )
         rates = read_rates(Folder.at(config.output), config)
-        print(table(forecast(rates, config, images=images, hardware=hardware), rates, config, hardware))
+        print(
+            table(
+                forecast(rates, config, images=images, hardware=hardware), rates, config, hardware
+            )
+        )

@@ -1,9 +1,10 @@
-"""Score the ratings that people gave in the report's pages, and fix the parity set by them. The run stays as it is.
+"""Score the ratings that people gave in the report's pages, and fix the parity set by them. The run
+stays as it is.
 
 Examples:
 
-    python jobs/review.py runs/demo ann.jsonl ben.jsonl --output scores.json
-    python jobs/review.py runs/demo ann.jsonl --parity runs/demo-reviewed --drop_below answer_correctness=0.5
+    python jobs/review.py runs/demo ann.jsonl ben.jsonl --output scores.json python jobs/review.py
+    runs/demo ann.jsonl --parity runs/demo-reviewed --drop_below answer_correctness=0.5
 """
 
 import argparse
@@ -21,14 +22,34 @@ from mpa_ray.tools.studies.review import apply, told
 
 def arguments() -> JobParser:
     parser = JobParser(__doc__)
-    ratings = "the output folder of a run, local, s3:// or gs://, and after it ratings as a page exports them, of one rater or several"
+    ratings = (
+        "the output folder of a run, local, s3:// or gs://, and after it ratings as a page"
+        " exports them, of one rater or several"
+    )
     parser.add_argument("words", nargs="+", metavar="RUN JSONL", help=ratings)
-    parser.add_argument("--run", metavar="RUN", help="the run, where only ratings are given as arguments")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the scores there as JSON too; a new file")
-    parser.add_argument("--open", action="store_true", help="score ratings, too, that were given with the models' answers in sight")
-    parser.add_argument("--parity", metavar="FOLDER", help="write the parity set there, rows dropped and fixed; a new folder")
-    below = "drop rows whose mean rating is lower, such as answer_correctness=0.5; may be given again for another question"
-    parser.add_argument("--drop_below", action="append", default=[], metavar="QUESTION=SHARE", help=below)
+    parser.add_argument(
+        "--run", metavar="RUN", help="the run, where only ratings are given as arguments"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the scores there as JSON too; a new file"
+    )
+    parser.add_argument(
+        "--open",
+        action="store_true",
+        help="score ratings, too, that were given with the models' answers in sight",
+    )
+    parser.add_argument(
+        "--parity",
+        metavar="FOLDER",
+        help="write the parity set there, rows dropped and fixed; a new folder",
+    )
+    below = (
+        "drop rows whose mean rating is lower, such as answer_correctness=0.5; may be given"
+        " again for another question"
+    )
+    parser.add_argument(
+        "--drop_below", action="append", default=[], metavar="QUESTION=SHARE", help=below
+    )
     return parser
 
 
@@ -40,7 +61,9 @@ def run_and_ratings(given: argparse.Namespace) -> tuple[Folder, list[str]]:
     """
     run, *ratings = [given.run, *given.words] if given.run else given.words
     if not ratings:
-        raise ConfigurationError(f"{run}: give the output folder of a run, and after it at least one file of ratings")
+        raise ConfigurationError(
+            f"{run}: give the output folder of a run, and after it at least one file of ratings"
+        )
     return Folder.at(run), ratings
 
 
@@ -56,7 +79,9 @@ def thresholds_of(given: list[str]) -> dict[str, float]:
         try:
             found[name] = float(share)
         except ValueError:
-            raise ConfigurationError(f"--drop_below {text}: give a question and a share, such as answer_correctness=0.5") from None
+            raise ConfigurationError(
+                f"--drop_below {text}: give a question and a share, such as answer_correctness=0.5"
+            ) from None
     return found
 
 
@@ -72,10 +97,14 @@ if __name__ == "__main__":
     given = arguments().parse_args()
     with exit_codes():
         if given.output and given.output.exists():
-            raise ConfigurationError(f"--output {given.output}: exists already and is not overwritten; give a new file")
+            raise ConfigurationError(
+                f"--output {given.output}: exists already and is not overwritten; give a new file"
+            )
         thresholds = thresholds_of(given.drop_below)
         if thresholds and not given.parity:
-            raise ConfigurationError("--drop_below drops nothing without --parity FOLDER; give both")
+            raise ConfigurationError(
+                "--drop_below drops nothing without --parity FOLDER; give both"
+            )
         folder, files = run_and_ratings(given)
         ratings = read(files)
         scored = [rating for rating in ratings if rating.blind or given.open]

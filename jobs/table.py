@@ -1,4 +1,5 @@
-"""Make a table of the paper again: run its grid, skip what is finished, and print our figures beside the paper's (docs/paper_tables.md).
+"""Make a table of the paper again: run its grid, skip what is finished, and print our figures
+beside the paper's (docs/paper_tables.md).
 
 Examples:
 
@@ -23,11 +24,31 @@ _DEMO_SEEDS = [0, 1, 2]
 
 def arguments() -> JobParser:
     parser = JobParser(__doc__)
-    parser.add_argument("--table", required=True, type=int, choices=list(TABLES), help="its number in the paper")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="of the grid; tables given the same one share cells")
-    parser.add_argument("--data", metavar="FILE", help="where images, benchmarks and labels are, as YAML (jobs/data.example.yaml)")
-    parser.add_argument("--preset", choices=["demo"], help="the embedded pair; the table goes to benchmarks/results/ too")
-    parser.add_argument("--seeds", type=int, nargs="+", help="a run of each cell for each (default: one run; with --preset demo, 0 1 2)")
+    parser.add_argument(
+        "--table", required=True, type=int, choices=list(TABLES), help="its number in the paper"
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="of the grid; tables given the same one share cells",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        help="where images, benchmarks and labels are, as YAML (jobs/data.example.yaml)",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=["demo"],
+        help="the embedded pair; the table goes to benchmarks/results/ too",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        help="a run of each cell for each (default: one run; with --preset demo, 0 1 2)",
+    )
     return parser
 
 
@@ -36,13 +57,23 @@ def main(given: argparse.Namespace) -> None:
     if (given.preset is None) == (given.data is None):
         raise ConfigurationError("give --data FILE, or --preset demo, and not both")
     if given.data:
-        text, _ = run_table(TABLES[given.table], output=output, seeds=given.seeds or [None], data=grid_data.read(given.data))
+        text, _ = run_table(
+            TABLES[given.table],
+            output=output,
+            seeds=given.seeds or [None],
+            data=grid_data.read(given.data),
+        )
         print(text)
         return
     if given.table not in DEMO_TABLES:
         there = ", ".join(map(str, DEMO_TABLES))
-        raise ConfigurationError(f"--table {given.table} --preset demo: the demo has no such models or benchmarks; it has tables {there}")
-    text, found = run_table(demo_table(given.table), output=output, seeds=given.seeds or _DEMO_SEEDS, data=None)
+        raise ConfigurationError(
+            f"--table {given.table} --preset demo: the demo has no such models or benchmarks; it"
+            f" has tables {there}"
+        )
+    text, found = run_table(
+        demo_table(given.table), output=output, seeds=given.seeds or _DEMO_SEEDS, data=None
+    )
     print(text)
     print(result_file.write(RESULTS, f"table-{given.table}-demo", text, found))
 

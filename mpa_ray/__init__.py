@@ -1,17 +1,26 @@
-"""mpa_ray: Model Parity Aligner on Ray. A small vision-language model gets better at a task from unlabeled images and a large model as
-guide.
+"""mpa_ray: Model Parity Aligner on Ray. A small vision-language model gets better at a task from
+unlabeled images and a large model as guide.
 
     from mpa_ray import Config, run
 
     run(Config(images="photos", output="runs/mine", lvlm=..., svlm=...))
 
-Each stage stands alone too: `annotate` and `identify` take a Ray Dataset and give one back, `level` trains on folders of parity samples,
-`evaluate` scores a model, and `metrics` holds the official scores. Importing this loads neither Ray nor torch.
+Each stage stands alone too: `annotate` and `identify` take a Ray Dataset and give one back, `level`
+trains on folders of parity samples, `evaluate` scores a model, and `metrics` holds the official
+scores. Importing this loads neither Ray nor torch.
 """
 
 import sys
 
-from mpa_ray.config import AnnotateSection, Config, DemoSection, EvaluateSection, IdentifySection, LevelSection, ModelSection
+from mpa_ray.config import (
+    AnnotateSection,
+    Config,
+    DemoSection,
+    EvaluateSection,
+    IdentifySection,
+    LevelSection,
+    ModelSection,
+)
 from mpa_ray.demo import presets
 from mpa_ray.errors import ConfigurationError, RunError
 from mpa_ray.parity_identifier import identify
@@ -27,7 +36,11 @@ from mpa_ray.tasks import TASKS, Task, metrics
 __version__ = "0.1.0"
 
 # Modules that scripts import by these paths, wherever they lie.
-sys.modules |= {"mpa_ray.metrics": metrics, "mpa_ray.presets": presets, "mpa_ray.ray_session": ray_session}
+sys.modules |= {
+    "mpa_ray.metrics": metrics,
+    "mpa_ray.presets": presets,
+    "mpa_ray.ray_session": ray_session,
+}
 
 __all__ = [
     "TASKS",

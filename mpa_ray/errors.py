@@ -10,7 +10,9 @@ INTERRUPTED = 130
 # A disk that is full, over its quota, read-only or failing, wherever that was noticed.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
-_IN_TRACEBACK = re.compile(r"^mpa_ray\.errors\.(ConfigurationError|RunError|StorageError): (.+)$", re.MULTILINE)
+_IN_TRACEBACK = re.compile(
+    r"^mpa_ray\.errors\.(ConfigurationError|RunError|StorageError): (.+)$", re.MULTILINE
+)
 
 
 class ConfigurationError(ValueError):
@@ -22,22 +24,29 @@ class ConfigurationError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The run cannot go on (nothing to train on, too much quarantined, storage failing). What is finished stays; a job exits with 3."""
+    """The run cannot go on (nothing to train on, too much quarantined, storage failing). What is
+    finished stays; a job exits with 3.
+    """
 
 
 class StorageError(RunError):
-    """A disk or an object store failed for another reason than that something is not there, and again when asked again."""
+    """A disk or an object store failed for another reason than that something is not there, and
+    again when asked again.
+    """
 
 
 class NothingToTeach(RunError):
-    """There is no row to train on: no annotation, none that the S-VLM lacks, or none beside the held-out ones."""
+    """There is no row to train on: no annotation, none that the S-VLM lacks, or none beside the
+    held-out ones.
+    """
 
     record: dict[str, Any] | None = None
     """What run.json would say of the run, where it came so far."""
 
 
 def meant_for_people(error: BaseException) -> ConfigurationError | RunError | None:
-    """What is to be said of an error in one line: an error of ours, also one that a worker raised, or a failing disk. None for others.
+    """What is to be said of an error in one line: an error of ours, also one that a worker raised,
+    or a failing disk. None for others.
 
     Of errors of a dataset's workers Ray keeps no more than the traceback, as text.
     """
@@ -49,5 +58,3 @@ def meant_for_people(error: BaseException) -> ConfigurationError | RunError | No
     if isinstance(error, OSError) and error.errno in _DISK:
         return RunError(f"{error}. Fix the storage and give the same command again")
     return None
-
-

@@ -2,8 +2,8 @@
 
     S = E(L-VLM's answer) and not E(S-VLM's answer),    E(X) = [X = A]  (Eq. 1)
 
-Eq. 2 is a conjunction, so the S-VLM is asked only where the L-VLM agrees with itself. `identify.exhaustive` asks it everywhere; the
-verdicts are the same, and a test holds us to it.
+Eq. 2 is a conjunction, so the S-VLM is asked only where the L-VLM agrees with itself.
+`identify.exhaustive` asks it everywhere; the verdicts are the same, and a test holds us to it.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,9 @@ class ParityIdentifier(RowWorker):
     stage = Stage.PARITY_IDENTIFIER
 
 
-async def identify_row(row: Row, ask: Ask, *, matcher: str, answering: Sampling, exhaustive: bool) -> list[Row]:
+async def identify_row(
+    row: Row, ask: Ask, *, matcher: str, answering: Sampling, exhaustive: bool
+) -> list[Row]:
     """The row with the S-VLM's answer, where it was asked, and the verdict."""
     matches = MATCHERS[matcher]
     answered: Row = {"svlm_answer": None}
@@ -41,7 +43,11 @@ async def identify_row(row: Row, ask: Ask, *, matcher: str, answering: Sampling,
             "svlm_answer_cached_tokens": reply.cached_tokens,
             "svlm_answer_output_tokens": reply.output_tokens,
         }
-    said = {"lvlm_answer": row["lvlm_answer"], "jury_answers": jury_answers, "svlm_answer": answered["svlm_answer"]}
+    said = {
+        "lvlm_answer": row["lvlm_answer"],
+        "jury_answers": jury_answers,
+        "svlm_answer": answered["svlm_answer"],
+    }
     verdict = judge(answer=row["answer"], matches=matches, **said)
     return [row | answered | {"verdict": verdict}]
 
@@ -57,17 +63,36 @@ def identifying(config: Config) -> RowWork:
 
 
 def identify(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
-    """ANNOTATED_ROW parts in (after a jury, JURY_ROW), JUDGED_ROW parts out. `output` is explained at `ask_model`."""
-    return ask_model(dataset, ParityIdentifier, identifying(config), models=[config.svlm], schema=JUDGED_ROW, config=config, output=output)
+    """ANNOTATED_ROW parts in (after a jury, JURY_ROW), JUDGED_ROW parts out. `output` is explained
+    at `ask_model`.
+    """
+    return ask_model(
+        dataset,
+        ParityIdentifier,
+        identifying(config),
+        models=[config.svlm],
+        schema=JUDGED_ROW,
+        config=config,
+        output=output,
+    )
 
 
-def judge(*, answer: str, lvlm_answer: str, svlm_answer: str | None, matches: Matcher, jury_answers: Sequence[str] = ()) -> Verdict:
-    """Eq. 2, S = E(L-VLM's answer) and not E(S-VLM's answer): "parity" where S holds, else why it does not.
+def judge(
+    *,
+    answer: str,
+    lvlm_answer: str,
+    svlm_answer: str | None,
+    matches: Matcher,
+    jury_answers: Sequence[str] = (),
+) -> Verdict:
+    """Eq. 2, S = E(L-VLM's answer) and not E(S-VLM's answer): "parity" where S holds, else why it
+    does not.
 
     Args:
         answer: the annotation's answer, A.
         lvlm_answer: what the L-VLM said when asked its own question.
-        svlm_answer: what the S-VLM said. None if it was not asked, which Eq. 2 permits where the L-VLM is inconsistent.
+        svlm_answer: what the S-VLM said. None if it was not asked, which Eq. 2 permits where the
+            L-VLM is inconsistent.
         matches: one of `MATCHERS`.
         jury_answers: what the jurors said who were asked.
 
@@ -77,5 +102,8 @@ def judge(*, answer: str, lvlm_answer: str, svlm_answer: str | None, matches: Ma
     if not is_consistent(answer, [lvlm_answer, *jury_answers], matches):
         return Verdict.LVLM_INCONSISTENT
     if svlm_answer is None:
-        raise ValueError(f"svlm_answer is None although the L-VLM agrees with the annotation {answer!r}; ask the S-VLM before judging")
+        raise ValueError(
+            f"svlm_answer is None although the L-VLM agrees with the annotation {answer!r}; ask"
+            " the S-VLM before judging"
+        )
     return Verdict.SVLM_CORRECT if matches(svlm_answer, answer) else Verdict.PARITY

@@ -1,7 +1,8 @@
-"""The Parity Leveler (PL): full fine-tuning of the S-VLM on what it lacks, with Ray Train and DeepSpeed ZeRO.
+"""The Parity Leveler (PL): full fine-tuning of the S-VLM on what it lacks, with Ray Train and
+DeepSpeed ZeRO.
 
-What is trained on is an arm (`mpa_ray.training.arms`): the parity set, which is MPA itself, or one of the paper's comparisons. Every arm
-leaves out the same held-out rows.
+What is trained on is an arm (`mpa_ray.training.arms`): the parity set, which is MPA itself, or one
+of the paper's comparisons. Every arm leaves out the same held-out rows.
 """
 
 from typing import Any
@@ -22,13 +23,20 @@ _RESIZE_EVERY_S = 300.0
 
 
 def level(
-    config: Config, folders: list[Folder], *, name: str, target: Folder, work: Folder, tracking: Tracking | None = None
+    config: Config,
+    folders: list[Folder],
+    *,
+    name: str,
+    target: Folder,
+    work: Folder,
+    tracking: Tracking | None = None,
 ) -> dict[str, Any]:
-    """Trains the S-VLM on `folders` and writes the model to `target`. Gives back samples, loss, the seconds of the steps that are in the
-    model (in `timed_samples` of its samples), and the workers that trained: for each time their group was made, its first step and how many
-    they were.
+    """Trains the S-VLM on `folders` and writes the model to `target`. Gives back samples, loss, the
+    seconds of the steps that are in the model (in `timed_samples` of its samples), and the workers
+    that trained: for each time their group was made, its first step and how many they were.
 
-    A lost worker costs the steps since the newest checkpoint; so does a call that is killed, when the same call is made again.
+    A lost worker costs the steps since the newest checkpoint; so does a call that is killed, when
+    the same call is made again.
 
     Args:
         config: `svlm`, `pl` and `seed` are used.
@@ -40,7 +48,8 @@ def level(
 
     Raises:
         NothingToTeach: no row is left to train on.
-        RunError: the training failed: workers were lost more often than `pl.max_failures`, or for a reason that stays.
+        RunError: the training failed: workers were lost more often than `pl.max_failures`, or for a
+            reason that stays.
         ConfigurationError: the workers refused the configuration.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -48,8 +57,14 @@ def level(
 
     settings = with_hyperparameters(config.pl, config.svlm.model)
     if not count_rows(folders, settings.holdout):
-        raise NothingToTeach(f"{name}: no row to train on in {', '.join(folder.uri for folder in folders)}")
-    limits = {"max_pixels": config.svlm.max_pixels, "max_image_pixels": config.max_image_pixels, "max_image_bytes": config.max_image_bytes}
+        raise NothingToTeach(
+            f"{name}: no row to train on in {', '.join(folder.uri for folder in folders)}"
+        )
+    limits = {
+        "max_pixels": config.svlm.max_pixels,
+        "max_image_pixels": config.max_image_pixels,
+        "max_image_bytes": config.max_image_bytes,
+    }
     training = Training(
         svlm=config.svlm,
         folders=folders,
@@ -85,7 +100,16 @@ def level(
     )
     trainer.fit()
     log = target.read_json("training_log.json")
-    told = ("samples", "loss", "seconds", "timed_samples", "tokens_per_second", "mfu", "parameters", "workers")
+    told = (
+        "samples",
+        "loss",
+        "seconds",
+        "timed_samples",
+        "tokens_per_second",
+        "mfu",
+        "parameters",
+        "workers",
+    )
     return {key: log[key] for key in told} | {
         "batch_size": settings.batch_size,
         "learning_rate": settings.learning_rate,
@@ -96,10 +120,13 @@ def _scaling(settings: LevelSection, scaling_config: Any) -> Any:
     workers = settings.workers or 1
     fewest = settings.min_workers or workers
     return scaling_config(
-        # A pair makes the group elastic: it starts with as many workers as there is room for, and is made anew when nodes go or come.
+        # A pair makes the group elastic: it starts with as many workers as there is room for, and
+        # is made anew when nodes go or come.
         num_workers=(fewest, workers) if fewest < workers else workers,
         use_gpu=bool(settings.gpus_per_worker),
-        resources_per_worker=place.bundle(cpus=settings.cpus_per_worker, cards=settings.gpus_per_worker),
+        resources_per_worker=place.bundle(
+            cpus=settings.cpus_per_worker, cards=settings.gpus_per_worker
+        ),
         label_selector=settings.node_labels or None,
         elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
     )

@@ -1,7 +1,8 @@
 """Algorithm 1 of the paper, from images to an aligned S-VLM, with everything it left on the way.
 
-Each step leaves a record when it is done (`mpa_ray.stages.step_times`), and a call on the same output resumes at the first step that
-has none. Parts of the first step have commits of their own (`mpa_ray.stages.commits`).
+Each step leaves a record when it is done (`mpa_ray.stages.step_times`), and a call on the same
+output resumes at the first step that has none. Parts of the first step have commits of their own
+(`mpa_ray.stages.commits`).
 """
 
 from functools import partial
@@ -24,7 +25,12 @@ from mpa_ray.steps.annotate_and_identify import annotate_and_identify, refuse_no
 from mpa_ray.steps.checks import check_inputs, check_output, trained_on_labels
 from mpa_ray.steps.evaluate_models import ask_trained
 from mpa_ray.steps.names import CONFIG, RUN
-from mpa_ray.steps.prepare import counts_of_parity_set, with_demo_inputs, with_placement, without_holdout
+from mpa_ray.steps.prepare import (
+    counts_of_parity_set,
+    with_demo_inputs,
+    with_placement,
+    without_holdout,
+)
 from mpa_ray.steps.record import publish, record_of
 from mpa_ray.steps.train_arm import train_arm
 from mpa_ray.storage.folder import Folder
@@ -36,7 +42,8 @@ def run(config: Config) -> dict[str, Any]:
     """Runs or resumes the run in `config.output`. Gives back what is in its run.json.
 
     Raises:
-        ConfigurationError: an input is missing or unfit, or the output holds another run; nothing was loaded.
+        ConfigurationError: an input is missing or unfit, or the output holds another run; nothing
+            was loaded.
         RunError: the run cannot go on; what is finished stays.
     """
     output = Folder.at(config.output)
@@ -59,11 +66,15 @@ def run(config: Config) -> dict[str, Any]:
 def _with_earlier_arms(config: Config, record: dict[str, Any]) -> Config:
     """Comparisons may be added to a finished run; those it has stay in its record."""
     earlier = [name for name in record["training"] if name != "mpa"]
-    return config.model_copy(update={"ablations": tuple(dict.fromkeys([*earlier, *config.ablations]))})
+    return config.model_copy(
+        update={"ablations": tuple(dict.fromkeys([*earlier, *config.ablations]))}
+    )
 
 
 def _run_rounds(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
-    """The run of a configuration with several rounds; each of them is a run of its own in rounds/<k>/."""
+    """The run of a configuration with several rounds; each of them is a run of its own in
+    rounds/<k>/.
+    """
     asked_for = identity(config)
     config = with_demo_inputs(config, output, held)
     shares = rounds.split(config, output)
@@ -71,7 +82,10 @@ def _run_rounds(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     found = rounds.run_rounds(config, output, shares=shares, run=run, held=held)
     own = {name: one["seconds"] for name, one in step_times.records(output).items()}
     record = {"config": config.model_dump(mode="json"), "versions": versions(), **found}
-    record |= {"stages": own | found["stages"], "wall_seconds": sum(own.values()) + found["wall_seconds"]}
+    record |= {
+        "stages": own | found["stages"],
+        "wall_seconds": sum(own.values()) + found["wall_seconds"],
+    }
     held.check()
     output.write_json("evaluation/metrics.json", record["evaluation"])
     publish(config, output, record, held)
@@ -90,8 +104,13 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
         source = source_of(config, output)
         say(f"input: {source.rows:,} {source.unit} in {source.parts:,} parts")
     if config.evaluate.benchmark:
-        benchmark.prepare(config.evaluate, output.child("evaluation/questions"), predictions=output.child("evaluation/predictions"))
-    # From here on the output belongs to this configuration; an input that was refused leaves it free.
+        benchmark.prepare(
+            config.evaluate,
+            output.child("evaluation/questions"),
+            predictions=output.child("evaluation/predictions"),
+        )
+    # From here on the output belongs to this configuration; an input that was refused leaves it
+    # free.
     output.write_json(CONFIG, asked_for)
     early_stop.go_on(output)
     crash_blame.forget(output)
@@ -101,7 +120,11 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
         refuse_unshared(output, config, source.first_file if source else given.first_file)
         config, placed = with_placement(config, source)
         with logs.stage(step_times.ANNOTATE):
-            data = annotate_and_identify(config, output, source, held) if source else counts_of_parity_set(given.rows)
+            data = (
+                annotate_and_identify(config, output, source, held)
+                if source
+                else counts_of_parity_set(given.rows)
+            )
         record = partial(record_of, config, output, placed, data)
         try:
             refuse_nothing(data, output)
@@ -117,5 +140,3 @@ def _run(config: Config, output: Folder, held: Lease) -> dict[str, Any]:
     found = record(trained, evaluation)
     publish(config, output, found, held)
     return found
-
-

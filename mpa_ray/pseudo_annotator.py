@@ -1,7 +1,9 @@
-"""The Pseudo Annotator (PA): the L-VLM writes a question and an answer for an image, and at once answers its own question.
+"""The Pseudo Annotator (PA): the L-VLM writes a question and an answer for an image, and at once
+answers its own question.
 
-The second call follows the first on the same actor, while the image is still in the engine's caches. It is the L-VLM's half of the Parity
-Identifier (Eq. 1); asking here saves a second pass over the images.
+The second call follows the first on the same actor, while the image is still in the engine's
+caches. It is the L-VLM's half of the Parity Identifier (Eq. 1); asking here saves a second pass
+over the images.
 """
 
 from dataclasses import replace
@@ -40,9 +42,11 @@ async def annotate_row(
     answers: tuple[str, ...] = (),
     preamble: str = "",
 ) -> list[Row]:
-    """One row per question that was asked for: an annotation with the L-VLM's own answer, or the question's quarantined row.
+    """One row per question that was asked for: an annotation with the L-VLM's own answer, or the
+    question's quarantined row.
 
-    A question that cannot be parsed, that the engine rejects, or that the image already has costs itself alone.
+    A question that cannot be parsed, that the engine rejects, or that the image already has costs
+    itself alone.
 
     Args:
         row: a row of SOURCE_ROW.
@@ -64,12 +68,20 @@ async def annotate_row(
         try:
             annotation = await ask(preamble + prompt, drawn)
             parsed = _parse(annotation.text, answers, had)
-            own = await ask(preamble + prompts.ANSWERING.format(question=parsed.question), answering)
+            own = await ask(
+                preamble + prompts.ANSWERING.format(question=parsed.question), answering
+            )
         except RequestRejected as error:
-            rows.append(quarantined(sample, Stage.PSEUDO_ANNOTATOR, Reason.ENGINE_REJECTED, str(error)))
+            rows.append(
+                quarantined(sample, Stage.PSEUDO_ANNOTATOR, Reason.ENGINE_REJECTED, str(error))
+            )
             continue
         except _NoAnnotation as error:
-            rows.append(quarantined(sample, Stage.PSEUDO_ANNOTATOR, error.reason, f"{error}: {annotation.text}"))
+            rows.append(
+                quarantined(
+                    sample, Stage.PSEUDO_ANNOTATOR, error.reason, f"{error}: {annotation.text}"
+                )
+            )
             continue
         had.add(parsed.question.casefold())
         rows.append(
@@ -104,7 +116,9 @@ def _parse(text: str, answers: tuple[str, ...], had: set[str]) -> Annotation:
     except UnparsableAnnotation as error:
         raise _NoAnnotation(Reason.UNPARSABLE_ANNOTATION, str(error)) from error
     if answers and not any(matches_exactly(parsed.answer, answer) for answer in answers):
-        raise _NoAnnotation(Reason.UNPARSABLE_ANNOTATION, f"the answer is none of {', '.join(answers)}")
+        raise _NoAnnotation(
+            Reason.UNPARSABLE_ANNOTATION, f"the answer is none of {', '.join(answers)}"
+        )
     if parsed.question.casefold() in had:
         raise _NoAnnotation(Reason.REPEATED_QUESTION, "the image has this question already")
     return parsed
@@ -132,5 +146,15 @@ def annotating(config: Config) -> RowWork:
 
 
 def annotate(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
-    """SOURCE_ROW parts in, ANNOTATED_ROW parts out. Lazy, like every stage. `output` is explained at `ask_model`."""
-    return ask_model(dataset, PseudoAnnotator, annotating(config), models=[config.lvlm], schema=ANNOTATED_ROW, config=config, output=output)
+    """SOURCE_ROW parts in, ANNOTATED_ROW parts out. Lazy, like every stage. `output` is explained
+    at `ask_model`.
+    """
+    return ask_model(
+        dataset,
+        PseudoAnnotator,
+        annotating(config),
+        models=[config.lvlm],
+        schema=ANNOTATED_ROW,
+        config=config,
+        output=output,
+    )

@@ -1,4 +1,6 @@
-"""The names rows are made of: columns, Arrow schemas, verdicts and quarantine reasons. Stages add columns and never rename them."""
+"""The names rows are made of: columns, Arrow schemas, verdicts and quarantine reasons. Stages add
+columns and never rename them.
+"""
 
 import json
 import os
@@ -12,11 +14,15 @@ class Verdict(StrEnum):
     """What the Parity Identifier says of a row (Eq. 2 of the paper)."""
 
     PARITY = "parity"
-    """The L-VLM agrees with its own annotation and the S-VLM does not: the row teaches something."""
+    """The L-VLM agrees with its own annotation and the S-VLM does not: the row teaches
+    something.
+    """
     SVLM_CORRECT = "svlm_correct"
     """Both agree with the annotation: nothing to learn."""
     LVLM_INCONSISTENT = "lvlm_inconsistent"
-    """The L-VLM, asked its own question, or a juror (`mpa_ray.stages.jury`) answers otherwise: the annotation is not trusted."""
+    """The L-VLM, asked its own question, or a juror (`mpa_ray.stages.jury`) answers otherwise: the
+    annotation is not trusted.
+    """
 
 
 class Stage(StrEnum):
@@ -36,9 +42,13 @@ class Reason(StrEnum):
     MISSING = "missing"
     """The file, member or row could not be found or opened."""
     OUTSIDE_ROOT = "outside_root"
-    """A URI column names a local file outside the folder of its Parquet file and outside `images`; it was not opened."""
+    """A URI column names a local file outside the folder of its Parquet file and outside `images`;
+    it was not opened.
+    """
     DUPLICATE_REFERENCE = "duplicate_reference"
-    """A URI column names what was named before; the image itself is asked about once, under the first reference."""
+    """A URI column names what was named before; the image itself is asked about once, under the
+    first reference.
+    """
     EMPTY = "empty"
     """Zero bytes."""
     NOT_AN_IMAGE = "not_an_image"
@@ -66,11 +76,15 @@ class Reason(StrEnum):
     REPEATED_QUESTION = "repeated_question"
     """Of several questions about an image, one that it has already; the detail is the raw text."""
     ENGINE_REJECTED = "engine_rejected"
-    """The engine refused this one request, for its length for example; the engine itself is well."""
+    """The engine refused this one request, for its length for example; the engine itself is
+    well.
+    """
     UNSTORABLE_REPLY = "unstorable_reply"
     """The engine's reply cannot be stored: text that is no Unicode, a token count beyond any."""
     ENGINE_CRASH = "engine_crash"
-    """The engine died twice while it served this row, the second time with no other row beside it."""
+    """The engine died twice while it served this row, the second time with no other row beside
+    it.
+    """
 
 
 IMAGE_ID = pa.field("image_id", pa.string(), nullable=False)
@@ -78,14 +92,20 @@ IMAGE_URI = pa.field("image_uri", pa.string(), nullable=False)
 
 MANIFEST = pa.schema([IMAGE_ID, IMAGE_URI])
 
-# While a row travels. `part` is the unit of work and of commitment; `reason` is null as long as the row is well.
-_STATUS = [pa.field("stage", pa.string()), pa.field("reason", pa.string()), pa.field("detail", pa.string())]
+# While a row travels. `part` is the unit of work and of commitment; `reason` is null as long as the
+# row is well.
+_STATUS = [
+    pa.field("stage", pa.string()),
+    pa.field("reason", pa.string()),
+    pa.field("detail", pa.string()),
+]
 SOURCE_ROW = pa.schema(
     [
         pa.field("part", pa.int64(), nullable=False),
         IMAGE_ID,
         IMAGE_URI,
-        # What is drawn for the image goes by it (`mpa_ray.images.decode.draw_key_of`); null where nothing is drawn any more.
+        # What is drawn for the image goes by it (`mpa_ray.images.decode.draw_key_of`); null where
+        # nothing is drawn any more.
         pa.field("draw_key", pa.string()),
         pa.field("image", pa.large_binary()),
         *_STATUS,
@@ -125,20 +145,25 @@ JURY_ROW = pa.schema([*ANNOTATED_ROW, *_JURY_COLUMNS])
 JUDGED_ROW = pa.schema([*ANNOTATED_ROW, *_JUDGEMENT_COLUMNS])
 
 CHANGES = ("learned", "forgotten", "kept", "still_wrong", "unanswered")
-"""What became of a held-out row: wrong before and right after training, right and wrong, right and right, wrong and wrong; or the trained
-S-VLM's engine refused it, and nobody knows."""
+"""What became of a held-out row: wrong before and right after training, right and wrong, right and
+right, wrong and wrong; or the trained S-VLM's engine refused it, and nobody knows.
+"""
 
 # What travels beside a part's rows, in its table's metadata.
 _ENCODER_RUNS = b"encoder_runs"
 
 
 def encoder_runs(part: pa.Table) -> dict[str, int]:
-    """Stage -> how often its model's vision encoder ran for this part; stages whose engine does not tell are left out."""
+    """Stage -> how often its model's vision encoder ran for this part; stages whose engine does not
+    tell are left out.
+    """
     return json.loads((part.schema.metadata or {}).get(_ENCODER_RUNS, b"{}"))
 
 
 def with_encoder_runs(part: pa.Table, counted: Mapping[str, int | None]) -> pa.Table:
-    """`part` with more counts of encoder runs by stage, added to what it has; None where an engine does not tell."""
+    """`part` with more counts of encoder runs by stage, added to what it has; None where an engine
+    does not tell.
+    """
     runs = encoder_runs(part)
     for stage, count in counted.items():
         if count is not None:
@@ -185,7 +210,9 @@ CONSISTENT = frozenset({Verdict.PARITY, Verdict.SVLM_CORRECT})
 
 
 def absolute(place: str) -> str:
-    """A local path made absolute, without `.`, `..`, `~`, `file://` and a slash at its end; a URI without a slash at its end."""
+    """A local path made absolute, without `.`, `..`, `~`, `file://` and a slash at its end; a URI
+    without a slash at its end.
+    """
     scheme, separator, rest = place.partition("://")
     if separator and scheme != "file":
         return f"{scheme}://{rest.rstrip('/')}"

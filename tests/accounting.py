@@ -1,4 +1,6 @@
-"""The check every run must pass, whatever happened to it: nothing lost, nothing twice, every folder says the same."""
+"""The check every run must pass, whatever happened to it: nothing lost, nothing twice, every folder
+says the same.
+"""
 
 from collections import Counter
 from typing import Any
@@ -16,11 +18,20 @@ def column(folder: Folder, name: str) -> list[str]:
 
 
 def assert_accounted_for(output: Folder) -> None:
-    """inputs = annotations + quarantine, ids unique, judgements = annotations, parity = what the judgements say."""
+    """inputs = annotations + quarantine, ids unique, judgements = annotations, parity = what the
+    judgements say.
+    """
     listed = manifest.load(output.child("manifest"))
     assert listed is not None
-    inputs = [image_id for part in range(listed.parts) for image_id in listed.part(part).column("image_id").to_pylist()]
-    annotated, rejected = column(output.child("annotations"), "image_id"), rows(output.child("quarantine"))
+    inputs = [
+        image_id
+        for part in range(listed.parts)
+        for image_id in listed.part(part).column("image_id").to_pylist()
+    ]
+    annotated, rejected = (
+        column(output.child("annotations"), "image_id"),
+        rows(output.child("quarantine")),
+    )
     whole = [row["image_id"] for row in rejected if row["sample_id"] is None]
     asked = [row["image_id"] for row in rejected if row["sample_id"] is not None]
     assert not {*annotated, *asked} & set(whole), "an image at fault was asked about"
@@ -30,7 +41,11 @@ def assert_accounted_for(output: Folder) -> None:
     every = [*samples, *(row["sample_id"] for row in rejected if row["sample_id"] is not None)]
     assert len(every) == len(set(every)), "a sample is there twice"
     assert sorted(samples) == sorted(column(output.child("judgements"), "sample_id"))
-    verdicts = zip(column(output.child("judgements"), "sample_id"), column(output.child("judgements"), "verdict"), strict=True)
+    verdicts = zip(
+        column(output.child("judgements"), "sample_id"),
+        column(output.child("judgements"), "verdict"),
+        strict=True,
+    )
     assert sorted(column(output.child("parity"), "sample_id")) == sorted(
         sample for sample, verdict in verdicts if verdict == Verdict.PARITY
     )

@@ -10,26 +10,37 @@ import pytest
 
 from s3 import bucket, s3_port  # noqa: F401
 
-# Before anything imports Ray or transformers: no hub, no token files in the home folder, and a short private folder (socket paths are
-# short).
+# Before anything imports Ray or transformers: no hub, no token files in the home folder, and a
+# short private folder (socket paths are short).
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_TMPDIR", tempfile.mkdtemp(prefix="mpa-ray-", dir="/tmp"))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Ray's workers import what a test sends them from the test's own module, which they know by its bare name.
+# Ray's workers import what a test sends them from the test's own module, which they know by its
+# bare name.
 _HERE = Path(__file__).parent
 _FOLDERS = [_HERE, *sorted(path for path in _HERE.iterdir() if list(path.glob("test_*.py")))]
-os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, _FOLDERS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [*map(str, _FOLDERS), os.environ.get("PYTHONPATH", "")]
+).rstrip(os.pathsep)
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """Ray in this process, with more CPUs on paper than the machine may have: actors must not starve the tasks beside them."""
+    """Ray in this process, with more CPUs on paper than the machine may have: actors must not
+    starve the tasks beside them.
+    """
     import ray
 
     from mpa_ray.placement.ray_session import ray_session as session
 
-    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=400 * 2**20, log_to_driver=False, logging_level="WARNING")
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=400 * 2**20,
+        log_to_driver=False,
+        logging_level="WARNING",
+    )
     with session():
         yield
     ray.shutdown()

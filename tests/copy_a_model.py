@@ -1,4 +1,6 @@
-"""A process that needs a model on this node: its prefix. Prints where the copy is, after "copying" where this one made it."""
+"""A process that needs a model on this node: its prefix. Prints where the copy is, after "copying"
+where this one made it.
+"""
 
 import sys
 

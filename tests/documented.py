@@ -1,8 +1,10 @@
-"""What README.md and the guide tell people to type: their fenced blocks, and how each is to be tried.
+"""What README.md and the guide tell people to type: their fenced blocks, and how each is to be
+tried.
 
 A block is run as it stands, unless the line before it says otherwise, with the reason:
 
-    <!-- parse: reason -->      its commands are parsed by what they start, up to where something outside is needed
+    <!-- parse: reason -->      its commands are parsed by what they start, up to where
+                                something outside is needed
     <!-- slow: reason -->       it is run, by a slow test
     <!-- outside: reason -->    nothing of ours is in it; its syntax alone is looked at
 
@@ -63,7 +65,16 @@ def blocks(path: Path) -> list[Block]:
                 number += 1
             indent = len(lines[begin]) - len(lines[begin].lstrip())
             text = "\n".join(line[indent:] for line in lines[begin + 1 : number])
-            found.append(Block(str(path.relative_to(ROOT)), begin + 1, fence["language"], fence["title"], sort, text))
+            found.append(
+                Block(
+                    str(path.relative_to(ROOT)),
+                    begin + 1,
+                    fence["language"],
+                    fence["title"],
+                    sort,
+                    text,
+                )
+            )
             sort = "run"
         elif lines[number].strip():
             sort = "run"

@@ -1,4 +1,6 @@
-"""Parsing a documented command by what it would start, so that a renamed flag or job is found where the command itself cannot run."""
+"""Parsing a documented command by what it would start, so that a renamed flag or job is found where
+the command itself cannot run.
+"""
 
 import re
 import runpy
@@ -46,12 +48,16 @@ def check(words: Sequence[str]) -> None:
         case "python" | "python3":
             check_script(arguments[0], arguments[1:])
         case "make":
-            for target in (word for word in arguments if "=" not in word and not word.startswith("-")):
+            for target in (
+                word for word in arguments if "=" not in word and not word.startswith("-")
+            ):
                 subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
         case "ray":
             check_ray(arguments)
         case _:
-            raise AssertionError(f"{program}: there is no way to check it; mark the block <!-- outside: reason -->")
+            raise AssertionError(
+                f"{program}: there is no way to check it; mark the block <!-- outside: reason -->"
+            )
 
 
 def check_script(path: str, argv: list[str]) -> None:
@@ -65,7 +71,12 @@ def check_script(path: str, argv: list[str]) -> None:
     elif "arguments" in names:
         names["arguments"]().parse_args(argv)
     else:
-        ended = subprocess.run([sys.executable, str(ROOT / path), *argv, "--help"], capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            [sys.executable, str(ROOT / path), *argv, "--help"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert ended.returncode == 0, ended.stderr
 
 
@@ -94,8 +105,16 @@ def _flags_of_jobs() -> set[str]:
         for path in (ROOT / "jobs").glob("*.py"):
             names = runpy.run_path(str(path))
             if "arguments" in names:
-                _FLAGS.update(option for action in names["arguments"]()._actions for option in action.option_strings)
-            for section in (value for value in names.values() if isinstance(value, type) and issubclass(value, Section)):
+                _FLAGS.update(
+                    option
+                    for action in names["arguments"]()._actions
+                    for option in action.option_strings
+                )
+            for section in (
+                value
+                for value in names.values()
+                if isinstance(value, type) and issubclass(value, Section)
+            ):
                 _FLAGS.update(f"--{setting.name}" for setting in settings(section))
     return _FLAGS
 

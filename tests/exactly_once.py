@@ -1,6 +1,8 @@
-"""One call of a run, up to the end of the Parity Identifier, in a process of its own that is killed at a moment of the test's choice.
+"""One call of a run, up to the end of the Parity Identifier, in a process of its own that is killed
+at a moment of the test's choice.
 
-All of it is the product's code but Ray: parts go through the real stages one after the other (`in_process`), in an order of their own.
+All of it is the product's code but Ray: parts go through the real stages one after the other
+(`in_process`), in an order of their own.
 """
 
 import hashlib
@@ -34,7 +36,8 @@ class End:
     """How a call ends before its time.
 
     Attributes:
-        at: "write", "replace", "request" (killed before that one), "budget" (the engine cannot go on) or "" (not at all).
+        at: "write", "replace", "request" (killed before that one), "budget" (the engine cannot go
+            on) or "" (not at all).
         count: which of them.
         order: seed of the order of the parts.
     """
@@ -59,24 +62,36 @@ def digest(image: Image.Image) -> str:
 
 
 class Engine:
-    """Replies that follow from the picture, the model and the request alone. Some cannot be parsed or stored, some are rejected."""
+    """Replies that follow from the picture, the model and the request alone. Some cannot be parsed
+    or stored, some are rejected.
+    """
 
     def __init__(self, model: ModelSection) -> None:
         self._name = model.model
 
-    async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+    async def ask(
+        self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
+    ) -> Reply:
         _kill_at("request")
         if _end.at == "budget" and _counted["request"] >= _end.count:
             raise RunError("the budget is spent")
-        drawn = hashlib.sha256(f"{self._name} {prompt} {sampling.seed}".encode() + image.tobytes()).digest()
+        drawn = hashlib.sha256(
+            f"{self._name} {prompt} {sampling.seed}".encode() + image.tobytes()
+        ).digest()
         if drawn[0] < 12:
             raise RequestRejected("too long")
         text = "yes" if drawn[1] < 160 else "no"
         if "Question: " in prompt:
-            text = f"Question: Is it {digest(image)}, {drawn[2] % 40}?, Answer: yes" if drawn[1] > 25 else "I cannot say."
+            text = (
+                f"Question: Is it {digest(image)}, {drawn[2] % 40}?, Answer: yes"
+                if drawn[1] > 25
+                else "I cannot say."
+            )
         if drawn[3] < 6:
             text += "\ud83d"
-        return Reply(text=text, prompt_tokens=9, cached_tokens=0, output_tokens=1, finish_reason="stop")
+        return Reply(
+            text=text, prompt_tokens=9, cached_tokens=0, output_tokens=1, finish_reason="stop"
+        )
 
     def close(self) -> None:
         pass
@@ -99,7 +114,9 @@ def call(settings: dict[str, Any], end: End, log: str) -> None:
     parts.dataset_of = partial(Dataset, seed=end.order)
     pipeline.ray_session = nullcontext
     # No model is loaded, and there is no cluster.
-    checks._check_models = pipeline.refuse_unshared = capacity.wait_for = capacity.shortage = lambda *_, **__: None
+    checks._check_models = pipeline.refuse_unshared = capacity.wait_for = capacity.shortage = (
+        lambda *_, **__: None
+    )
     pipeline.with_placement = lambda config, source: (config, {})
     pipeline.refuse_nothing = _over
     folder.os = _Os()

@@ -1,4 +1,6 @@
-"""As much of a Ray Dataset as a stage uses, worked on in the test's own process: for what does not depend on Ray."""
+"""As much of a Ray Dataset as a stage uses, worked on in the test's own process: for what does not
+depend on Ray.
+"""
 
 import asyncio
 import random
@@ -22,7 +24,13 @@ class Dataset:
         self._numbers = random.Random(seed).sample(numbers, len(numbers))
         self._read, self._steps = read, []
 
-    def map_batches(self, work: Any, *, fn_constructor_kwargs: Mapping[str, Any] = MappingProxyType({}), **_: Any) -> "Dataset":
+    def map_batches(
+        self,
+        work: Any,
+        *,
+        fn_constructor_kwargs: Mapping[str, Any] = MappingProxyType({}),
+        **_: Any,
+    ) -> "Dataset":
         self._steps.append(work(**fn_constructor_kwargs) if isinstance(work, type) else work)
         return self
 

@@ -1,5 +1,7 @@
-"""Engines without a model, of which the S-VLM's is wrong about half of the images until a first round has trained it, and right from there
-on. LEARNING_SECONDS in the environment is how long a reply takes."""
+"""Engines without a model, of which the S-VLM's is wrong about half of the images until a first
+round has trained it, and right from there on. LEARNING_SECONDS in the environment is how long a
+reply takes.
+"""
 
 import asyncio
 import os
@@ -14,13 +16,17 @@ class Engine:
     def __init__(self, *, always_right: bool) -> None:
         self._always_right = always_right
 
-    async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+    async def ask(
+        self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
+    ) -> Reply:
         await asyncio.sleep(float(os.environ.get("LEARNING_SECONDS", "0")))
         if "Question:" in prompt and "Answer:" in prompt:
             text = f"Question: What is number {image_id[:6]}?\nAnswer: {image_id[:4]}"
         else:
             text = image_id[:4] if self._always_right or int(image_id[0], 16) < 8 else "nothing"
-        return Reply(text=text, prompt_tokens=100, cached_tokens=0, output_tokens=10, finish_reason="stop")
+        return Reply(
+            text=text, prompt_tokens=100, cached_tokens=0, output_tokens=10, finish_reason="stop"
+        )
 
     def close(self) -> None:
         pass

@@ -20,7 +20,14 @@ def picture(number: int = 0, *, kind: str = "PNG") -> bytes:
 
 
 def judged(
-    image_uri: str, *, question: str = "What is it?", answer: str, lvlm: str, svlm: str | None, verdict: str, number: int = 0
+    image_uri: str,
+    *,
+    question: str = "What is it?",
+    answer: str,
+    lvlm: str,
+    svlm: str | None,
+    verdict: str,
+    number: int = 0,
 ) -> dict[str, Any]:
     """A row of JUDGEMENTS."""
     image_id = image_id_of(image_uri)
@@ -38,7 +45,9 @@ def judged(
 
 
 def write_run(folder: Path, parts: list[list[dict[str, Any]]]) -> Folder:
-    """annotations/, judgements/ and parity/ of `parts`; images that are not there yet are written where their URIs say."""
+    """annotations/, judgements/ and parity/ of `parts`; images that are not there yet are written
+    where their URIs say.
+    """
     run = Folder.at(folder)
     for number, rows in enumerate(parts):
         for row in rows:
@@ -49,10 +58,17 @@ def write_run(folder: Path, parts: list[list[dict[str, Any]]]) -> Folder:
         table = pa.Table.from_pylist(rows, schema=JUDGEMENTS)
         run.write_table(f"judgements/{part_name(number)}", table)
         run.write_table(f"annotations/{part_name(number)}", table.select(ANNOTATIONS.names))
-        parity = [row | {"image": Path(row["image_uri"]).read_bytes()} for row in rows if row["verdict"] == Verdict.PARITY]
+        parity = [
+            row | {"image": Path(row["image_uri"]).read_bytes()}
+            for row in rows
+            if row["verdict"] == Verdict.PARITY
+        ]
         if parity:
             schema = pa.schema([*JUDGEMENTS, pa.field("image", pa.large_binary())])
-            run.write_table(f"parity/{part_name(number)}", with_image_struct(pa.Table.from_pylist(parity, schema=schema)))
+            run.write_table(
+                f"parity/{part_name(number)}",
+                with_image_struct(pa.Table.from_pylist(parity, schema=schema)),
+            )
     return run
 
 

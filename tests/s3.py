@@ -1,4 +1,6 @@
-"""An S3 of the tests' own (ministack), and one that fails on purpose. conftest.py makes its fixtures known."""
+"""An S3 of the tests' own (ministack), and one that fails on purpose. conftest.py makes its
+fixtures known.
+"""
 
 import importlib.util
 import os
@@ -53,7 +55,9 @@ def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     }
     with (
         (folder / "log").open("wb") as log,
-        subprocess.Popen([sys.executable, "-m", "ministack"], env=env, stdout=log, stderr=log, cwd=folder) as server,
+        subprocess.Popen(
+            [sys.executable, "-m", "ministack"], env=env, stdout=log, stderr=log, cwd=folder
+        ) as server,
     ):
         try:
             _wait_for(port, server, folder / "log")

@@ -1,4 +1,6 @@
-"""An OpenAI-compatible server on 127.0.0.1 that answers by a script: each request takes the next step, then all are answered."""
+"""An OpenAI-compatible server on 127.0.0.1 that answers by a script: each request takes the next
+step, then all are answered.
+"""
 
 import json
 import threading
@@ -14,11 +16,19 @@ PROMPT_TOKENS, OUTPUT_TOKENS = 100, 10
 
 
 def completion(
-    text: str | None, *, usage: dict[str, Any] | None = None, finish_reason: str = "stop", refusal: str | None = None
+    text: str | None,
+    *,
+    usage: dict[str, Any] | None = None,
+    finish_reason: str = "stop",
+    refusal: str | None = None,
 ) -> dict[str, Any]:
     """The body of a chat completion."""
     message = {"role": "assistant", "content": text, "refusal": refusal}
-    counted = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": OUTPUT_TOKENS} if usage is None else usage
+    counted = (
+        {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": OUTPUT_TOKENS}
+        if usage is None
+        else usage
+    )
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
@@ -39,7 +49,9 @@ def raw(data: bytes, content_type: str = "application/json") -> Step:
     return lambda handler, _: handler.send(200, data, content_type=content_type)
 
 
-def status(number: int, /, *, headers: dict[str, str] | None = None, message: str = "no", **error: Any) -> Step:
+def status(
+    number: int, /, *, headers: dict[str, str] | None = None, message: str = "no", **error: Any
+) -> Step:
     content = json.dumps({"error": {"message": message, **error}}).encode()
     return lambda handler, _: handler.send(number, content, headers=headers)
 
@@ -80,9 +92,15 @@ def cut(handler: "Handler", _: dict[str, Any]) -> None:
 
 
 def annotator(handler: "Handler", request: dict[str, Any]) -> None:
-    """What a guide does: writes an annotation when asked for one, and gives the same answer when asked the question."""
+    """What a guide does: writes an annotation when asked for one, and gives the same answer when
+    asked the question.
+    """
     prompt = request["messages"][0]["content"][1]["text"]
-    text = "a sign" if prompt.startswith("Answer the following question") else "Question: What is in the picture?, Answer: a sign"
+    text = (
+        "a sign"
+        if prompt.startswith("Answer the following question")
+        else "Question: What is in the picture?, Answer: a sign"
+    )
     says(text)(handler, request)
 
 
@@ -92,15 +110,28 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        step = self.server.take(self.path, {name.lower(): value for name, value in self.headers.items()}, request)
+        step = self.server.take(
+            self.path, {name.lower(): value for name, value in self.headers.items()}, request
+        )
         try:
             step(self, request)
         finally:
             self.server.leave()
 
-    def send(self, code: int, data: bytes, *, content_type: str = "application/json", headers: dict[str, str] | None = None) -> None:
+    def send(
+        self,
+        code: int,
+        data: bytes,
+        *,
+        content_type: str = "application/json",
+        headers: dict[str, str] | None = None,
+    ) -> None:
         self.send_response(code)
-        for name, value in {"Content-Type": content_type, "Content-Length": str(len(data)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": content_type,
+            "Content-Length": str(len(data)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
@@ -148,7 +179,9 @@ class ScriptedApi(ThreadingHTTPServer):
 
     def take(self, path: str, headers: dict[str, str], request: dict[str, Any]) -> Step:
         with self._lock:
-            self.requests.append({**request, "path": path, "headers": headers, "at": time.monotonic()})
+            self.requests.append(
+                {**request, "path": path, "headers": headers, "at": time.monotonic()}
+            )
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
             return next(self._script, self._otherwise)

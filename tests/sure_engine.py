@@ -1,4 +1,6 @@
-"""Engines of a test's own that answer at once and always alike; `half` annotates every other time, `wrong` answers wrongly."""
+"""Engines of a test's own that answer at once and always alike; `half` annotates every other time,
+`wrong` answers wrongly.
+"""
 
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import Reply
@@ -15,7 +17,9 @@ class SureEngine:
             text = f"Question: What is it, {number}?, Answer: a sign"
             if self._name == "half" and number % 2:
                 text = "I cannot say."
-        return Reply(text=text, prompt_tokens=10, cached_tokens=0, output_tokens=3, finish_reason="stop")
+        return Reply(
+            text=text, prompt_tokens=10, cached_tokens=0, output_tokens=3, finish_reason="stop"
+        )
 
     def close(self) -> None:
         pass

@@ -1,4 +1,6 @@
-"""A run on a Ray of its own whose metrics are read as Prometheus reads them: `python telemetry_run.py FOLDER`, which holds images/."""
+"""A run on a Ray of its own whose metrics are read as Prometheus reads them: `python
+telemetry_run.py FOLDER`, which holds images/.
+"""
 
 import contextlib
 import json
@@ -30,7 +32,9 @@ LABEL = re.compile(r'(\w+)="([^"]*)"')
 class Metered(instant.Instant):
     """Some replies hold no question, and some of a prompt is cached."""
 
-    async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+    async def ask(
+        self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
+    ) -> Reply:
         reply = await super().ask(image, prompt, image_id=image_id, sampling=sampling)
         if "Question:" in prompt and image_id[0] == "0":
             return replace(reply, text="no idea")
@@ -38,20 +42,32 @@ class Metered(instant.Instant):
 
 
 def engine(model: ModelSection) -> Metered:
-    # Both answer alike, so that there is nothing to train on, which would take most of the test's time.
+    # Both answer alike, so that there is nothing to train on, which would take most of the test's
+    # time.
     return Metered(right=0.9)
 
 
 def scraped(port: int) -> list[tuple[str, dict[str, str], float]]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
         lines = reply.read().decode().splitlines()
-    return [(found[1], dict(LABEL.findall(found[2])), float(found[3])) for line in lines if (found := SAMPLE.match(line))]
+    return [
+        (found[1], dict(LABEL.findall(found[2])), float(found[3]))
+        for line in lines
+        if (found := SAMPLE.match(line))
+    ]
 
 
 def main(folder: Path) -> None:
     model = {"engine": "telemetry_run:engine", "images_in_flight": 8}
-    changes = {"demo": {"images": 0}, "images": str(folder / "images"), "output": str(folder / "out"), "images_per_part": 16}
-    config = validate(merge(preset("demo"), changes | {"lvlm": model, "svlm": model, "max_quarantined": 1.0}))
+    changes = {
+        "demo": {"images": 0},
+        "images": str(folder / "images"),
+        "output": str(folder / "out"),
+        "images_per_part": 16,
+    }
+    config = validate(
+        merge(preset("demo"), changes | {"lvlm": model, "svlm": model, "max_quarantined": 1.0})
+    )
     with ray_session():
         with contextlib.suppress(NothingToTeach):
             pipeline.run(config)

@@ -1,4 +1,6 @@
-"""The Pseudo Annotator through an API, on Ray Data: every image accounted for, a budget that is kept, ends in good order, and going on."""
+"""The Pseudo Annotator through an API, on Ray Data: every image accounted for, a budget that is
+kept, ends in good order, and going on.
+"""
 
 import os
 from pathlib import Path
@@ -33,7 +35,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Images to annotate, and an S-VLM that costs nothing to ask: it is always wrong."""
     (tmp_path / "images").mkdir()
     for number in range(IMAGES):
-        Image.new("RGB", (28, 28), (number, 99, 200)).save(tmp_path / "images" / f"{number:03d}.png")
+        Image.new("RGB", (28, 28), (number, 99, 200)).save(
+            tmp_path / "images" / f"{number:03d}.png"
+        )
     (tmp_path / "images" / "bad.png").write_bytes(b"no image")
     monkeypatch.setattr(annotate_and_identify, "identify", judged_wrong)
     monkeypatch.setattr(pipeline, "train_arm", _train)
@@ -45,8 +49,16 @@ def judged_wrong(dataset: Any, config: Config, output: Folder) -> Any:
 
 
 def _as_judged(rows: pa.Table) -> pa.Table:
-    said = {"svlm_answer": "nothing", "svlm_answer_prompt_tokens": 1, "svlm_answer_output_tokens": 1, "verdict": "parity"}
-    return pa.Table.from_pylist([row | (said if row["reason"] is None else {}) for row in rows.to_pylist()], schema=JUDGED_ROW)
+    said = {
+        "svlm_answer": "nothing",
+        "svlm_answer_prompt_tokens": 1,
+        "svlm_answer_output_tokens": 1,
+        "verdict": "parity",
+    }
+    return pa.Table.from_pylist(
+        [row | (said if row["reason"] is None else {}) for row in rows.to_pylist()],
+        schema=JUDGED_ROW,
+    )
 
 
 def arguments(root: Path, server: ScriptedApi, **changes: Any) -> list[str]:
@@ -90,13 +102,19 @@ def test_every_image_is_annotated_by_one_actor_and_paid_once(root: Path, ray_ses
     output = Folder.at(root / "out")
     with ScriptedApi() as server:
         data = annotate(root, server)
-        paid = ledger.totals(output, cli.parse(Config(), arguments(root, server)).lvlm)["annotate_and_identify"]
+        paid = ledger.totals(output, cli.parse(Config(), arguments(root, server)).lvlm)[
+            "annotate_and_identify"
+        ]
     assert_accounted_for(output)
     assert (data["annotations"], data["quarantined"]) == (IMAGES, {"images/not_an_image": 1})
     assert len(server.requests) == 2 * IMAGES
     assert server.most_at_once <= IN_FLIGHT
     assert {request["headers"]["authorization"] for request in server.requests} == {f"Bearer {KEY}"}
-    assert data["tokens"]["annotation_prompt_tokens"] == data["tokens"]["lvlm_answer_prompt_tokens"] == IMAGES * PROMPT_TOKENS
+    assert (
+        data["tokens"]["annotation_prompt_tokens"]
+        == data["tokens"]["lvlm_answer_prompt_tokens"]
+        == IMAGES * PROMPT_TOKENS
+    )
     assert paid["requests"] == 2 * IMAGES
     assert paid["cost_usd"] == paid["at_most_usd"] == pytest.approx(2 * IMAGES * EACH)
     assert len(output.child("ledger").names(".json")) == 1
@@ -112,26 +130,45 @@ def test_a_spent_budget_ends_the_job_with_3_and_the_same_command_goes_on(
         assert ended.value.code == 3
         done = len(set(column(output.child("annotations"), "image_id")))
         (line,) = capsys.readouterr().err.strip().splitlines()
-        assert line.startswith("error: the budget is spent: $0.02") and f"max_cost_usd={bound} for guide-1" in line
-        assert "Raise it (--lvlm.max_cost_usd for the L-VLM) to go on" in line and f" of {IMAGES + 1} images are done and kept" in line
+        assert (
+            line.startswith("error: the budget is spent: $0.02")
+            and f"max_cost_usd={bound} for guide-1" in line
+        )
+        assert (
+            "Raise it (--lvlm.max_cost_usd for the L-VLM) to go on" in line
+            and f" of {IMAGES + 1} images are done and kept" in line
+        )
         model = cli.parse(Config(), arguments(root, server)).lvlm
         before = ledger.totals(output, model)["annotate_and_identify"]
-        assert before["cost_usd"] == before["at_most_usd"] == pytest.approx(len(server.requests) * EACH)
+        assert (
+            before["cost_usd"]
+            == before["at_most_usd"]
+            == pytest.approx(len(server.requests) * EACH)
+        )
         assert 60 * EACH < before["cost_usd"] <= bound
-        assert 0 < done < IMAGES and done % IN_PART in (0, IN_PART - 1), "whole parts, one of them with the bad image"
+        assert 0 < done < IMAGES and done % IN_PART in (0, IN_PART - 1), (
+            "whole parts, one of them with the bad image"
+        )
         with pytest.raises(RunError, match="the budget is spent"):
             start(root, server, max_cost_usd=bound)
         assert len(server.requests) * EACH <= bound
         data = annotate(root, server, max_cost_usd=4 * bound)
     assert_accounted_for(output)
     assert data["annotations"] == IMAGES
-    assert len(server.requests) <= 2 * IMAGES + 2 * IN_FLIGHT, "no image is paid for twice, but for those in flight at an end"
+    assert len(server.requests) <= 2 * IMAGES + 2 * IN_FLIGHT, (
+        "no image is paid for twice, but for those in flight at an end"
+    )
     assert not output.exists("stop")
 
 
 @pytest.mark.parametrize("fault", ["quota", "key"])
-def test_an_end_by_the_server_loses_nothing_that_was_answered(fault: str, root: Path, ray_session: None) -> None:
-    step = {"quota": status(429, message="You exceeded", code="insufficient_quota"), "key": status(401, message="expired")}[fault]
+def test_an_end_by_the_server_loses_nothing_that_was_answered(
+    fault: str, root: Path, ray_session: None
+) -> None:
+    step = {
+        "quota": status(429, message="You exceeded", code="insufficient_quota"),
+        "key": status(401, message="expired"),
+    }[fault]
     output = Folder.at(root / "out")
     with ScriptedApi(*[annotator] * 50, otherwise=step) as server:
         with pytest.raises(RunError) as ended:
@@ -148,17 +185,25 @@ def test_an_end_by_the_server_loses_nothing_that_was_answered(fault: str, root: 
     assert data["annotations"] == IMAGES
 
 
-def test_rejected_images_are_quarantined_and_their_cost_is_in_the_ledger(root: Path, ray_session: None) -> None:
+def test_rejected_images_are_quarantined_and_their_cost_is_in_the_ledger(
+    root: Path, ray_session: None
+) -> None:
     output = Folder.at(root / "out")
 
     def choosy(handler: Any, request: dict[str, Any]) -> None:
         number = len(server.requests)
-        step = {10: says(None, refusal="no"), 20: status(400, message="bad image"), 30: says("I see a sign.")}.get(number, annotator)
+        step = {
+            10: says(None, refusal="no"),
+            20: status(400, message="bad image"),
+            30: says("I see a sign."),
+        }.get(number, annotator)
         step(handler, request)
 
     with ScriptedApi(otherwise=choosy) as server:
         data = annotate(root, server)
-        paid = ledger.totals(output, cli.parse(Config(), arguments(root, server)).lvlm)["annotate_and_identify"]
+        paid = ledger.totals(output, cli.parse(Config(), arguments(root, server)).lvlm)[
+            "annotate_and_identify"
+        ]
     assert_accounted_for(output)
     assert data["quarantined"]["pseudo_annotator/engine_rejected"] == 2
     in_rows = sum(data["tokens"][f"{name}_output_tokens"] for name in ("annotation", "lvlm_answer"))
@@ -170,13 +215,21 @@ def test_the_key_is_nowhere_in_the_output_or_in_rays_logs(root: Path, ray_sessio
     import ray
 
     told = f"Incorrect API key provided: {KEY}"
-    server = ScriptedApi(says(f"Question: What?, Answer: {KEY}"), status(400, message=told), otherwise=status(401, message=told))
+    server = ScriptedApi(
+        says(f"Question: What?, Answer: {KEY}"),
+        status(400, message=told),
+        otherwise=status(401, message=told),
+    )
     with server, pytest.raises(RunError, match=r"\*\*\*") as ended:
         start(root, server)
     assert KEY not in str(ended.value)
     logs = Path(ray._private.worker._global_node.get_session_dir_path())
     for folder in (root / "out", logs / "logs"):
-        holders = [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+        holders = [
+            path
+            for path in folder.rglob("*")
+            if path.is_file() and KEY.encode() in path.read_bytes()
+        ]
         assert holders == []
 
 

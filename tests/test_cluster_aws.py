@@ -1,4 +1,6 @@
-"""`ray up` on AWS, by the README's own commands, against moto: rights, nodes, and what they may touch."""
+"""`ray up` on AWS, by the README's own commands, against moto: rights, nodes, and what they may
+touch.
+"""
 
 import json
 import os
@@ -32,27 +34,43 @@ def policy(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["iam-storage.json", "iam-launcher.json"])
 def test_policies_are_sound_and_name_their_actions(name: str) -> None:
-    parliament = pytest.importorskip("parliament", reason="parliament is not installed (it is in the dev extra)")
+    parliament = pytest.importorskip(
+        "parliament", reason="parliament is not installed (it is in the dev extra)"
+    )
     for statement in policy(name)["Statement"]:
-        actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
+        actions = (
+            [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
+        )
         assert not any("*" in action for action in actions)
         if statement["Resource"] == "*":
-            assert all(action.startswith("ec2:Describe") for action in actions), "these cannot be narrowed"
+            assert all(action.startswith("ec2:Describe") for action in actions), (
+                "these cannot be narrowed"
+            )
     findings = parliament.analyze_policy_string((CLUSTER / name).read_text()).findings
-    # It wants all kinds of resources of RunInstances in one statement; apart, the condition on instances does not bind the others.
-    real = [found for found in findings if not all(part["action"] == "ec2:RunInstances" for part in found.detail)]
+    # It wants all kinds of resources of RunInstances in one statement; apart, the condition on
+    # instances does not bind the others.
+    real = [
+        found
+        for found in findings
+        if not all(part["action"] == "ec2:RunInstances" for part in found.detail)
+    ]
     assert not real
 
 
 @pytest.fixture
 def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An AWS account in which the README's `aws` commands were given, as someone who may what iam-launcher.json says. The id of the
-    security group."""
+    """An AWS account in which the README's `aws` commands were given, as someone who may what
+    iam-launcher.json says. The id of the security group.
+    """
     import boto3
     from moto import settings
     from moto.core.responses import ActionAuthenticatorMixin
 
-    for name, value in {"HOME": str(tmp_path), "AWS_ACCESS_KEY_ID": server.KEY, "AWS_SECRET_ACCESS_KEY": server.SECRET}.items():
+    for name, value in {
+        "HOME": str(tmp_path),
+        "AWS_ACCESS_KEY_ID": server.KEY,
+        "AWS_SECRET_ACCESS_KEY": server.SECRET,
+    }.items():
         monkeypatch.setenv(name, value)
     for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -63,11 +81,21 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             answer = aws(line)
             if "create-key-pair" in line:
                 (tmp_path / ".ssh" / "mpa-ray.pem").write_text(answer)
-        group = boto3.client("ec2", region_name="us-east-1").describe_security_groups(GroupNames=["mpa-ray"])["SecurityGroups"][0]
-        assert [rule.get("FromPort") for rule in group["IpPermissions"] if rule["IpRanges"]] == [22], "ssh alone from outside"
+        group = boto3.client("ec2", region_name="us-east-1").describe_security_groups(
+            GroupNames=["mpa-ray"]
+        )["SecurityGroups"][0]
+        assert [rule.get("FromPort") for rule in group["IpPermissions"] if rule["IpRanges"]] == [
+            22
+        ], "ssh alone from outside"
         # moto knows which actions are allowed, but not on which of EC2's resources.
-        allowed = [{"Effect": "Allow", "Action": part["Action"], "Resource": "*"} for part in policy("iam-launcher.json")["Statement"]]
-        key = _key_for({"Version": "2012-10-17", "Statement": allowed}, boto3.client("iam", region_name="us-east-1"))
+        allowed = [
+            {"Effect": "Allow", "Action": part["Action"], "Resource": "*"}
+            for part in policy("iam-launcher.json")["Statement"]
+        ]
+        key = _key_for(
+            {"Version": "2012-10-17", "Statement": allowed},
+            boto3.client("iam", region_name="us-east-1"),
+        )
         for name, value in key.items():
             monkeypatch.setenv(name, value)
         boto3.setup_default_session()
@@ -80,13 +108,20 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def _key_for(document: dict[str, Any], iam: Any) -> dict[str, str]:
     """Credentials of a new user who may what `document` says, as environment variables."""
     iam.create_user(UserName="somebody")
-    iam.put_user_policy(UserName="somebody", PolicyName="rights", PolicyDocument=json.dumps(document))
+    iam.put_user_policy(
+        UserName="somebody", PolicyName="rights", PolicyDocument=json.dumps(document)
+    )
     key = iam.create_access_key(UserName="somebody")["AccessKey"]
-    return {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+    return {
+        "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
+    }
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_ray_up_starts_every_kind_of_node_with_the_launchers_rights(name: str, account: str) -> None:
+def test_ray_up_starts_every_kind_of_node_with_the_launchers_rights(
+    name: str, account: str
+) -> None:
     from ray.autoscaler._private.aws.config import bootstrap_aws
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
     from ray.autoscaler._private.aws.utils import client_cache, resource_cache
@@ -95,18 +130,29 @@ def test_ray_up_starts_every_kind_of_node_with_the_launchers_rights(name: str, a
     for cache in (client_cache, resource_cache):
         # They hold the credentials of whoever asked before.
         cache.cache_clear()
-    config = prepare_config(yaml.safe_load((CLUSTER / name).read_text().replace("sg-0123456789abcdef0", account)))
+    config = prepare_config(
+        yaml.safe_load((CLUSTER / name).read_text().replace("sg-0123456789abcdef0", account))
+    )
     validate_config(config)
     config = bootstrap_aws(AWSNodeProvider.fillout_available_node_types_resources(config))
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])
     cards = {}
     for kind, node_type in config["available_node_types"].items():
-        (node,) = provider.create_node(node_type["node_config"], {"ray-node-type": "worker", "ray-user-node-type": kind}, 1).values()
+        (node,) = provider.create_node(
+            node_type["node_config"], {"ray-node-type": "worker", "ray-user-node-type": kind}, 1
+        ).values()
         cards[kind] = node_type["resources"].get("GPU", 0)
-        assert node.iam_instance_profile["Arn"].endswith(":instance-profile/mpa-ray-head" if kind == "head" else "/mpa-ray-worker")
-        assert node.metadata_options["HttpTokens"] == "required" and node.metadata_options["HttpPutResponseHopLimit"] == 1
+        assert node.iam_instance_profile["Arn"].endswith(
+            ":instance-profile/mpa-ray-head" if kind == "head" else "/mpa-ray-worker"
+        )
+        assert (
+            node.metadata_options["HttpTokens"] == "required"
+            and node.metadata_options["HttpPutResponseHopLimit"] == 1
+        )
         assert (node.instance_lifecycle == "spot") == (kind in ("cpu", "svlm", "lvlm"))
-        assert node_type.get("labels", {}).get("ray.io/market-type", "on-demand") == (node.instance_lifecycle or "on-demand")
+        assert node_type.get("labels", {}).get("ray.io/market-type", "on-demand") == (
+            node.instance_lifecycle or "on-demand"
+        )
         assert node_type["min_workers"] == 0
         provider.terminate_node(node.id)
     assert not provider.non_terminated_nodes({})
@@ -119,7 +165,9 @@ def test_the_launcher_may_nothing_else(account: str) -> None:
 
     for call in (
         lambda: boto3.client("s3").list_buckets(),
-        lambda: boto3.client("ec2", region_name="us-east-1").stop_instances(InstanceIds=["i-0123456789abcdef0"]),
+        lambda: boto3.client("ec2", region_name="us-east-1").stop_instances(
+            InstanceIds=["i-0123456789abcdef0"]
+        ),
         lambda: boto3.client("iam").create_user(UserName="another"),
     ):
         with pytest.raises(ClientError, match="AccessDenied|not authorized"):
@@ -128,13 +176,28 @@ def test_the_launcher_may_nothing_else(account: str) -> None:
 
 @pytest.fixture
 def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An S3 that keeps to iam-storage.json, as a node of ours sees it; and a client who may everything."""
+    """An S3 that keeps to iam-storage.json, as a node of ours sees it; and a client who may
+    everything.
+    """
     import boto3
 
     port = server.free_port()
     with (tmp_path / "log").open("wb") as log:
-        command = [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)]
-        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, stdout=log, stderr=log)
+        command = [
+            sys.executable,
+            "-c",
+            "from moto.server import main; main()",
+            "-H",
+            "127.0.0.1",
+            "-p",
+            str(port),
+        ]
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=log,
+            stderr=log,
+        )
     try:
         for name, value in server.settings(port).items():
             monkeypatch.setenv(name, value)
@@ -145,7 +208,9 @@ def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         for name, value in _key_for(policy("iam-storage.json"), boto3.client("iam")).items():
             monkeypatch.setenv(name, value)
         address = f"http://127.0.0.1:{port}/moto-api/reset-auth"
-        urllib.request.urlopen(urllib.request.Request(address, data=b"0", headers={"Content-Type": "text/plain"})).close()
+        urllib.request.urlopen(
+            urllib.request.Request(address, data=b"0", headers={"Content-Type": "text/plain"})
+        ).close()
         s3.client.cache_clear()
         yield
     finally:
@@ -180,7 +245,11 @@ def test_a_node_may_what_a_run_does_and_no_more(guarded: None) -> None:
         assert run.exists("run.json") and not run.exists("config.json")
         assert run.child("annotations").names(".parquet") == ["part-00000000.parquet"]
         run.delete("run.json")
-    for bucket, key in (("your-images", "private.jpg"), ("your-output", "elsewhere/x"), ("elsewhere", "images/a.jpg")):
+    for bucket, key in (
+        ("your-images", "private.jpg"),
+        ("your-output", "elsewhere/x"),
+        ("elsewhere", "images/a.jpg"),
+    ):
         with pytest.raises(StorageError, match="refused"):
             s3.read(bucket, key)
     with pytest.raises(ClientError, match="AccessDenied"):

@@ -1,4 +1,6 @@
-"""The rest of cluster/: images, machines of one's own, SkyPilot, and the README's commands as the tools themselves read them."""
+"""The rest of cluster/: images, machines of one's own, SkyPilot, and the README's commands as the
+tools themselves read them.
+"""
 
 import json
 import re
@@ -17,12 +19,22 @@ from cluster_readme import CLUSTER, ROOT, click_contexts, commands
 
 SETUP = ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
-UV_RUN = [str(Path(sys.executable).parent / "uv"), "run", "--no-project", "--python", sys.executable, "--with", "skypilot==0.14.1"]
+UV_RUN = [
+    str(Path(sys.executable).parent / "uv"),
+    "run",
+    "--no-project",
+    "--python",
+    sys.executable,
+    "--with",
+    "skypilot==0.14.1",
+]
 
 
 def instructions(name: str) -> list[tuple[str, str]]:
     """A Dockerfile's instructions with their arguments, lines that go on joined."""
-    text = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", (CLUSTER / name).read_text(), flags=re.MULTILINE))
+    text = re.sub(
+        r"\\\n\s*", "", re.sub(r"^#.*\n", "", (CLUSTER / name).read_text(), flags=re.MULTILINE)
+    )
     return [tuple(line.split(" ", 1)) for line in text.splitlines() if line]  # type: ignore[misc]
 
 
@@ -30,7 +42,9 @@ def instructions(name: str) -> list[tuple[str, str]]:
     ("Dockerfile.cpu", ["api"], ["torch==2.13.0+cpu", "torchvision==0.28.0+cpu"]),
     ("Dockerfile.gpu", ["vllm", "train", "api"], []),
 ])  # fmt: skip
-def test_images_hold_the_pinned_versions_and_run_as_a_user(name: str, extras: list[str], pins: list[str]) -> None:
+def test_images_hold_the_pinned_versions_and_run_as_a_user(
+    name: str, extras: list[str], pins: list[str]
+) -> None:
     lines = instructions(name)
     verbs = [verb for verb, _ in lines]
     assert verbs[0] == "FROM" and set(verbs) <= {"FROM", "RUN", "COPY", "ENV", "WORKDIR", "USER"}
@@ -38,9 +52,14 @@ def test_images_hold_the_pinned_versions_and_run_as_a_user(name: str, extras: li
     assert re.fullmatch(r"[\w./-]+:[\w.-]*\d[\w.-]*", base), "a tag with a version"
     uses = dict(lines)
     assert uses["USER"] == "1000" and verbs[-1] == "USER"
-    install = next(argument for verb, argument in lines if verb == "RUN" and "pip install" in argument)
+    install = next(
+        argument for verb, argument in lines if verb == "RUN" and "pip install" in argument
+    )
     words = shlex.split(install)
-    assert words[words.index("-c") + 1] == "constraints.txt" and words[words.index("-r") + 1] == "setup.cfg"
+    assert (
+        words[words.index("-c") + 1] == "constraints.txt"
+        and words[words.index("-r") + 1] == "setup.cfg"
+    )
     assert [words[place + 1] for place, word in enumerate(words) if word == "--extra"] == extras
     assert set(extras) <= set(SETUP["options.extras_require"])
     assert [word for word in words if "==" in word] == pins
@@ -48,29 +67,61 @@ def test_images_hold_the_pinned_versions_and_run_as_a_user(name: str, extras: li
     assert all(pin.removesuffix("+cpu") in required for pin in pins)
     copied = [argument.split() for verb, argument in lines if verb == "COPY"]
     assert [words for words in copied if words[0].startswith("--from")] == [
-        [f"--from=ghcr.io/astral-sh/uv:{setup_venv.UV.partition('==')[2]}", "/uv", "/usr/local/bin/uv"]
+        [
+            f"--from=ghcr.io/astral-sh/uv:{setup_venv.UV.partition('==')[2]}",
+            "/uv",
+            "/usr/local/bin/uv",
+        ]
     ]
-    seen = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert {source for words in copied if not words[0].startswith("--") for source in words[:-1]} == seen
+    seen = {
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    assert {
+        source for words in copied if not words[0].startswith("--") for source in words[:-1]
+    } == seen
     assert all((ROOT / source).exists() for source in seen)
     assert not re.search(r"(?i)(_key|token|secret|password)\s*=", (CLUSTER / name).read_text())
 
 
 def test_both_images_have_one_python_and_the_configurations_name_them() -> None:
-    pythons = {argument for name in ("Dockerfile.cpu", "Dockerfile.gpu") for verb, argument in instructions(name) if "uv venv" in argument}
+    pythons = {
+        argument
+        for name in ("Dockerfile.cpu", "Dockerfile.gpu")
+        for verb, argument in instructions(name)
+        if "uv venv" in argument
+    }
     assert len(pythons) == 1
-    tags = {re.search(r"docker build .* -t (\S+) ", (CLUSTER / name).read_text())[1] for name in ("Dockerfile.cpu", "Dockerfile.gpu")}  # type: ignore[index]
-    built = {shlex.split(line)[shlex.split(line).index("-t") + 1] for line in commands("docker") if " build " in line}
-    assert tags == built == {shlex.split(line)[2] for line in commands("docker") if " push " in line}
+    tags = {
+        re.search(r"docker build .* -t (\S+) ", (CLUSTER / name).read_text())[1]
+        for name in ("Dockerfile.cpu", "Dockerfile.gpu")
+    }  # type: ignore[index]
+    built = {
+        shlex.split(line)[shlex.split(line).index("-t") + 1]
+        for line in commands("docker")
+        if " build " in line
+    }
+    assert (
+        tags == built == {shlex.split(line)[2] for line in commands("docker") if " push " in line}
+    )
     for path in CLUSTER.glob("*.yaml"):
         assert set(re.findall(r"registry\.example\.com/[\w./-]+:[\w.-]+", path.read_text())) <= tags
-    ray = next(line for line in SETUP["options"]["install_requires"].split() if line.startswith("ray["))
+    ray = next(
+        line for line in SETUP["options"]["install_requires"].split() if line.startswith("ray[")
+    )
     for path in CLUSTER.glob("kuberay-*.yaml"):
         assert f"rayVersion: {ray.partition('==')[2]}\n" in path.read_text()
 
 
-@pytest.mark.parametrize("path", sorted(CLUSTER.glob("aws-*.yaml")) + sorted(CLUSTER.glob("onprem-*.yaml")), ids=lambda path: path.name)
-def test_ray_takes_the_configurations_of_ray_up(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "path",
+    sorted(CLUSTER.glob("aws-*.yaml")) + sorted(CLUSTER.glob("onprem-*.yaml")),
+    ids=lambda path: path.name,
+)
+def test_ray_takes_the_configurations_of_ray_up(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import jsonschema
     import ray
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -99,7 +150,11 @@ def test_the_scripts_of_the_skypilot_task_are_shell_and_its_job_is_ours() -> Non
     for script in (task["setup"], task["run"]):
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     assert setup_venv.UV in task["setup"]
-    _takes_job(next(line for line in task["run"].replace("\\\n", "").splitlines() if " python jobs/" in line).partition(" ")[2])
+    _takes_job(
+        next(
+            line for line in task["run"].replace("\\\n", "").splitlines() if " python jobs/" in line
+        ).partition(" ")[2]
+    )
     starts = re.findall(r"ray start [^;\n]*", task["run"])
     assert len(starts) == 2 and all(list(click_contexts(line)) for line in starts)
 
@@ -107,16 +162,29 @@ def test_the_scripts_of_the_skypilot_task_are_shell_and_its_job_is_ours() -> Non
 @pytest.mark.slow
 def test_skypilot_takes_its_task() -> None:
     """SkyPilot's versions exclude ours, so it gets an environment of its own."""
-    code = "import sky; task = sky.Task.from_yaml('cluster/skypilot.yaml'); print(task.num_nodes, sorted(str(r) for r in task.resources))"
-    had = subprocess.run([*UV_RUN, "python", "-c", "import sky"], cwd=ROOT, capture_output=True, text=True, check=False)
+    code = (
+        "import sky; task = sky.Task.from_yaml('cluster/skypilot.yaml'); print(task.num_nodes,"
+        " sorted(str(r) for r in task.resources))"
+    )
+    had = subprocess.run(
+        [*UV_RUN, "python", "-c", "import sky"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if had.returncode:
         pytest.skip(f"SkyPilot cannot be installed here: {had.stderr[-200:]}")
-    done = subprocess.run([*UV_RUN, "python", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*UV_RUN, "python", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 ") and "Spot" in done.stdout
     for line in commands("sky"):
         words = shlex.split(line)[:3]
-        shown = subprocess.run([*UV_RUN, *words, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+        shown = subprocess.run(
+            [*UV_RUN, *words, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
         assert shown.returncode == 0, shown.stdout + shown.stderr
         assert all(word in shown.stdout for word in shlex.split(line)[3:] if word.startswith("-"))
 
@@ -135,7 +203,9 @@ def _takes_job(command: str) -> None:
         assert Path(script).name == "status.py" and flags[0] == "--output" and len(flags) == 2
 
 
-@pytest.mark.parametrize("line", [line for program in ("ray", "python") for line in commands(program)])
+@pytest.mark.parametrize(
+    "line", [line for program in ("ray", "python") for line in commands(program)]
+)
 def test_a_command_of_the_readme_is_one_that_the_tool_takes(line: str) -> None:
     if line.startswith("python"):
         _takes_job(line)
@@ -153,12 +223,28 @@ def test_the_jobs_of_the_rayjobs_are_ours_and_the_readmes_kubectl_names_them() -
         _takes_job(job["spec"]["entrypoint"])
         for line in commands("kubectl"):
             words = shlex.split(line)
-            assert "rayjob" not in words or job["metadata"]["name"] == words[words.index("rayjob") + 1]
+            assert (
+                "rayjob" not in words or job["metadata"]["name"] == words[words.index("rayjob") + 1]
+            )
             assert "-f" not in words or (ROOT / words[words.index("-f") + 1]).is_file()
 
 
 def test_every_command_of_the_readme_is_looked_at() -> None:
     programs = {shlex.split(line)[0] for line in commands()}
-    assert programs == {"aws", "chmod", "docker", "export", "helm", "kubectl", "python", "ray", "sky"}
+    assert programs == {
+        "aws",
+        "chmod",
+        "docker",
+        "export",
+        "helm",
+        "kubectl",
+        "python",
+        "ray",
+        "sky",
+    }
     named = set(re.findall(r"`([\w.-]+\.(?:yaml|json))`", (CLUSTER / "README.md").read_text()))
-    assert {path.name for path in CLUSTER.glob("*.yaml")} <= named <= {path.name for path in CLUSTER.iterdir()}
+    assert (
+        {path.name for path in CLUSTER.glob("*.yaml")}
+        <= named
+        <= {path.name for path in CLUSTER.iterdir()}
+    )

@@ -1,4 +1,6 @@
-"""The guide: it builds without a warning, asks nothing of the network, and what it says of the code is so."""
+"""The guide: it builds without a warning, asks nothing of the network, and what it says of the code
+is so.
+"""
 
 import ast
 import re
@@ -23,7 +25,16 @@ TROUBLESHOOTING = ROOT / "docs/troubleshooting.md"
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The guide, built with every warning an error."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(folder),
+    ]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return folder
@@ -38,13 +49,20 @@ def test_every_page_is_there(site: Path) -> None:
 
 def test_every_page_is_in_the_navigation(site: Path) -> None:
     text = (site / "index.html").read_text()
-    assert [page.stem for page in (ROOT / "docs").glob("*.md") if page.stem != "index" and f'href="{page.stem}.html"' not in text] == []
+    assert [
+        page.stem
+        for page in (ROOT / "docs").glob("*.md")
+        if page.stem != "index" and f'href="{page.stem}.html"' not in text
+    ] == []
 
 
 def test_no_page_asks_for_anything_outside(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text()
-        asked = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=\"?((?:https?:)?//[^\s\">]+)", text)
+        asked = re.findall(
+            r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=\"?((?:https?:)?//[^\s\">]+)",
+            text,
+        )
         assert not asked, f"{page.name}: {asked}"
     for sheet in site.rglob("*.css"):
         assert not re.findall(r"url\(\"?(https?:)?//", sheet.read_text()), sheet.name
@@ -81,13 +99,20 @@ def _literals() -> Iterator[str]:
     for path in (ROOT / "mpa_ray").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
-                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                yield "".join(
+                    str(part.value) if isinstance(part, ast.Constant) else "\0"
+                    for part in node.values
+                )
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
 
 
 def _messages() -> list[str]:
-    rows = [line.split(" | ")[0] for line in TROUBLESHOOTING.read_text().split("\n") if line.startswith("| `")]
+    rows = [
+        line.split(" | ")[0]
+        for line in TROUBLESHOOTING.read_text().split("\n")
+        if line.startswith("| `")
+    ]
     return [row.removeprefix("| `").removesuffix("`") for row in rows]
 
 
@@ -114,23 +139,69 @@ _HEAD = re.compile(r"^(?:# |- (?:processor|memory|cards|versions|command):).*", 
 
 
 def not_measured(figures: str, result: str) -> list[str]:
-    """The numbers in `figures` that are none of the text `result`, as they stand there or with last decimals cut off."""
+    """The numbers in `figures` that are none of the text `result`, as they stand there or with last
+    decimals cut off.
+    """
     measured = [number.replace(",", "") for number in _NUMBER.findall(_HEAD.sub("", result))]
-    cut = {number[:end] for number in measured for end in range(number.find("."), len(number)) if "." in number and number[end - 1] != "."}
-    return [number for number in _NUMBER.findall(figures) if number.replace(",", "") not in cut.union(measured)]
+    cut = {
+        number[:end]
+        for number in measured
+        for end in range(number.find("."), len(number))
+        if "." in number and number[end - 1] != "."
+    }
+    return [
+        number
+        for number in _NUMBER.findall(figures)
+        if number.replace(",", "") not in cut.union(measured)
+    ]
 
 
 def test_a_figure_is_a_whole_number_and_not_rounded_up() -> None:
-    result = "# scale-64px, 2026-11-21\n\n- command: run --rows 77\n\n| 0.908 | 1,594.6 | 10.95, 284 MiB | 3x | 79.7% |\n\n+5.8 and 0.99.\n"
-    for figures in ("0.908; 0.90; 0.9", "1,594.6 or 1,594", "10.95 to 10", "284 MiB", "79.7%, 79%", "+5.8", "0.99", "no figure"):
+    result = (
+        "# scale-64px, 2026-11-21\n\n- command: run --rows 77\n\n| 0.908 | 1,594.6 | 10.95,"
+        " 284 MiB | 3x | 79.7% |\n\n+5.8 and 0.99.\n"
+    )
+    for figures in (
+        "0.908; 0.90; 0.9",
+        "1,594.6 or 1,594",
+        "10.95 to 10",
+        "284 MiB",
+        "79.7%, 79%",
+        "+5.8",
+        "0.99",
+        "no figure",
+    ):
         assert not_measured(figures, result) == [], figures
-    for figure in ("0.91", "0.95", "0.08", "594", "1", "28", "84", "9.7", "80", "5.80", "64", "21", "77", "3", "1,595", "15,946"):
+    for figure in (
+        "0.91",
+        "0.95",
+        "0.08",
+        "594",
+        "1",
+        "28",
+        "84",
+        "9.7",
+        "80",
+        "5.80",
+        "64",
+        "21",
+        "77",
+        "3",
+        "1,595",
+        "15,946",
+    ):
         assert not_measured(f"{figure}% of it", result) == [figure]
 
 
 def test_figures_are_those_of_the_files() -> None:
-    """Of the page of limits: every number of a row stands in each of the files that the row names."""
-    rows = re.findall(r"^\|[^|]+\|([^|]+)\|([^|]*benchmarks/results/[^|]*)\|$", (ROOT / "docs/limits.md").read_text(), re.MULTILINE)
+    """Of the page of limits: every number of a row stands in each of the files that the row
+    names.
+    """
+    rows = re.findall(
+        r"^\|[^|]+\|([^|]+)\|([^|]*benchmarks/results/[^|]*)\|$",
+        (ROOT / "docs/limits.md").read_text(),
+        re.MULTILINE,
+    )
     assert len(rows) > 4
     for figures, files in rows:
         for name in re.findall(r"\]\(\.\./(benchmarks/results/[^)]+)\)", files):
@@ -138,10 +209,20 @@ def test_figures_are_those_of_the_files() -> None:
 
 
 def test_figures_of_readme_are_those_of_the_claim() -> None:
-    [told] = re.findall(r"^Over three seeds (.+?) With models this small", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    [told] = re.findall(
+        r"^Over three seeds (.+?) With models this small",
+        (ROOT / "README.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
     results = re.findall(r"\]\((benchmarks/results/[^)]+)\)", told)
     assert len(_NUMBER.findall(told)) > 5 and len(results) == 2
-    assert not_measured(re.sub(r"\]\([^)]+\)", "]", told), "\n".join((ROOT / name).read_text() for name in results)) == []
+    assert (
+        not_measured(
+            re.sub(r"\]\([^)]+\)", "]", told),
+            "\n".join((ROOT / name).read_text() for name in results),
+        )
+        == []
+    )
 
 
 def test_links_of_pages_that_lie_elsewhere_lead_somewhere() -> None:

@@ -1,4 +1,6 @@
-"""Every command in README.md and the guide is run, or parsed by what it starts (`tests/documented.py` has the marks)."""
+"""Every command in README.md and the guide is run, or parsed by what it starts
+(`tests/documented.py` has the marks).
+"""
 
 import json
 import os
@@ -35,14 +37,22 @@ def of(sort: str, *languages: str) -> Any:
 
 
 def pages_with(sort: str) -> list[str]:
-    return sorted({block.page for block in BLOCKS if block.sort == sort and block.language in ("sh", "python")})
+    return sorted(
+        {
+            block.page
+            for block in BLOCKS
+            if block.sort == sort and block.language in ("sh", "python")
+        }
+    )
 
 
 def test_every_block_says_what_it_is() -> None:
     assert {block.language for block in BLOCKS} <= {*documented.LANGUAGES, ""}
     for block in BLOCKS:
         words = {text.split()[0] for text in block.text.split("\n") if text.strip()}
-        assert block.language or not words & {"python", "make", "ray", "pip", "from", "import"}, f"{block.place}: say what language it is"
+        assert block.language or not words & {"python", "make", "ray", "pip", "from", "import"}, (
+            f"{block.place}: say what language it is"
+        )
 
 
 @pytest.mark.parametrize(
@@ -51,7 +61,8 @@ def test_every_block_says_what_it_is() -> None:
         "python jobs/mpa_textvqa.py --images a --output b --pl.wokers 2",
         "python jobs/no_such_job.py --run a",
         "python jobs/rejudge.py --runn a --matcher anls --output b",
-        "RAY_ADDRESS=a ray job submit --working-dir . -- python jobs/mpa_textvqa.py --image a --output b",
+        "RAY_ADDRESS=a ray job submit --working-dir . -- python jobs/mpa_textvqa.py --image a"
+        " --output b",
         "ray job submitt -- python jobs/status.py --output a",
         "ray job submit --workingdir . -- python jobs/status.py --output a",
         "make no-such-target",
@@ -66,12 +77,18 @@ def test_what_is_wrong_is_found(command: str) -> None:
 
 
 def test_a_flag_that_no_job_has_is_found() -> None:
-    assert flag_is_known("--pl.workers") and flag_is_known("--drop_below") and flag_is_known("--serve.model")
+    assert (
+        flag_is_known("--pl.workers")
+        and flag_is_known("--drop_below")
+        and flag_is_known("--serve.model")
+    )
     assert not flag_is_known("--pl.wokers")
 
 
 @of("parse", "sh")
-def test_commands_are_understood(block: Block, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_are_understood(
+    block: Block, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(place)
     # Whether a model is there is not what is looked at.
     for module in (checkpoint, families):
@@ -90,7 +107,9 @@ def test_python_is_right_up_to_the_run(block: Block, monkeypatch: pytest.MonkeyP
 
 @of("outside", "sh")
 def test_syntax_of_what_is_not_ours(block: Block) -> None:
-    ended = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        ["bash", "-n"], input=block.text, capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
 
 
@@ -109,23 +128,33 @@ def test_json_is_json(block: Block) -> None:
 def test_jobs_and_flags_in_the_text_exist(path: Path) -> None:
     for span in documented.spans(path):
         words = span.split()
-        script = next((word for word in words if word.startswith("jobs/") and word.endswith(".py")), None)
+        script = next(
+            (word for word in words if word.startswith("jobs/") and word.endswith(".py")), None
+        )
         assert script is None or (ROOT / script).is_file(), f"`{span}`"
         if script or words[0].startswith("--"):
             for word in words:
-                assert not word.startswith("--") or word == "--" or flag_is_known(word.partition("=")[0]), f"`{span}`: {word}"
+                assert (
+                    not word.startswith("--")
+                    or word == "--"
+                    or flag_is_known(word.partition("=")[0])
+                ), f"`{span}`: {word}"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, s3_port: int) -> Iterator[Path]:
-    """What the commands find: a finished run under the names that the pages use, ratings of it, images; the same in a bucket."""
+    """What the commands find: a finished run under the names that the pages use, ratings of it,
+    images; the same in a bucket.
+    """
     folder = tmp_path_factory.mktemp("documented")
     run = write_finished(folder / "runs/demo")
     (folder / "photos").mkdir()
     for number in range(8):
         Image.new("RGB", (40, 40), (20 * number, 90, 90)).save(folder / f"photos/{number}.png")
     for rater in ("ann", "ben"):
-        said = [line(row["sample_id"], rater, samples=100) for row in rows_of(run.child("judgements"))]
+        said = [
+            line(row["sample_id"], rater, samples=100) for row in rows_of(run.child("judgements"))
+        ]
         written(folder / f"{rater}.jsonl", *said)
     for block in BLOCKS:
         if block.title:
@@ -160,13 +189,29 @@ def run_blocks(page: str, sort: str, place: Path, s3_port: int, **more: str) -> 
     # No link: a virtual environment's Python is known by where it lies.
     (place / "bin/python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (place / "bin/python").chmod(0o755)
-    paths = {"PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}{os.pathsep}{place}"}
+    paths = {
+        "PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{place}",
+    }
     variables = os.environ | settings(s3_port) | paths | {"HF_HUB_OFFLINE": "1"} | more
     for block in BLOCKS:
         if (block.page, block.sort) == (page, sort) and block.language in ("sh", "python"):
-            command = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [sys.executable, "-c"]
-            ended = subprocess.run([*command, block.text], cwd=place, env=variables, capture_output=True, text=True, check=False)
-            assert ended.returncode == 0, f"{block.place}\n{block.text}\n{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}"
+            command = (
+                ["bash", "-euo", "pipefail", "-c"]
+                if block.language == "sh"
+                else [sys.executable, "-c"]
+            )
+            ended = subprocess.run(
+                [*command, block.text],
+                cwd=place,
+                env=variables,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert ended.returncode == 0, (
+                f"{block.place}\n{block.text}\n{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}"
+            )
 
 
 @pytest.mark.parametrize("page", pages_with("run"))
@@ -178,8 +223,25 @@ def test_commands_run(page: str, place: Path, s3_port: int) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's run, as the README makes it but with fewer images and no comparisons."""
     folder = tmp_path_factory.mktemp("trained")
-    small = ["--demo.images", "160", "--demo.questions", "24", "--images_per_part", "32", "--ablations", "[]"]
-    demo = [sys.executable, str(ROOT / "jobs/mpa_textvqa.py"), "--preset", "demo", "--output", "runs/demo", *small]
+    small = [
+        "--demo.images",
+        "160",
+        "--demo.questions",
+        "24",
+        "--images_per_part",
+        "32",
+        "--ablations",
+        "[]",
+    ]
+    demo = [
+        sys.executable,
+        str(ROOT / "jobs/mpa_textvqa.py"),
+        "--preset",
+        "demo",
+        "--output",
+        "runs/demo",
+        *small,
+    ]
     subprocess.run(demo, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
     return folder / "runs"
 

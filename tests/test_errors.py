@@ -6,7 +6,10 @@ from mpa_ray.config import parse
 from mpa_ray.errors import FAILED, USAGE, ConfigurationError, RunError
 from mpa_ray.observability.exit_codes import exit_codes
 
-HOSTILE = "\x1b]0;owned\x07\x1b[2J\u202egnp.exe\u2066 a\nerror: fake line\r\u2028error: another\x85\x9b2J.tar"
+HOSTILE = (
+    "\x1b]0;owned\x07\x1b[2J\u202egnp.exe\u2066 a\nerror: fake line\r\u2028error:"
+    " another\x85\x9b2J.tar"
+)
 
 
 def ended(error: Exception, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:

@@ -14,13 +14,26 @@ JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.py"))
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--sampels", "3"], "error: unrecognized arguments: --sampels 3; did you mean --samples?; --help says what there is"),
-        (["--drop-below", "x"], "error: unrecognized arguments: --drop-below x; did you mean --drop_below?; --help says what there is"),
+        (
+            ["--sampels", "3"],
+            "error: unrecognized arguments: --sampels 3; did you mean --samples?; --help says what"
+            " there is",
+        ),
+        (
+            ["--drop-below", "x"],
+            "error: unrecognized arguments: --drop-below x; did you mean --drop_below?; --help"
+            " says what there is",
+        ),
         (["--zzz"], "error: unrecognized arguments: --zzz; --help says what there is"),
-        (["--samples", "many"], "error: argument --samples: invalid int value: 'many'; --help says what there is"),
+        (
+            ["--samples", "many"],
+            "error: argument --samples: invalid int value: 'many'; --help says what there is",
+        ),
     ],
 )
-def test_what_is_wrong_is_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_wrong_is_one_line(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     parser = JobParser("Does something.")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--drop_below")
@@ -76,7 +89,10 @@ def test_a_run_is_an_argument_or_behind_its_flag(argv: list[str]) -> None:
 def test_one_run_is_needed(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run_parser().parse_args(argv)
-    assert (ended.value.code, capsys.readouterr().err) == (2, f"error: {said}; --help says what there is\n")
+    assert (ended.value.code, capsys.readouterr().err) == (
+        2,
+        f"error: {said}; --help says what there is\n",
+    )
 
 
 @pytest.mark.parametrize("job", ["export", "rating_sheet", "rejudge", "report", "status"])
@@ -94,7 +110,9 @@ def test_a_review_takes_a_run_and_ratings() -> None:
     for argv in (["/r", "a", "b"], ["--run", "/r", "a", "b"], ["a", "b", "--run", "/r", "--open"]):
         run, ratings = names["run_and_ratings"](names["arguments"]().parse_args(argv))
         assert (run.uri, ratings) == ("/r", ["a", "b"])
-    with pytest.raises(ConfigurationError, match="/r: give the output folder of a run, and after it"):
+    with pytest.raises(
+        ConfigurationError, match="/r: give the output folder of a run, and after it"
+    ):
         names["run_and_ratings"](names["arguments"]().parse_args(["/r"]))
 
 

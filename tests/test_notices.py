@@ -1,4 +1,6 @@
-"""THIRD_PARTY_NOTICES.md: every package that setup.cfg names is in it, and each package installed for a run has a licence."""
+"""THIRD_PARTY_NOTICES.md: every package that setup.cfg names is in it, and each package installed
+for a run has a licence.
+"""
 
 import re
 from importlib.metadata import PathDistribution
@@ -8,7 +10,9 @@ import pytest
 
 from cluster import third_party_notices as notices
 
-ROWS = dict(re.findall(r"^\| ([a-z0-9-]+) \| ([^|]+) \|", notices.NOTICES.read_text(), re.MULTILINE))
+ROWS = dict(
+    re.findall(r"^\| ([a-z0-9-]+) \| ([^|]+) \|", notices.NOTICES.read_text(), re.MULTILINE)
+)
 
 
 def test_every_direct_dependency_is_named() -> None:
@@ -27,10 +31,26 @@ def test_every_package_has_a_licence() -> None:
     ("metadata", "text", "licence"),
     [
         ("License-Expression: MIT\nLicense: X\n", "", "MIT"),
-        ("License: BSD-3-Clause\nClassifier: License :: OSI Approved :: BSD License\n", "", "BSD-3-Clause"),
-        ("License: Dual License\nClassifier: License :: OSI Approved :: BSD License\n", "", "BSD License"),
-        ("License: Copyright (c) Somebody\nClassifier: License :: OSI Approved :: BSD License\n", "", "BSD License"),
-        ("", "Apache License\n   Version 2.0, January 2004", "Apache-2.0 (the text of its licence)"),
+        (
+            "License: BSD-3-Clause\nClassifier: License :: OSI Approved :: BSD License\n",
+            "",
+            "BSD-3-Clause",
+        ),
+        (
+            "License: Dual License\nClassifier: License :: OSI Approved :: BSD License\n",
+            "",
+            "BSD License",
+        ),
+        (
+            "License: Copyright (c) Somebody\nClassifier: License :: OSI Approved :: BSD License\n",
+            "",
+            "BSD License",
+        ),
+        (
+            "",
+            "Apache License\n   Version 2.0, January 2004",
+            "Apache-2.0 (the text of its licence)",
+        ),
         ("", "All rights reserved", "not stated"),
     ],
 )

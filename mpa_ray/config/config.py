@@ -1,6 +1,8 @@
-"""One typed configuration. The same names serve Python, YAML and flags: `lvlm.model` in YAML is `--lvlm.model` on the command line.
+"""One typed configuration. The same names serve Python, YAML and flags: `lvlm.model` in YAML is
+`--lvlm.model` on the command line.
 
-Every field says below it what it means and in which unit. Combinations that cannot work are refused here, before a model loads.
+Every field says below it what it means and in which unit. Combinations that cannot work are refused
+here, before a model loads.
 """
 
 import hashlib
@@ -19,7 +21,9 @@ from mpa_ray.schema import absolute
 from mpa_ray.tasks import TASKS, MatcherName, Task, prompts
 from mpa_ray.tasks.benchmarks import BENCHMARKS
 
-ArmName = Literal["no_pi_same_size", "no_pi_all", "consistent", "human_labels", "few_shot_full", "few_shot_lora"]
+ArmName = Literal[
+    "no_pi_same_size", "no_pi_all", "consistent", "human_labels", "few_shot_full", "few_shot_lora"
+]
 LABELED_ARMS = frozenset({"human_labels", "few_shot_full", "few_shot_lora"})
 # Settings that some comparisons read, and MPA itself never.
 _READ_BY = {"labels": LABELED_ARMS, "few_shot": LABELED_ARMS - {"human_labels"}}
@@ -38,18 +42,24 @@ class AnnotateSection(Section):
     """The Pseudo Annotator."""
 
     temperature: Annotated[float, Field(ge=0)] = 0.7
-    """Of the annotation. 0 is greedy and asks much the same question of similar images. The L-VLM's own answer is always greedy."""
+    """Of the annotation. 0 is greedy and asks much the same question of similar images. The L-VLM's
+    own answer is always greedy.
+    """
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling of the annotation."""
     max_tokens: PositiveInt = 128
     """The longest annotation, in tokens."""
     preamble: str = prompts.PREAMBLE
-    """What follows the image in both of the L-VLM's prompts. Where it is as long as a block of the engine's prefix cache (16 tokens on
-    most cards), no token of the image is computed again for the second. The answers of the S-VLM are asked for without it."""
+    """What follows the image in both of the L-VLM's prompts. Where it is as long as a block of the
+    engine's prefix cache (16 tokens on most cards), no token of the image is computed again for the
+    second. The answers of the S-VLM are asked for without it.
+    """
     constrained: bool = False
-    """Hold the L-VLM to "Question: ..., Answer: ..." while it writes, and to the task's answers where it has a list of them: what it writes
-    can then be read, or was cut at `max_tokens`. For L-VLMs that often forget the form, with engine=vllm or one of your own that heeds
-    `Sampling.form`; docs/engines.md has what it costs."""
+    """Hold the L-VLM to "Question: ..., Answer: ..." while it writes, and to the task's answers
+    where it has a list of them: what it writes can then be read, or was cut at `max_tokens`. For
+    L-VLMs that often forget the form, with engine=vllm or one of your own that heeds
+    `Sampling.form`; docs/engines.md has what it costs.
+    """
     questions_per_image: PositiveInt = 1
     """Annotations asked for an image. Each is sampled on its own, with a seed of its own."""
 
@@ -60,28 +70,39 @@ class IdentifySection(Section):
     matcher: MatcherName | None = None
     """Eq. 1, when an answer counts as the annotation's. Without it, the task's own."""
     exhaustive: bool = False
-    """Ask the S-VLM about every row, also where the L-VLM disagreed with itself. Verdicts stay the same; it is for diagnosis."""
+    """Ask the S-VLM about every row, also where the L-VLM disagreed with itself. Verdicts stay the
+    same; it is for diagnosis.
+    """
     max_tokens: PositiveInt = 32
     """The longest answer, in tokens, of the L-VLM's own answer and the S-VLM's."""
     in_one_actor: bool = False
-    """Ask the S-VLM in the L-VLM's actor, on the same card, so that an image is decoded and shrunk once for both, where their `max_pixels`
-    are the same. Say then what share of a card each gets: `lvlm.gpus_per_replica` and `svlm.gpus_per_replica`, together at most 1."""
+    """Ask the S-VLM in the L-VLM's actor, on the same card, so that an image is decoded and shrunk
+    once for both, where their `max_pixels` are the same. Say then what share of a card each gets:
+    `lvlm.gpus_per_replica` and `svlm.gpus_per_replica`, together at most 1.
+    """
 
 
 class LabeledSection(Section):
-    """Questions with people's answers, for the supervised comparisons alone (Tables 5 and 6): MPA itself never reads them."""
+    """Questions with people's answers, for the supervised comparisons alone (Tables 5 and 6): MPA
+    itself never reads them.
+    """
 
     benchmark: OptionalLocation = None
-    """The annotation file, as published for `format`. For `parquet`: question_id, image {bytes, path}, question, answers (a list),
-    question_kind (optional)."""
+    """The annotation file, as published for `format`. For `parquet`: question_id, image {bytes,
+    path}, question, answers (a list), question_kind (optional).
+    """
     format: FormatName = "parquet"
-    """The layout of the annotation file; it decides the official score too. A Parquet file is scored as the task is."""
+    """The layout of the annotation file; it decides the official score too. A Parquet file is
+    scored as the task is.
+    """
     images: OptionalLocation = None
     """The folder of the benchmark's images, for the formats whose files only name them."""
 
 
 class EvaluateSection(LabeledSection):
-    """Labeled benchmarks: the only labels there are, and nothing before the evaluation reads them."""
+    """Labeled benchmarks: the only labels there are, and nothing before the evaluation reads
+    them.
+    """
 
     max_tokens: PositiveInt = 32
     """The longest answer, in tokens."""
@@ -92,7 +113,9 @@ class EvaluateSection(LabeledSection):
 
 
 class DemoSection(Section):
-    """What the demo renders into the output folder, in place of `images` and `evaluate.benchmark`."""
+    """What the demo renders into the output folder, in place of `images` and
+    `evaluate.benchmark`.
+    """
 
     images: Annotated[int, Field(ge=0)] = 0
     """Unlabeled images; 0: this is no demo."""
@@ -104,15 +127,23 @@ class Config(Section):
     """A run of MPA: images in, an aligned S-VLM out."""
 
     images: Location = ""
-    """A folder or prefix of image files, Parquet files (an image or URI column) or WebDataset tars; local, s3:// or gs://."""
+    """A folder or prefix of image files, Parquet files (an image or URI column) or WebDataset tars;
+    local, s3:// or gs://.
+    """
     image_roots: tuple[Location, ...] = ()
-    """Further folders, prefixes or buckets that a list of URIs may name, if you trust it (`--image_roots s3://photos`). Without them a list
-    leads to what lies below its own folder or `images`, and to URIs in their buckets."""
+    """Further folders, prefixes or buckets that a list of URIs may name, if you trust it
+    (`--image_roots s3://photos`). Without them a list leads to what lies below its own folder or
+    `images`, and to URIs in their buckets.
+    """
     output: Location = ""
-    """The folder of the run, local, s3:// or gs://. The same command on the same folder resumes it."""
+    """The folder of the run, local, s3:// or gs://. The same command on the same folder resumes
+    it.
+    """
     task: TaskChoice = "textvqa"
-    """What the questions are about: decides prompt, matcher and metric. One of the paper's tasks by name (`--task chartqa`), or a task of
-    your own: its name, prompt, matcher and metric (docs/own_task.md)."""
+    """What the questions are about: decides prompt, matcher and metric. One of the paper's tasks by
+    name (`--task chartqa`), or a task of your own: its name, prompt, matcher and metric
+    (docs/own_task.md).
+    """
     prompt: str | None = None
     """The Pseudo Annotator's prompt, in place of the task's."""
     lvlm: ModelSection = ModelSection()
@@ -120,8 +151,10 @@ class Config(Section):
     svlm: ModelSection = ModelSection()
     """The small model that is made better (at most 5B parameters in the paper)."""
     jury: tuple[ModelSection, ...] = ()
-    """Further large models, each asked every self-consistent question: an annotation counts only where all of them answer as it does.
-    In YAML a list of model sections; as flags `--jury "{model: A}" "{model: B}"`."""
+    """Further large models, each asked every self-consistent question: an annotation counts only
+    where all of them answer as it does. In YAML a list of model sections; as flags `--jury "{model:
+    A}" "{model: B}"`.
+    """
     annotate: AnnotateSection = AnnotateSection()
     identify: IdentifySection = IdentifySection()
     pl: LevelSection = LevelSection()
@@ -129,29 +162,38 @@ class Config(Section):
     cluster: ClusterSection = ClusterSection()
     labels: LabeledSection = LabeledSection()
     ablations: tuple[ArmName, ...] = ()
-    """Further S-VLMs trained for comparison: on as many unfiltered rows as MPA had; on all pseudo-labels; on all self-consistent rows; and,
-    with `labels`, on all human labels, or on `few_shot` of them with full fine-tuning or LoRA."""
+    """Further S-VLMs trained for comparison: on as many unfiltered rows as MPA had; on all
+    pseudo-labels; on all self-consistent rows; and, with `labels`, on all human labels, or on
+    `few_shot` of them with full fine-tuning or LoRA.
+    """
     few_shot: PositiveInt = 100
     """Labeled samples of the few-shot comparisons (Table 5: 100)."""
     annotations: OptionalLocation = None
-    """An annotations folder to start from instead of images (another run's, or an imported one): the Pseudo Annotator's work is not paid
-    twice."""
+    """An annotations folder to start from instead of images (another run's, or an imported one):
+    the Pseudo Annotator's work is not paid twice.
+    """
     parity: OptionalLocation = None
-    """A parity set to train on (parity/ of another run, or one that jobs/review.py has fixed): nothing is annotated or judged, and no row
-    of it is held out."""
+    """A parity set to train on (parity/ of another run, or one that jobs/review.py has fixed):
+    nothing is annotated or judged, and no row of it is held out.
+    """
     rounds: PositiveInt = 1
-    """Above 1, the images are split into so many shares; each round judges a fresh share with the S-VLM of the round before and trains it
-    further, until that stops helping (docs/rounds.md)."""
+    """Above 1, the images are split into so many shares; each round judges a fresh share with the
+    S-VLM of the round before and trains it further, until that stops helping (docs/rounds.md).
+    """
     seed: int = 0
     """Of sampling, of what is drawn, and of the order of training."""
     images_per_part: PositiveInt = 256
-    """At most so many images in a part, the unit of work: a part is committed whole, and a killed run does at most the parts in flight
-    again."""
+    """At most so many images in a part, the unit of work: a part is committed whole, and a killed
+    run does at most the parts in flight again.
+    """
     bytes_per_part: PositiveInt = 256 * 2**20
-    """At most so many bytes of encoded images in a part, where the listing tells their sizes (a list of URIs does not). A single larger
-    image is a part of its own."""
+    """At most so many bytes of encoded images in a part, where the listing tells their sizes (a
+    list of URIs does not). A single larger image is a part of its own.
+    """
     max_quarantined: Share = 0.05
-    """The run stops when a larger share of its images than this is quarantined, and says which reason leads. 1 never stops it."""
+    """The run stops when a larger share of its images than this is quarantined, and says which
+    reason leads. 1 never stops it.
+    """
     max_quarantined_after: PositiveInt = 1000
     """Images after which that share is looked at: a few bad ones at the start prove nothing."""
     max_image_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 64_000_000
@@ -159,8 +201,9 @@ class Config(Section):
     max_image_bytes: PositiveInt = 64 * 2**20
     """Files with more bytes are quarantined unread."""
     max_decode_seconds: PositiveFloat = 30
-    """An image whose decoding takes a core for longer is quarantined (`decode_timeout`); a photograph of 12 megapixels takes a tenth of a
-    second."""
+    """An image whose decoding takes a core for longer is quarantined (`decode_timeout`); a
+    photograph of 12 megapixels takes a tenth of a second.
+    """
     demo: DemoSection = DemoSection()
     """What the demo preset sets."""
 
@@ -168,32 +211,42 @@ class Config(Section):
     def _check(self) -> Self:
         if self.svlm.kind.is_api:
             raise ValueError(
-                "svlm.engine='openai': the S-VLM is trained here, so its weights must be here too; set svlm.engine to vllm or transformers"
+                "svlm.engine='openai': the S-VLM is trained here, so its weights must be here too;"
+                " set svlm.engine to vllm or transformers"
             )
         own = self.task if isinstance(self.task, Task) else None
         if own and own.name in TASKS and own != TASKS[own.name]:
-            raise ValueError(f"task.name={own.name!r} is one of the paper's tasks and this is another; give it a name of its own")
+            raise ValueError(
+                f"task.name={own.name!r} is one of the paper's tasks and this is another; give it"
+                " a name of its own"
+            )
         if own and self.demo.images:
             raise ValueError(
-                f"task.name={own.name!r} and the demo preset exclude each other: the demo renders images for the paper's tasks; name one"
+                f"task.name={own.name!r} and the demo preset exclude each other: the demo renders"
+                " images for the paper's tasks; name one"
             )
         if self.demo.images and self.images:
             raise ValueError(
-                f"images={self.images!r} and demo.images={self.demo.images} exclude each other: the demo renders its own; remove one"
-                " of the two"
+                f"images={self.images!r} and demo.images={self.demo.images} exclude each other: the"
+                " demo renders its own; remove one of the two"
             )
         if self.annotations and (self.images or self.demo.images):
             raise ValueError(
-                f"annotations={self.annotations!r} and images exclude each other: annotations name their images; remove one of the two"
+                f"annotations={self.annotations!r} and images exclude each other: annotations name"
+                " their images; remove one of the two"
             )
         labeled = sorted(LABELED_ARMS & set(self.ablations))
         if labeled and not self.labels.benchmark and not self.demo.images:
-            raise ValueError(f"ablations={labeled} are trained on human labels and labels.benchmark is not set; set it or remove them")
+            raise ValueError(
+                f"ablations={labeled} are trained on human labels and labels.benchmark is not set;"
+                " set it or remove them"
+            )
         if len(set(self.ablations)) != len(self.ablations):
             raise ValueError(f"ablations={list(self.ablations)} names one twice; name each once")
         if self.annotate.constrained and not self.lvlm.kind.holds_form:
             raise ValueError(
-                f"annotate.constrained and lvlm.engine={self.lvlm.engine!r} exclude each other: it cannot hold a reply to a form; remove"
+                f"annotate.constrained and lvlm.engine={self.lvlm.engine!r} exclude each other: it"
+                " cannot hold a reply to a form; remove"
                 " one of the two, or set lvlm.engine=vllm"
             )
         self._check_parity()
@@ -206,7 +259,12 @@ class Config(Section):
         if not self.parity:
             return
         needs_judgements = sorted(set(self.ablations) - LABELED_ARMS)
-        others = {"images": self.images or self.demo.images, "annotations": self.annotations, "rounds": self.rounds > 1, "jury": self.jury}
+        others = {
+            "images": self.images or self.demo.images,
+            "annotations": self.annotations,
+            "rounds": self.rounds > 1,
+            "jury": self.jury,
+        }
         others |= {
             "pl.replay": self.pl.replay,
             "pl.train_on": self.pl.train_on != "parity",
@@ -214,8 +272,8 @@ class Config(Section):
         }
         for name in (name for name, given in others.items() if given):
             raise ValueError(
-                f"parity={self.parity!r} and {name} exclude each other: with a parity set nothing is annotated or judged; remove one of"
-                " the two"
+                f"parity={self.parity!r} and {name} exclude each other: with a parity set nothing"
+                " is annotated or judged; remove one of the two"
             )
 
     def _check_jury(self) -> None:
@@ -224,9 +282,15 @@ class Config(Section):
             if not juror.model:
                 raise ValueError(f"jury.{place}.model is not set; name a model")
             if names.count(juror.model) > 1:
-                raise ValueError(f"jury.{place}.model={juror.model!r} is asked twice and would agree with itself; name another model")
+                raise ValueError(
+                    f"jury.{place}.model={juror.model!r} is asked twice and would agree with"
+                    " itself; name another model"
+                )
             if juror.max_cost_usd is not None:
-                raise ValueError(f"jury.{place}.max_cost_usd={juror.max_cost_usd}: a budget is kept for the L-VLM alone; remove it")
+                raise ValueError(
+                    f"jury.{place}.max_cost_usd={juror.max_cost_usd}: a budget is kept for the"
+                    " L-VLM alone; remove it"
+                )
 
     def _check_one_actor(self) -> None:
         if not self.identify.in_one_actor:
@@ -234,24 +298,33 @@ class Config(Section):
         others = {"jury": self.jury, "annotations": self.annotations, "parity": self.parity}
         for name, value in others.items():
             if value:
-                raise ValueError(f"identify.in_one_actor and {name} exclude each other: the L-VLM and then the S-VLM are asked; remove one")
+                raise ValueError(
+                    f"identify.in_one_actor and {name} exclude each other: the L-VLM and then the"
+                    " S-VLM are asked; remove one"
+                )
         if self.lvlm.kind.is_api:
-            raise ValueError("identify.in_one_actor and lvlm.engine='openai' exclude each other: an API has no card; remove one of the two")
+            raise ValueError(
+                "identify.in_one_actor and lvlm.engine='openai' exclude each other: an API has no"
+                " card; remove one of the two"
+            )
         shares = {"lvlm": self.lvlm.gpus_per_replica, "svlm": self.svlm.gpus_per_replica}
         if None in shares.values() or sum(shares.values()) > 1:
             raise ValueError(
-                f"identify.in_one_actor needs what share of a card each model gets, together at most 1 (is {shares}); set"
-                " lvlm.gpus_per_replica and svlm.gpus_per_replica, such as 0.75 and 0.25, or 0 and 0 for the CPU"
+                "identify.in_one_actor needs what share of a card each model gets, together at"
+                f" most 1 (is {shares}); set lvlm.gpus_per_replica and svlm.gpus_per_replica, such"
+                " as 0.75 and 0.25, or 0 and 0 for the CPU"
             )
 
     def _check_rounds(self) -> None:
         if self.rounds > 1 and self.annotations:
             raise ValueError(
-                f"rounds={self.rounds} and annotations={self.annotations!r} exclude each other: a round annotates fresh images; give images"
+                f"rounds={self.rounds} and annotations={self.annotations!r} exclude each other: a"
+                " round annotates fresh images; give images"
             )
         if self.rounds > 1 and not self.pl.holdout:
             raise ValueError(
-                f"rounds={self.rounds} and pl.holdout=0 exclude each other: held-out rows tell when to stop; set pl.holdout to 0.1"
+                f"rounds={self.rounds} and pl.holdout=0 exclude each other: held-out rows tell"
+                " when to stop; set pl.holdout to 0.1"
             )
 
     @property
@@ -272,18 +345,44 @@ class Config(Section):
     def missing(self) -> list[str]:
         """The required settings that are not set, as flags."""
         source = self.images or self.annotations or self.parity or self.demo.images
-        needed = {"--images": source, "--output": self.output, "--lvlm.model": self.lvlm.model or not self.asks_lvlm}
+        needed = {
+            "--images": source,
+            "--output": self.output,
+            "--lvlm.model": self.lvlm.model or not self.asks_lvlm,
+        }
         needed["--svlm.model"] = self.svlm.model
         return [flag for flag, value in needed.items() if not value]
 
 
 # Ablations may be added to a run: each is a training of its own, and what is there stays.
 _NOT_IDENTITY = {"output", "ablations", "cluster", "max_quarantined", "max_quarantined_after"}
-# What may change between two calls on one output folder: how fast and where it runs, not what comes out.
+# What may change between two calls on one output folder: how fast and where it runs, not what comes
+# out.
 _SPEED_ONLY = {
-    "lvlm": {"images_in_flight", "min_replicas", "max_replicas", "gpus_per_replica", "cpus_per_replica", *API_SETTINGS},
-    "svlm": {"images_in_flight", "min_replicas", "max_replicas", "gpus_per_replica", "cpus_per_replica", *API_SETTINGS},
-    "jury": {"images_in_flight", "min_replicas", "max_replicas", "gpus_per_replica", "cpus_per_replica", *API_SETTINGS},
+    "lvlm": {
+        "images_in_flight",
+        "min_replicas",
+        "max_replicas",
+        "gpus_per_replica",
+        "cpus_per_replica",
+        *API_SETTINGS,
+    },
+    "svlm": {
+        "images_in_flight",
+        "min_replicas",
+        "max_replicas",
+        "gpus_per_replica",
+        "cpus_per_replica",
+        *API_SETTINGS,
+    },
+    "jury": {
+        "images_in_flight",
+        "min_replicas",
+        "max_replicas",
+        "gpus_per_replica",
+        "cpus_per_replica",
+        *API_SETTINGS,
+    },
     "pl": {
         "micro_batch_size",
         "zero_stage",
@@ -302,15 +401,24 @@ _SPEED_ONLY = {
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The settings that decide what comes out, flat: {"lvlm.model": ...}. Two runs may share an output folder when `changes` finds none."""
+    """The settings that decide what comes out, flat: {"lvlm.model": ...}. Two runs may share an
+    output folder when `changes` finds none.
+    """
     flat: dict[str, Any] = {}
     for name, value in config.model_dump(mode="json").items():
         if name in _NOT_IDENTITY:
             continue
         if isinstance(value, dict):
-            flat |= {f"{name}.{key}": _lasting(item) for key, item in value.items() if key not in _SPEED_ONLY.get(name, ())}
+            flat |= {
+                f"{name}.{key}": _lasting(item)
+                for key, item in value.items()
+                if key not in _SPEED_ONLY.get(name, ())
+            }
         elif name == "jury":
-            flat[name] = [{key: _lasting(item) for key, item in juror.items() if key not in _SPEED_ONLY[name]} for juror in value]
+            flat[name] = [
+                {key: _lasting(item) for key, item in juror.items() if key not in _SPEED_ONLY[name]}
+                for juror in value
+            ]
         else:
             # The list of images names where they were; in a new upload they are elsewhere.
             flat[name] = value if name == "images" else _lasting(value)
@@ -342,23 +450,36 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def changes(before: Config, now: Config, *, trained: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:
+def changes(
+    before: Config, now: Config, *, trained: Collection[str] = ()
+) -> dict[str, tuple[Any, Any]]:
     """The settings by which `now` is another run than `before`: name -> what it was and is.
 
     Args:
         before: of the run that is there.
         now: of the call.
-        trained: the comparisons whose training has begun. What only comparisons read may change until one of them has read it.
+        trained: the comparisons whose training has begun. What only comparisons read may change
+            until one of them has read it.
     """
     was, is_now = identity(before), identity(now)
     a, b = _by_places(was), _by_places(is_now)
     differing = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
-    return {name: (was.get(name), is_now.get(name)) for name in differing if _is_read(name, trained) and _is_read(name, now.ablations)}
+    return {
+        name: (was.get(name), is_now.get(name))
+        for name in differing
+        if _is_read(name, trained) and _is_read(name, now.ablations)
+    }
 
 
 def keep_used(config: Config, before: Config, trained: Collection[str]) -> Config:
-    """`config` with those settings of `before` that the comparisons `trained` have read, where no comparison of its own reads them."""
-    used = [name for name in _READ_BY if _is_read(name, trained) and not _is_read(name, config.ablations)]
+    """`config` with those settings of `before` that the comparisons `trained` have read, where no
+    comparison of its own reads them.
+    """
+    used = [
+        name
+        for name in _READ_BY
+        if _is_read(name, trained) and not _is_read(name, config.ablations)
+    ]
     return config.model_copy(update={name: getattr(before, name) for name in used})
 
 
@@ -371,7 +492,11 @@ def _is_read(name: str, arms: Collection[str]) -> bool:
 def _by_places(flat: dict[str, Any]) -> dict[str, Any]:
     """A local model whose folder is gone reads like a hub name, and is what it was all the same."""
     models = {name: absolute(flat[name]) for name in ("lvlm.model", "svlm.model")}
-    return flat | models | {"jury": [juror | {"model": absolute(juror["model"])} for juror in flat["jury"]]}
+    return (
+        flat
+        | models
+        | {"jury": [juror | {"model": absolute(juror["model"])} for juror in flat["jury"]]}
+    )
 
 
 def digest(config: Config) -> str:

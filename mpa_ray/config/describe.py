@@ -1,4 +1,6 @@
-"""Every setting of a configuration, one by one: what `--help` and the guide's page of settings are made of."""
+"""Every setting of a configuration, one by one: what `--help` and the guide's page of settings are
+made of.
+"""
 
 import textwrap
 import types
@@ -10,7 +12,14 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "mapping", type(None): "null"}
+_NAMES = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    dict: "mapping",
+    type(None): "null",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +45,9 @@ class Setting:
         return head + ("." if dot else "")
 
 
-def settings(section: type[BaseModel], *, values: BaseModel | None = None, prefix: str = "") -> Iterator[Setting]:
+def settings(
+    section: type[BaseModel], *, values: BaseModel | None = None, prefix: str = ""
+) -> Iterator[Setting]:
     """The settings of a section and of the sections in it, in the order of the source.
 
     Args:
@@ -50,7 +61,9 @@ def settings(section: type[BaseModel], *, values: BaseModel | None = None, prefi
             yield from settings(type(value), values=value, prefix=f"{prefix}{name}.")
         else:
             meaning = " ".join((field.description or "").split())
-            yield Setting(name=f"{prefix}{name}", kind=kind_of(field), default=_shown(value), meaning=meaning)
+            yield Setting(
+                name=f"{prefix}{name}", kind=kind_of(field), default=_shown(value), meaning=meaning
+            )
 
 
 def kind_of(field: FieldInfo) -> str:
@@ -60,7 +73,11 @@ def kind_of(field: FieldInfo) -> str:
 
 
 def _bound(item: Any) -> str:
-    words = {annotated_types.Gt: ("gt", "above"), annotated_types.Ge: ("ge", "from"), annotated_types.Lt: ("lt", "below")}
+    words = {
+        annotated_types.Gt: ("gt", "above"),
+        annotated_types.Ge: ("ge", "from"),
+        annotated_types.Lt: ("lt", "below"),
+    }
     words[annotated_types.Le] = ("le", "up to")
     if type(item) in words:
         attribute, word = words[type(item)]
@@ -106,7 +123,9 @@ def _shown(value: Any) -> str:
 
 
 def help_lines(found: Sequence[Setting], *, width: int, whole: bool) -> list[str]:
-    """Flags for a terminal of `width` columns: each with its default and its meaning, or the first sentence of it."""
+    """Flags for a terminal of `width` columns: each with its default and its meaning, or the first
+    sentence of it.
+    """
     column = 32
     lines = []
     for setting in found:

@@ -1,4 +1,6 @@
-"""What each engine can do. Whoever has to know asks here, and not for the engine's name; `mpa_ray.engines` loads them."""
+"""What each engine can do. Whoever has to know asks here, and not for the engine's name;
+`mpa_ray.engines` loads them.
+"""
 
 from dataclasses import dataclass
 
@@ -8,12 +10,15 @@ class EngineKind:
     """What can be known of an engine without loading it.
 
     Attributes:
-        is_api: the model runs elsewhere: no GPU, no checkpoint and one actor here, and its requests are paid.
-        loads_checkpoint: it loads a checkpoint in the Hugging Face layout. An engine of the user's own knows itself what a name means.
+        is_api: the model runs elsewhere: no GPU, no checkpoint and one actor here, and its requests
+            are paid.
+        loads_checkpoint: it loads a checkpoint in the Hugging Face layout. An engine of the user's
+            own knows itself what a name means.
         holds_form: a reply can be held to a form while it is drawn (`Sampling.form`).
         takes_options: it has options of its own (`engine_options`).
         has_own_models: it serves models that transformers does not have.
-        has_kv_cache: it takes GPU memory for a KV cache, so that the memory bounds the images in flight.
+        has_kv_cache: it takes GPU memory for a KV cache, so that the memory bounds the images in
+            flight.
     """
 
     is_api: bool = False
@@ -25,7 +30,9 @@ class EngineKind:
 
 
 ENGINES: dict[str, EngineKind] = {
-    "vllm": EngineKind(loads_checkpoint=True, holds_form=True, has_own_models=True, has_kv_cache=True),
+    "vllm": EngineKind(
+        loads_checkpoint=True, holds_form=True, has_own_models=True, has_kv_cache=True
+    ),
     "transformers": EngineKind(loads_checkpoint=True, takes_options=False),
     "openai": EngineKind(is_api=True),
 }

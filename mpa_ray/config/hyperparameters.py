@@ -6,12 +6,19 @@ _OTHERS = (16, 1e-5)
 
 
 def with_hyperparameters(settings: LevelSection, svlm: str) -> LevelSection:
-    """`settings` with batch size and learning rate filled in from Table 11 where they are not set."""
+    """`settings` with batch size and learning rate filled in from Table 11 where they are not
+    set.
+    """
     # The folder nearest to the model tells: what lies above it may be called after another one.
     names = reversed(svlm.lower().split("/"))
-    batch_size, learning_rate = next((values for name in names for part, values in TABLE_11.items() if part in name), _OTHERS)
+    batch_size, learning_rate = next(
+        (values for name in names for part, values in TABLE_11.items() if part in name), _OTHERS
+    )
     return settings.model_copy(
-        update={"batch_size": settings.batch_size or batch_size, "learning_rate": settings.learning_rate or learning_rate}
+        update={
+            "batch_size": settings.batch_size or batch_size,
+            "learning_rate": settings.learning_rate or learning_rate,
+        }
     )
 
 

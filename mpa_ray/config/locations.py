@@ -1,6 +1,7 @@
 """One spelling for each place: a local path is absolute, whoever reads it.
 
-Ray's workers run in folders of their own, so a relative path means nothing there; and two spellings of one folder are one folder.
+Ray's workers run in folders of their own, so a relative path means nothing there; and two spellings
+of one folder are one folder.
 """
 
 import os
@@ -21,17 +22,23 @@ def is_model_folder(name: str) -> bool:
 
 
 def of_model(name: str) -> str:
-    """A model by its absolute path where it is a local folder; a hub name stays as it is. A folder that is there wins over a hub name."""
+    """A model by its absolute path where it is a local folder; a hub name stays as it is. A folder
+    that is there wins over a hub name.
+    """
     is_path = "://" in name or name.startswith(("/", ".", "~"))
     return absolute(name) if is_path or is_model_folder(name) else name
 
 
 def lasting(place: str) -> str:
-    """The part of a path that stays when the same job is submitted again: below the folder that was uploaded, the path in it."""
+    """The part of a path that stays when the same job is submitted again: below the folder that was
+    uploaded, the path in it.
+    """
     return _UPLOAD.sub("", place, count=1)
 
 
 Location = Annotated[str, AfterValidator(lambda place: absolute(place) if place else place)]
 """A setting that names a folder, file or prefix."""
-OptionalLocation = Annotated[str | None, AfterValidator(lambda place: absolute(place) if place else place)]
+OptionalLocation = Annotated[
+    str | None, AfterValidator(lambda place: absolute(place) if place else place)
+]
 """The same, where it may be left out."""

@@ -1,4 +1,6 @@
-"""The Parity Leveler in the configuration: what the S-VLM is trained on, how, and on how many workers."""
+"""The Parity Leveler in the configuration: what the S-VLM is trained on, how, and on how many
+workers.
+"""
 
 from typing import Annotated, Literal, Self
 
@@ -11,44 +13,67 @@ class LevelSection(Section):
     """The Parity Leveler: full fine-tuning of the S-VLM."""
 
     train_on: Literal["parity", "consistent", "all"] = "parity"
-    """The rows trained on: the parity set; every row the L-VLM agrees with itself on; every annotation."""
+    """The rows trained on: the parity set; every row the L-VLM agrees with itself on; every
+    annotation.
+    """
     replay: Annotated[float, Field(ge=0)] = 0.0
-    """Replay ratio: rows the S-VLM had right that are mixed in against forgetting, per row of the parity set (0.25: one for every four)."""
+    """Replay ratio: rows the S-VLM had right that are mixed in against forgetting, per row of the
+    parity set (0.25: one for every four).
+    """
     holdout: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
-    """The share of self-consistent rows kept out of training, to see what was learned and forgotten."""
+    """The share of self-consistent rows kept out of training, to see what was learned and
+    forgotten.
+    """
     learning_rate: PositiveFloat | None = None
-    """Peak learning rate. Without it, Table 11's for the paper's S-VLMs (Qwen2-VL-2B 1e-5, InternVL2 4e-5, SmolVLM-500M and TinyLLaVA-2B
-    1e-4), else 1e-5."""
+    """Peak learning rate. Without it, Table 11's for the paper's S-VLMs (Qwen2-VL-2B 1e-5,
+    InternVL2 4e-5, SmolVLM-500M and TinyLLaVA-2B 1e-4), else 1e-5.
+    """
     batch_size: PositiveInt | None = None
-    """Samples of an optimizer step over all workers. Without it, Table 11's: 16, and 6 for InternVL2-4B."""
+    """Samples of an optimizer step over all workers. Without it, Table 11's: 16, and 6 for
+    InternVL2-4B.
+    """
     micro_batch_size: PositiveInt = 4
-    """Samples a worker runs through the model at once; the rest of its share of the batch is accumulated."""
+    """Samples a worker runs through the model at once; the rest of its share of the batch is
+    accumulated.
+    """
     epochs: PositiveInt = 1
     """The paper trains for one."""
     warmup: Share = 0.03
-    """The share of steps over which the learning rate rises; then it falls along a cosine to a tenth."""
+    """The share of steps over which the learning rate rises; then it falls along a cosine to a
+    tenth.
+    """
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""
     zero_stage: Literal[1, 2, 3] | None = None
-    """DeepSpeed ZeRO: what is split over the workers: 1 the optimizer's state, 2 also the gradients, 3 also the weights. Without it, 2,
-    or 3 where only that fits the cards."""
+    """DeepSpeed ZeRO: what is split over the workers: 1 the optimizer's state, 2 also the
+    gradients, 3 also the weights. Without it, 2, or 3 where only that fits the cards.
+    """
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the forward and backward pass. The optimizer's copy of the weights is always float32."""
     gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: a third more work for most of the activations' memory."""
+    """Recompute activations in the backward pass: a third more work for most of the activations'
+    memory.
+    """
     lora_rank: Annotated[int, Field(ge=0)] = 0
-    """0 trains every weight, as the paper does; above, LoRA of this rank on all linear layers, merged into the model at the end (a
-    comparison)."""
+    """0 trains every weight, as the paper does; above, LoRA of this rank on all linear layers,
+    merged into the model at the end (a comparison).
+    """
     workers: PositiveInt | None = None
-    """Training processes, one card each. Without it, as many as the cards and the batch give work to; on the CPU 1."""
+    """Training processes, one card each. Without it, as many as the cards and the batch give work
+    to; on the CPU 1.
+    """
     min_workers: PositiveInt | None = None
-    """Where nodes are lost, training goes on with fewer workers, down to these; the batch stays what it is. Without it, the fewest whose
-    cards hold the model's state."""
-    node_labels: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]] = {}
-    """Train on nodes with these labels alone (`{ray.io/market-type: on-demand}`: not on those that may be taken away). Training then waits
-    for all its workers, and does not go on with fewer."""
+    """Where nodes are lost, training goes on with fewer workers, down to these; the batch stays
+    what it is. Without it, the fewest whose cards hold the model's state.
+    """
+    node_labels: dict[
+        str, Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]
+    ] = {}
+    """Train on nodes with these labels alone (`{ray.io/market-type: on-demand}`: not on those that
+    may be taken away). Training then waits for all its workers, and does not go on with fewer.
+    """
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 1
     """1, or 0 to train on the CPU."""
     cpus_per_worker: PositiveFloat = 1
@@ -58,25 +83,33 @@ class LevelSection(Section):
     checkpoint_every: PositiveInt = 200
     """Optimizer steps between checkpoints that a restart resumes from."""
     tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
-    """Where the curve goes: TensorBoard's files in `tensorboard/` of the output, W&B, MLflow. The latter two are set up by their own
-    environment variables, where the training workers run (docs/watching.md)."""
+    """Where the curve goes: TensorBoard's files in `tensorboard/` of the output, W&B, MLflow. The
+    latter two are set up by their own environment variables, where the training workers run
+    (docs/watching.md).
+    """
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.replay and self.train_on != "parity":
             raise ValueError(
-                f"replay={self.replay} and train_on={self.train_on!r} exclude each other: those rows are trained on already; set replay=0"
+                f"replay={self.replay} and train_on={self.train_on!r} exclude each other: those"
+                " rows are trained on already; set replay=0"
             )
         if self.min_workers and self.workers and self.min_workers > self.workers:
-            raise ValueError(f"min_workers={self.min_workers} is above workers={self.workers}; lower the first or raise the second")
+            raise ValueError(
+                f"min_workers={self.min_workers} is above workers={self.workers}; lower the first"
+                " or raise the second"
+            )
         if self.node_labels and self.min_workers not in (None, self.workers):
             raise ValueError(
-                f"min_workers={self.min_workers} and node_labels={self.node_labels} exclude each other: Ray Train counts nodes without the"
-                " labels too when it makes a smaller group, and would wait for ever; remove one of the two"
+                f"min_workers={self.min_workers} and node_labels={self.node_labels} exclude each"
+                " other: Ray Train counts nodes without the labels too when it makes a smaller"
+                " group, and would wait for ever; remove one of the two"
             )
         if self.lora_rank and self.zero_stage == 3:
             raise ValueError(
-                f"lora_rank={self.lora_rank} and zero_stage=3 exclude each other: LoRA trains few weights, so nothing is"
+                f"lora_rank={self.lora_rank} and zero_stage=3 exclude each other: LoRA trains few"
+                " weights, so nothing is"
                 " gained; set zero_stage=2"
             )
         return self

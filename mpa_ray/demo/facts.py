@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from random import Random
 
 # At most five letters: a word stands in 12-pixel cells, and a 96-pixel image has eight.
-# fmt: off
-WORDS = (
-    "stop", "exit", "open", "sale", "food", "taxi", "bank", "park", "cafe", "shop", "hotel", "pizza", "music", "water", "fire",
-    "left", "right", "slow", "north", "south", "east", "west", "king", "bus", "gate", "help", "push", "pull", "book", "milk",
-    "wine", "fish", "bread", "shoe", "radio", "tower", "beach", "club", "gold", "zone", "land", "view", "home", "free", "quiet",
-    "metro", "dogs", "jazz", "lake", "road", "hill",
-)
-# fmt: on
+_WORDS = """
+    stop exit open sale food taxi bank park cafe shop hotel pizza music water fire left
+    right slow north south east west king bus gate help push pull book milk wine fish
+    bread shoe radio tower beach club gold zone land view home free quiet metro dogs
+    jazz lake road hill
+"""
+WORDS = tuple(_WORDS.split())
 
 COLORS = {
     "red": (215, 35, 35),
@@ -68,4 +67,8 @@ def draw_chart_facts(rng: Random) -> ChartFacts:
     count = rng.randint(2, 4)
     colors = rng.sample(tuple(COLORS), count)
     values = rng.sample(range(1, 10), count)
-    return ChartFacts(bars=tuple(Bar(color=color, value=value) for color, value in zip(colors, values, strict=True)))
+    return ChartFacts(
+        bars=tuple(
+            Bar(color=color, value=value) for color, value in zip(colors, values, strict=True)
+        )
+    )

@@ -1,4 +1,6 @@
-"""The demo's inputs: unlabeled images and, from other seeds, a labeled benchmark and human labels. MPA sees only the first."""
+"""The demo's inputs: unlabeled images and, from other seeds, a labeled benchmark and human labels.
+MPA sees only the first.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,18 @@ from mpa_ray.errors import ConfigurationError
 from mpa_ray.schema import IMAGE_STRUCT
 from mpa_ray.storage.folder import Folder
 
-# Images of a run's seed and of the benchmark are never the same: `tests/demo/test_demo_render.py` compares them by hash.
+# Images of a run's seed and of the benchmark are never the same: `tests/demo/test_demo_render.py`
+# compares them by hash.
 BENCHMARK_SEED = 777_000_000
 LABELS_SEED = 555_000_000
 
-KINDS = {"textvqa": "sign", "stvqa": "sign", "chartqa": "chart", "okvqa": "mixed", "pathvqa": "mixed"}
+KINDS = {
+    "textvqa": "sign",
+    "stvqa": "sign",
+    "chartqa": "chart",
+    "okvqa": "mixed",
+    "pathvqa": "mixed",
+}
 # What a task's labeled questions are of; where nothing is said, all but yes-or-no.
 QUESTION_KINDS = {"pathvqa": (SIGN_YES_NO, CHART_YES_NO)}
 
@@ -35,23 +44,32 @@ def write(folder: Folder, *, task: str, images: int, questions: int, seed: int) 
     """Renders unlabeled images and a benchmark into `folder`. Gives back where they are.
 
     Raises:
-        ConfigurationError: `folder` is in an object store: the demo renders files, and its images are read back one by one.
+        ConfigurationError: `folder` is in an object store: the demo renders files, and its images
+            are read back one by one.
     """
     if not folder.is_local:
-        raise ConfigurationError(f"output={folder.uri!r}: the demo renders its images into the output, which must be a local folder")
+        raise ConfigurationError(
+            f"output={folder.uri!r}: the demo renders its images into the output, which must be a"
+            " local folder"
+        )
     render.write_images(Path(folder.path) / "images", kind=KINDS[task], count=images, seed=seed)
     _write_labeled(folder, "benchmark.parquet", task=task, count=questions, seed=BENCHMARK_SEED)
     return {"images": f"{folder.uri}/images", "benchmark": f"{folder.uri}/benchmark.parquet"}
 
 
 def write_labels(folder: Folder, *, task: str, count: int, seed: int) -> dict[str, Any]:
-    """Renders labeled questions for the supervised comparisons, on images of their own. Gives back where they are."""
+    """Renders labeled questions for the supervised comparisons, on images of their own. Gives back
+    where they are.
+    """
     _write_labeled(folder, "labels.parquet", task=task, count=count, seed=LABELS_SEED + seed)
     return {"labels": f"{folder.uri}/labels.parquet"}
 
 
 def _write_labeled(folder: Folder, name: str, *, task: str, count: int, seed: int) -> None:
-    found = render.benchmark_rows(kind=KINDS[task], count=count, seed=seed, question_kinds=QUESTION_KINDS.get(task))
-    # Ten equal answers a question, as the official files have them: the official scores then are what one right answer deserves.
+    found = render.benchmark_rows(
+        kind=KINDS[task], count=count, seed=seed, question_kinds=QUESTION_KINDS.get(task)
+    )
+    # Ten equal answers a question, as the official files have them: the official scores then are
+    # what one right answer deserves.
     rows = [row | {"answers": row["answers"] * 10} for row in found]
     folder.write_table(name, pa.Table.from_pylist(rows, schema=_BENCHMARK), row_group_size=128)

@@ -1,8 +1,9 @@
-"""Named sets of settings: the demo's, and the paper's S-VLMs and L-VLMs. `--preset qwen2vl-2b internvl2-8b`; a YAML file and flags come
-after them.
+"""Named sets of settings: the demo's, and the paper's S-VLMs and L-VLMs. `--preset qwen2vl-2b
+internvl2-8b`; a YAML file and flags come after them.
 
-InternVL2 and TinyLLaVA-2.0B were published in layouts of their authors' own, which transformers cannot train: `svlm.model` then names a
-converted copy, and what is refused says so (`mpa_ray.models.families`).
+InternVL2 and TinyLLaVA-2.0B were published in layouts of their authors' own, which transformers
+cannot train: `svlm.model` then names a converted copy, and what is refused says so
+(`mpa_ray.models.families`).
 """
 
 import importlib.util
@@ -33,23 +34,36 @@ def preset(name: str, *, own_inputs: bool = False) -> dict[str, Any]:
 
     Args:
         name: one of `NAMES`.
-        own_inputs: the run has images, annotations or a parity set of its own: of the demo, its models and how they are run are taken, and
-            nothing is rendered or compared.
+        own_inputs: the run has images, annotations or a parity set of its own: of the demo, its
+            models and how they are run are taken, and nothing is rendered or compared.
     """
     if name != "demo":
         return PAPER[name]
-    rendered = {} if own_inputs else {"demo": {"images": IMAGES, "questions": QUESTIONS}, "ablations": ABLATIONS}
+    rendered = (
+        {}
+        if own_inputs
+        else {"demo": {"images": IMAGES, "questions": QUESTIONS}, "ablations": ABLATIONS}
+    )
     return rendered | _embedded_pair()
 
 
 def _embedded_pair() -> dict[str, Any]:
-    """Tiny embedded models on two CPU cores, minutes. Everything else is the code that runs the large ones."""
+    """Tiny embedded models on two CPU cores, minutes. Everything else is the code that runs the
+    large ones.
+    """
     engine = "vllm" if importlib.util.find_spec("vllm") else "transformers"
-    model = {"engine": engine, "gpus_per_replica": 0, "cpus_per_replica": 0.5, "max_model_len": 512, "images_in_flight": 64}
+    model = {
+        "engine": engine,
+        "gpus_per_replica": 0,
+        "cpus_per_replica": 0.5,
+        "max_model_len": 512,
+        "images_in_flight": 64,
+    }
     return {
         "lvlm": model | {"model": str(weights.LVLM)},
         "svlm": model | {"model": str(weights.SVLM)},
-        # A tiny model asks the same few questions at low temperatures, and knows no words but its prompts.
+        # A tiny model asks the same few questions at low temperatures, and knows no words but its
+        # prompts.
         "annotate": {"temperature": 1.0, "max_tokens": 48, "preamble": ""},
         "pl": {
             "learning_rate": 6e-4,

@@ -1,4 +1,6 @@
-"""The questions about demo images: their wordings, their right answers, and which of them each Pseudo Annotator prompt calls for."""
+"""The questions about demo images: their wordings, their right answers, and which of them each
+Pseudo Annotator prompt calls for.
+"""
 
 import re
 from dataclasses import dataclass
@@ -8,8 +10,8 @@ from random import Random
 from mpa_ray.demo.facts import COLORS, ChartFacts, Facts, SignFacts
 from mpa_ray.tasks import prompts
 
-# Four wordings a kind. The S-VLM was trained on the first two alone; the shifted domain asks in all four.
-# `{color}` is filled with the colour that is asked about.
+# Four wordings a kind. The S-VLM was trained on the first two alone; the shifted domain asks in all
+# four. `{color}` is filled with the colour that is asked about.
 WORDINGS = {
     "word": (
         "What word is written on the sign?",
@@ -99,7 +101,9 @@ class Question:
 
 
 def open_kinds(facts: Facts) -> tuple[str, ...]:
-    """The open kinds (all but the yes/no kind) that such an image can be asked, weighted by repetition."""
+    """The open kinds (all but the yes/no kind) that such an image can be asked, weighted by
+    repetition.
+    """
     return SIGN_KINDS if isinstance(facts, SignFacts) else CHART_KINDS
 
 
@@ -110,13 +114,16 @@ def yes_no_kind(facts: Facts) -> str:
 def annotation_kinds(prompt: str, facts: Facts) -> tuple[str, ...]:
     """The question kinds that a Pseudo Annotator prompt calls for on such an image.
 
-    Scene-text and chart prompts get the image's own kinds even where they meet the other kind of image.
+    Scene-text and chart prompts get the image's own kinds even where they meet the other kind of
+    image.
     """
     return (yes_no_kind(facts),) if prompt == prompts.PATHOLOGY_YES_NO else open_kinds(facts)
 
 
 def ask(facts: Facts, kind: str, rng: Random, wordings: tuple[int, ...] = ALL_WORDINGS) -> Question:
-    """A question of that kind in one of those wordings, with its answer. Yes and No are equally likely."""
+    """A question of that kind in one of those wordings, with its answer. Yes and No are equally
+    likely.
+    """
     color = _color_to_ask_about(facts, kind, rng)
     answer = _answer(facts, kind, color)
     assert answer is not None, f"no {kind} question fits {facts}"
@@ -125,7 +132,9 @@ def ask(facts: Facts, kind: str, rng: Random, wordings: tuple[int, ...] = ALL_WO
 
 
 def true_answer(question: str, facts: Facts) -> str | None:
-    """The right answer to a question in any of our wordings, or None where the image has none or the wording is not ours."""
+    """The right answer to a question in any of our wordings, or None where the image has none or
+    the wording is not ours.
+    """
     reading = _readings().get(question.strip())
     return _answer(facts, *reading) if reading else None
 
@@ -133,7 +142,12 @@ def true_answer(question: str, facts: Facts) -> str | None:
 @cache
 def _readings() -> dict[str, tuple[str, str]]:
     """Question text -> (kind, colour asked about), over all wordings and colours."""
-    return {wording.format(color=color): (kind, color) for kind, wordings in WORDINGS.items() for wording in wordings for color in COLORS}
+    return {
+        wording.format(color=color): (kind, color)
+        for kind, wordings in WORDINGS.items()
+        for wording in wordings
+        for color in COLORS
+    }
 
 
 def _color_to_ask_about(facts: Facts, kind: str, rng: Random) -> str:
@@ -144,7 +158,11 @@ def _color_to_ask_about(facts: Facts, kind: str, rng: Random) -> str:
 
 
 def _answer(facts: Facts, kind: str, color: str) -> str | None:
-    return _sign_answer(facts, kind, color) if isinstance(facts, SignFacts) else _chart_answer(facts, kind, color)
+    return (
+        _sign_answer(facts, kind, color)
+        if isinstance(facts, SignFacts)
+        else _chart_answer(facts, kind, color)
+    )
 
 
 def _sign_answer(facts: SignFacts, kind: str, color: str) -> str | None:

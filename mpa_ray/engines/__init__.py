@@ -1,8 +1,16 @@
-"""What answers a prompt about an image, by one small protocol: `vllm` by default, `transformers` as fallback, `openai` for any such API,
-`module:function` for an engine of the user's own."""
+"""What answers a prompt about an image, by one small protocol: `vllm` by default, `transformers` as
+fallback, `openai` for any such API, `module:function` for an engine of the user's own.
+"""
 
 from mpa_ray.engines.loading import load, own, vllm_is_installed
-from mpa_ray.engines.protocol import CountsEncoderRuns, Engine, EngineDied, Reply, RequestRejected, Sampling
+from mpa_ray.engines.protocol import (
+    CountsEncoderRuns,
+    Engine,
+    EngineDied,
+    Reply,
+    RequestRejected,
+    Sampling,
+)
 
 __all__ = [
     "CountsEncoderRuns",

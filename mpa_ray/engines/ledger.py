@@ -1,14 +1,17 @@
-"""What a paid model was asked, in tokens: `ledger/` in the output, one small JSON file for each actor that asked.
+"""What a paid model was asked, in tokens: `ledger/` in the output, one small JSON file for each
+actor that asked.
 
-The commits cannot tell it: they know nothing of replies that could not be parsed, of parts that a killed run left half done, or of requests
-that were cut off and may have been billed. The ledger counts tokens; money is those times the prices of the configuration that reads it.
+The commits cannot tell it: they know nothing of replies that could not be parsed, of parts that a
+killed run left half done, or of requests that were cut off and may have been billed. The ledger
+counts tokens; money is those times the prices of the configuration that reads it.
 
 What is guaranteed:
 
-- A file is never too low. It holds what the replies said, and beside it, as `unsure`, the most that requests without a reply may have
-  cost. A request goes out only when the file already allows for it, so this holds for a killed process too: what it had in flight, and a
-  few requests more that the file allowed for, then count as `unsure` for good. So does a request
-  that ends in any other way than a reply or a refusal: an error of ours, or a cancelled task.
+- A file is never too low. It holds what the replies said, and beside it, as `unsure`, the most that
+  requests without a reply may have cost. A request goes out only when the file already allows for
+  it, so this holds for a killed process too: what it had in flight, and a few requests more that
+  the file allowed for, then count as `unsure` for good. So does a request that ends in any other
+  way than a reply or a refusal: an error of ours, or a cancelled task.
 - A file is exact whenever no request is in flight, so at the end of every stage.
 - A request goes out only if everything before it, everything in flight, and its own bound are
   within `max_cost_usd`. Who asks gives that bound, from the tokens that the server counted before
@@ -32,11 +35,16 @@ from mpa_ray.schema import Stage
 from mpa_ray.storage.folder import Folder
 
 _FOLDER = "ledger"
-# So many requests more than are in flight does a file allow for; else every request would wait for a write of its own.
+# So many requests more than are in flight does a file allow for; else every request would wait for
+# a write of its own.
 _AHEAD = 16
-# A ledger says which actor asked; run.json says which step of the run that was. The L-VLM and jurors can be paid models, each with an
-# account of its own.
-_STEPS = {Stage.PSEUDO_ANNOTATOR: "annotate_and_identify", Stage.JURY: "annotate_and_identify", Stage.EVALUATE: "evaluate_lvlm"}
+# A ledger says which actor asked; run.json says which step of the run that was. The L-VLM and
+# jurors can be paid models, each with an account of its own.
+_STEPS = {
+    Stage.PSEUDO_ANNOTATOR: "annotate_and_identify",
+    Stage.JURY: "annotate_and_identify",
+    Stage.EVALUATE: "evaluate_lvlm",
+}
 
 
 class BudgetSpent(RunError):
@@ -52,20 +60,37 @@ class Tokens:
     output: int = 0
 
     def __add__(self, other: "Tokens") -> "Tokens":
-        return Tokens(self.prompt + other.prompt, self.cached + other.cached, self.output + other.output)
+        return Tokens(
+            self.prompt + other.prompt, self.cached + other.cached, self.output + other.output
+        )
 
     def __sub__(self, other: "Tokens") -> "Tokens":
-        return Tokens(self.prompt - other.prompt, self.cached - other.cached, self.output - other.output)
+        return Tokens(
+            self.prompt - other.prompt, self.cached - other.cached, self.output - other.output
+        )
 
     def times(self, count: int) -> "Tokens":
         return Tokens(self.prompt * count, self.cached * count, self.output * count)
 
 
 def usd(tokens: Tokens, model: ModelSection) -> float:
-    """What `tokens` cost at the prices of `model`; 0 without prices. Cached tokens without a price of their own cost as the others."""
-    price_in, price_out = model.usd_per_million_input_tokens or 0.0, model.usd_per_million_output_tokens or 0.0
-    price_cached = price_in if model.usd_per_million_cached_tokens is None else model.usd_per_million_cached_tokens
-    return ((tokens.prompt - tokens.cached) * price_in + tokens.cached * price_cached + tokens.output * price_out) / 1e6
+    """What `tokens` cost at the prices of `model`; 0 without prices. Cached tokens without a price
+    of their own cost as the others.
+    """
+    price_in, price_out = (
+        model.usd_per_million_input_tokens or 0.0,
+        model.usd_per_million_output_tokens or 0.0,
+    )
+    price_cached = (
+        price_in
+        if model.usd_per_million_cached_tokens is None
+        else model.usd_per_million_cached_tokens
+    )
+    return (
+        (tokens.prompt - tokens.cached) * price_in
+        + tokens.cached * price_cached
+        + tokens.output * price_out
+    ) / 1e6
 
 
 @dataclass
@@ -182,7 +207,9 @@ class Ledger:
 
 
 def totals(output: Folder, model: ModelSection) -> dict[str, dict[str, Any]]:
-    """Step -> its requests, tokens and, with prices, `cost_usd` (what the replies said) and `at_most_usd` (with the unsure ones)."""
+    """Step -> its requests, tokens and, with prices, `cost_usd` (what the replies said) and
+    `at_most_usd` (with the unsure ones).
+    """
     sums: dict[str, dict[str, Any]] = {}
     for entry in _entries(output, model):
         step = sums.setdefault(_STEPS.get(entry["stage"], entry["stage"]), {})
@@ -204,10 +231,16 @@ def accounts(config: Config, output: Folder) -> dict[str, dict[str, Any]]:
 
 
 def costs(config: Config, output: Folder) -> dict[str, float]:
-    """What paid models cost so far, in US dollars, by step; nothing is read where no model has prices."""
+    """What paid models cost so far, in US dollars, by step; nothing is read where no model has
+    prices.
+    """
     if not any(_has_prices(model) for model in (config.lvlm, *config.jury)):
         return {}
-    return {step: account["cost_usd"] for step, account in accounts(config, output).items() if "cost_usd" in account}
+    return {
+        step: account["cost_usd"]
+        for step, account in accounts(config, output).items()
+        if "cost_usd" in account
+    }
 
 
 def require_budget(output: Folder, model: ModelSection) -> None:
@@ -216,14 +249,19 @@ def require_budget(output: Folder, model: ModelSection) -> None:
     Raises:
         BudgetSpent: all of it; what the next request would need is the actor's to know.
     """
-    spent = sum(step["at_most_usd"] for step in totals(output, model).values()) if _has_prices(model) else 0.0
+    spent = (
+        sum(step["at_most_usd"] for step in totals(output, model).values())
+        if _has_prices(model)
+        else 0.0
+    )
     if model.max_cost_usd is not None and spent >= model.max_cost_usd:
         raise BudgetSpent(_spent(model, spent))
 
 
 def _spent(model: ModelSection, amount: float, more: str = "") -> str:
     return (
-        f"the budget is spent: {dollars(amount)} of max_cost_usd={model.max_cost_usd} for {model.model}{more}."
+        f"the budget is spent: {dollars(amount)} of max_cost_usd={model.max_cost_usd} for"
+        f" {model.model}{more}."
         " Raise it (--lvlm.max_cost_usd for the L-VLM) to go on"
     )
 
@@ -234,7 +272,11 @@ def _has_prices(model: ModelSection) -> bool:
 
 def _entries(output: Folder, model: ModelSection) -> list[dict[str, Any]]:
     folder = output.child(_FOLDER)
-    return [entry for name in folder.names(".json") if (entry := folder.read_json(name))["model"] == model.model]
+    return [
+        entry
+        for name in folder.names(".json")
+        if (entry := folder.read_json(name))["model"] == model.model
+    ]
 
 
 def _answered(entry: dict[str, Any]) -> Tokens:

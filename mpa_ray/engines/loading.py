@@ -25,11 +25,14 @@ def load(model: ModelSection, *, stage: str = "", output: Folder | None = None) 
     if model.kind.loads_checkpoint:
         from mpa_ray.models import families
 
-        # What the Parity Identifier asks is trained afterwards: what cannot be is refused now, not after all images are annotated.
+        # What the Parity Identifier asks is trained afterwards: what cannot be is refused now, not
+        # after all images are annotated.
         families.check_loaded("model", model, trained=stage == Stage.PARITY_IDENTIFIER)
         model = families.within_context(model)
     # The engine's file is imported here, because it imports what serves the model.
-    engine: Engine = importlib.import_module(f"mpa_ray.engines.{model.engine}").load(model, stage=stage, output=output)
+    engine: Engine = importlib.import_module(f"mpa_ray.engines.{model.engine}").load(
+        model, stage=stage, output=output
+    )
     return engine
 
 
@@ -43,7 +46,9 @@ def own(name: str) -> Callable[[ModelSection], Engine]:
     try:
         found = getattr(importlib.import_module(module), function, None)
     except ModuleNotFoundError as error:
-        raise ConfigurationError(f"engine={name!r}: no module {error.name!r}; install it, or run from its folder") from error
+        raise ConfigurationError(
+            f"engine={name!r}: no module {error.name!r}; install it, or run from its folder"
+        ) from error
     if not callable(found):
         raise ConfigurationError(f"engine={name!r}: {module} has no function {function!r}")
     return found

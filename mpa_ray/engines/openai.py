@@ -1,11 +1,14 @@
-"""A model behind an OpenAI-compatible API: OpenAI itself, a vLLM server, or any other that speaks chat completions.
+"""A model behind an OpenAI-compatible API: OpenAI itself, a vLLM server, or any other that speaks
+chat completions.
 
-The SDK's own retries are off. They know neither our rate limit nor our ledger, give up on a Retry-After above two minutes, and repeat a
-request that failed for an exhausted quota. What becomes of a request here:
+The SDK's own retries are off. They know neither our rate limit nor our ledger, give up on a
+Retry-After above two minutes, and repeat a request that failed for an exhausted quota. What becomes
+of a request here:
 
     reply                                        -> Reply
     refusal, content filter, no choices, no text -> RequestRejected: the row is quarantined
-    400, 413, 415, 422                           -> RequestRejected: the request is at fault (a bad image, too long)
+    400, 413, 415, 422                           -> RequestRejected: the request is at fault
+                                                    (a bad image, too long)
     429, 503 with Retry-After                    -> all requests wait so long, at least as below
     408, 409, 425, 5xx                           -> again, after an exponential wait with jitter
     no reply in time, cut connection, no JSON,
@@ -24,8 +27,8 @@ brings the server down is found wherever it stands and takes no other with it.
 
 What was sent and then had no reply, HTTP 408 or 5xx may have been billed, and the ledger says so.
 
-The API key is read from the environment of the process that asks, and is in no message: what a server says is cleaned of it before it is
-repeated.
+The API key is read from the environment of the process that asks, and is in no message: what a
+server says is cleaned of it before it is repeated.
 """
 
 import asyncio
@@ -67,7 +70,8 @@ _PASSING = {408, 409, 425, 429}
 _QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _BAD_SETTING = {"unsupported_parameter", "unsupported_value", "unknown_parameter"}
 
-# Waits of about 1, 2, 4 ... 60 s: a server that restarts is waited for, one that is gone ends the run after three minutes.
+# Waits of about 1, 2, 4 ... 60 s: a server that restarts is waited for, one that is gone ends the
+# run after three minutes.
 _TRIES = 8
 _FIRST_WAIT_S = 1.0
 _LAST_WAIT_S = 60.0
@@ -83,7 +87,8 @@ _MARGIN = 1.25
 # No model's context is near it. More is no count of tokens, and `tokens_per_minute` would wait for
 # days.
 _MOST_TOKENS = 2**24
-# Before the first reply: two to four times what current models count, so that the first request is not rejected for its own estimate.
+# Before the first reply: two to four times what current models count, so that the first request is
+# not rejected for its own estimate.
 _PIXELS_PER_TOKEN = 14 * 14
 _TEMPLATE_TOKENS = 128
 
@@ -111,7 +116,9 @@ class _TryAgain(Exception):
         throttled: the server is well and has had enough of us, or wants the request otherwise.
     """
 
-    def __init__(self, reason: str, *, wait_s: float | None = None, throttled: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, wait_s: float | None = None, throttled: bool = False
+    ) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
         self.throttled = throttled
@@ -140,7 +147,9 @@ def load(model: ModelSection, *, stage: str, output: Folder | None) -> "OpenAIEn
 
 
 class OpenAIEngine:
-    """The API, for one process: the rate limits and the budget hold because one actor asks for the whole stage."""
+    """The API, for one process: the rate limits and the budget hold because one actor asks for the
+    whole stage.
+    """
 
     def __init__(self, model: ModelSection, ledger: Ledger) -> None:
         from openai import AsyncOpenAI
@@ -152,7 +161,8 @@ class OpenAIEngine:
         self._url = model.base_url or OPENAI_URL
         self._host = urlsplit(self._url).netloc
         self._key = os.environ.get(model.api_key_env, "")
-        # The URL is given so that the SDK does not take it from the environment. A server without keys takes any.
+        # The URL is given so that the SDK does not take it from the environment. A server without
+        # keys takes any.
         self._client = AsyncOpenAI(
             base_url=self._url,
             api_key=self._key or "none",
@@ -172,7 +182,9 @@ class OpenAIEngine:
         if not self._key and not model.base_url:
             self._ended = RunError(missing_key(model))
 
-    async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+    async def ask(
+        self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
+    ) -> Reply:
         url = await asyncio.to_thread(data_url, image)
         request = _Request(url, image.width * image.height, prompt, sampling)
         try:
@@ -316,7 +328,9 @@ class OpenAIEngine:
                 raise _TryAgain(str(cause)) from None
             raise _TryAgain(f"no connection ({type(cause).__name__})") from None
         except TimeoutError:
-            raise _TryAgain(f"no reply within {self._model.request_timeout_s:g} s (request_timeout_s)") from None
+            raise _TryAgain(
+                f"no reply within {self._model.request_timeout_s:g} s (request_timeout_s)"
+            ) from None
         except (ValueError, RecursionError):
             raise _TryAgain("a reply that is not JSON") from None
 
@@ -328,7 +342,9 @@ class OpenAIEngine:
         return Tokens(prompt=prompt, output=asked + int(self._largest_excess * _MARGIN))
 
     def _fields(self, sampling: Sampling) -> dict[str, Any]:
-        """What the request says beside model and messages; `engine_options` come over ours, and null takes a field out."""
+        """What the request says beside model and messages; `engine_options` come over ours, and
+        null takes a field out.
+        """
         fields = {
             self._length_field: sampling.max_tokens,
             "temperature": sampling.temperature,
@@ -348,7 +364,8 @@ class OpenAIEngine:
         )
         if code in _QUOTA or kind in _QUOTA or status == 402:
             raise RunError(
-                f"{self._host}: the quota is exhausted ({said}). Top it up or wait for the next period, and give the same command"
+                f"{self._host}: the quota is exhausted ({said}). Top it up or wait for the next"
+                " period, and give the same command"
             ) from None
         if 300 <= status < 400:
             place = self._line(error.response.headers.get("location", "").partition("?")[0])
@@ -363,28 +380,40 @@ class OpenAIEngine:
             raise RequestRejected(f"{self._host}: HTTP {status}: {said}") from None
         if status in _PASSING or status >= 500:
             wait = retry_after(error.response.headers)
-            raise _TryAgain(f"HTTP {status}: {said}", wait_s=wait, throttled=status == 429 or wait is not None) from None
+            raise _TryAgain(
+                f"HTTP {status}: {said}", wait_s=wait, throttled=status == 429 or wait is not None
+            ) from None
         if status in (401, 403):
             raise RunError(
-                f"{self._host}: HTTP {status}: {said}. Look at the key in the environment variable {self._model.api_key_env} where Ray's"
-                f" workers run ({'it is set' if self._key else 'it is not set'}), and at what it may use"
+                f"{self._host}: HTTP {status}: {said}. Look at the key in the environment variable"
+                f" {self._model.api_key_env} where Ray's workers run"
+                f" ({'it is set' if self._key else 'it is not set'}), and at what it may use"
             ) from None
-        raise RunError(f"{self._host}: HTTP {status}: {said}. Look at base_url={self._url!r} and model={self._model.model!r}") from None
+        raise RunError(
+            f"{self._host}: HTTP {status}: {said}. Look at base_url={self._url!r} and"
+            f" model={self._model.model!r}"
+        ) from None
 
     def _refused_setting(self, name: str, said: str) -> NoReturn:
-        """OpenAI's newer models take the length by another name; that much we find out. Other servers may silently ignore the new name."""
+        """OpenAI's newer models take the length by another name; that much we find out. Other
+        servers may silently ignore the new name.
+        """
         if name == LENGTH_FIELDS[0] and name not in self._model.engine_options:
             # Once, the server is well and there is another name; after that it was sent before.
             is_news = self._length_field == name
             self._length_field = LENGTH_FIELDS[1]
             raise _TryAgain(said, throttled=is_news) from None
-        raise RunError(f"{self._host} refuses {name!r}: {said}. engine_options={{{name}: null}} leaves it out, in a new output") from None
+        raise RunError(
+            f"{self._host} refuses {name!r}: {said}. engine_options={{{name}: null}} leaves it"
+            " out, in a new output"
+        ) from None
 
     def _throttle(self, failure: _TryAgain, wait: float, throttled_s: float) -> None:
         """The limit is the server's, not the request's: everyone waits."""
         if throttled_s > _LONGEST_THROTTLE_S:
             raise RunError(
-                f"{self._host} asks to wait {duration(throttled_s)} ({failure}). Give the same command then; requests_per_minute and"
+                f"{self._host} asks to wait {duration(throttled_s)} ({failure}). Give the same"
+                " command then; requests_per_minute and"
                 " tokens_per_minute keep below a known limit"
             ) from None
         self._requests.pause(wait)
@@ -402,22 +431,28 @@ class OpenAIEngine:
         return _line(self._without_key(text))
 
     def _without_key(self, text: str) -> str:
-        """Some servers repeat the key they were given. Anything shorter is a placeholder, and may be part of a word."""
+        """Some servers repeat the key they were given. Anything shorter is a placeholder, and may
+        be part of a word.
+        """
         return text.replace(self._key, "***") if len(self._key) >= _SHORTEST_KEY else text
 
 
 def missing_key(model: ModelSection) -> str:
     """Says that there is no key, and the fix."""
     return (
-        f"{urlsplit(model.base_url or OPENAI_URL).netloc} needs a key and the environment variable {model.api_key_env} is not set;"
-        " export it, on a cluster for Ray's workers too (api_key_env names another variable, base_url another server)"
+        f"{urlsplit(model.base_url or OPENAI_URL).netloc} needs a key and the environment variable"
+        f" {model.api_key_env} is not set;"
+        " export it, on a cluster for Ray's workers too (api_key_env names another variable,"
+        " base_url another server)"
     )
 
 
 def data_url(image: Image.Image) -> str:
-    """The image as it goes into a request: PNG where it is small or drawn (with few colours PNG is smaller too), else JPEG at quality 95.
+    """The image as it goes into a request: PNG where it is small or drawn (with few colours PNG is
+    smaller too), else JPEG at quality 95.
 
-    JPEG keeps its colours at full resolution (4:4:4): coloured text is what many questions are about.
+    JPEG keeps its colours at full resolution (4:4:4): coloured text is what many questions are
+    about.
     """
     buffer = io.BytesIO()
     if image.width * image.height <= _LOSSLESS_PIXELS or image.getcolors(_LOSSLESS_COLORS):
@@ -488,7 +523,9 @@ def _line(text: str) -> str:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds a response asks to wait, by `retry-after-ms`, or `retry-after` in seconds or as an HTTP date; None where it says nothing."""
+    """Seconds a response asks to wait, by `retry-after-ms`, or `retry-after` in seconds or as an
+    HTTP date; None where it says nothing.
+    """
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         try:
             seconds = float(headers[name]) * unit
@@ -505,6 +542,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _backoff(tries: int) -> float:
-    """Seconds before the next try: exponential, and drawn, so that requests that failed together do not come back together."""
+    """Seconds before the next try: exponential, and drawn, so that requests that failed together do
+    not come back together.
+    """
     longest = min(_LAST_WAIT_S, _FIRST_WAIT_S * 2 ** min(tries, 16))
     return random.uniform(longest / 2, longest)

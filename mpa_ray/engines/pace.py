@@ -1,7 +1,8 @@
 """How fast requests may go out: so many units in any minute, in order; and which side by side.
 
-Not a bucket that starts full (as aiolimiter's): that lets a minute's worth out at once and twice the limit in the first minute, which a
-provider answers with 429. And what was estimated can be corrected once the reply says what it was, which a bucket does not take back.
+Not a bucket that starts full (as aiolimiter's): that lets a minute's worth out at once and twice
+the limit in the first minute, which a provider answers with 429. And what was estimated can be
+corrected once the reply says what it was, which a bucket does not take back.
 """
 
 from asyncio import Event, Lock, sleep
@@ -14,7 +15,8 @@ _LOOK_EVERY_S = 1.0
 
 
 class Pace:
-    """One limit. Units are spread evenly: after a request of n units the next one waits n / `per_minute` minutes.
+    """One limit. Units are spread evenly: after a request of n units the next one waits n /
+    `per_minute` minutes.
 
     Args:
         per_minute: the limit, or None for none; then only `pause` makes anyone wait.
@@ -28,7 +30,9 @@ class Pace:
         self._turn = Lock()
 
     async def take(self, units: float) -> None:
-        """Waits for its turn, and then counts `units`. An asyncio Lock is fair, so nobody is overtaken."""
+        """Waits for its turn, and then counts `units`. An asyncio Lock is fair, so nobody is
+        overtaken.
+        """
         async with self._turn:
             while (wait := self._free_at - monotonic()) > 0:
                 self._look()
@@ -37,7 +41,9 @@ class Pace:
             self._free_at = max(monotonic(), self._free_at) + units * self._seconds_per_unit
 
     def correct(self, units: float) -> None:
-        """Counts `units` more (or fewer, when negative) for a request that was taken with an estimate."""
+        """Counts `units` more (or fewer, when negative) for a request that was taken with an
+        estimate.
+        """
         self._free_at += units * self._seconds_per_unit
 
     def pause(self, seconds: float) -> None:

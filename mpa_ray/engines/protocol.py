@@ -26,8 +26,10 @@ class EngineDied(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a reply is drawn. `temperature` 0 is greedy; `seed` makes a drawn reply repeatable; `form` is a regular expression that the whole
-    reply is held to while it is drawn, by vLLM and by own engines that can."""
+    """How a reply is drawn. `temperature` 0 is greedy; `seed` makes a drawn reply repeatable;
+    `form` is a regular expression that the whole reply is held to while it is drawn, by vLLM and by
+    own engines that can.
+    """
 
     max_tokens: int
     temperature: float = 0.0
@@ -62,7 +64,9 @@ class Reply:
 class Engine(Protocol):
     """Serves one model in this process (or from it)."""
 
-    async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+    async def ask(
+        self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
+    ) -> Reply:
         """The model's reply to a user message of the image and then the text.
 
         `image_id` names the image to the engine's caches: equal ids must mean equal pixels.
@@ -70,7 +74,8 @@ class Engine(Protocol):
         Raises:
             RequestRejected: this request cannot be served; others can.
             EngineDied: the engine is broken.
-            RunError: no request can be served from here on (the API's key is wrong, the budget is spent), and nothing is broken.
+            RunError: no request can be served from here on (the API's key is wrong, the budget is
+                spent), and nothing is broken.
         """
 
     def close(self) -> None:
@@ -82,4 +87,6 @@ class CountsEncoderRuns(Protocol):
     """An engine that knows how often its vision encoder ran."""
 
     async def encoder_runs(self) -> int | None:
-        """Images encoded since the engine was loaded, each time it was done; None where that is not known."""
+        """Images encoded since the engine was loaded, each time it was done; None where that is not
+        known.
+        """

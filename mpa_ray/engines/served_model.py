@@ -1,4 +1,6 @@
-"""A model in an engine actor: its engine, loaded anew where it has died, and how often its vision encoder ran."""
+"""A model in an engine actor: its engine, loaded anew where it has died, and how often its vision
+encoder ran.
+"""
 
 import asyncio
 import time
@@ -34,8 +36,12 @@ class ServedModel:
         self._broken: Engine | None = None
         self._reviving = asyncio.Lock()
 
-    async def ask(self, picture: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
-        """As `Engine.ask`; the picture is within `max_pixels`. An engine that dies over it is loaded anew for the next request."""
+    async def ask(
+        self, picture: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
+    ) -> Reply:
+        """As `Engine.ask`; the picture is within `max_pixels`. An engine that dies over it is
+        loaded anew for the next request.
+        """
         engine = await self._living_engine()
         try:
             return await engine.ask(picture, prompt, image_id=image_id, sampling=sampling)
@@ -44,15 +50,23 @@ class ServedModel:
             raise
 
     async def encoder_runs(self) -> int | None:
-        """How often the vision encoder ran since this was asked last: a part's share, give or take what ran beside it."""
-        now = await self._engine.encoder_runs() if isinstance(self._engine, CountsEncoderRuns) else None
+        """How often the vision encoder ran since this was asked last: a part's share, give or take
+        what ran beside it.
+        """
+        now = (
+            await self._engine.encoder_runs()
+            if isinstance(self._engine, CountsEncoderRuns)
+            else None
+        )
         if now is None:
             return None
         since, self._encoder_runs = now - self._encoder_runs, now
         return since
 
     async def _living_engine(self) -> Engine:
-        """The engine, loaded anew where it has died. A model that cannot be loaded again ends the actor."""
+        """The engine, loaded anew where it has died. A model that cannot be loaded again ends the
+        actor.
+        """
         if self._broken is not self._engine:
             return self._engine
         async with self._reviving:

@@ -1,7 +1,7 @@
 """vLLM's async engine in the calling process.
 
-Requests run as they come: there is no batch and so no barrier between batches, and the processor's work on one image overlaps the model's
-on others.
+Requests run as they come: there is no batch and so no barrier between batches, and the processor's
+work on one image overlaps the model's on others.
 """
 
 import asyncio
@@ -26,7 +26,9 @@ def load(model: ModelSection, **_: object) -> "VllmEngine":
 
 
 class VllmEngine:
-    """One model on one or several cards, or on the CPU. vLLM runs the model in a process of its own, which ends with this one."""
+    """One model on one or several cards, or on the CPU. vLLM runs the model in a process of its
+    own, which ends with this one.
+    """
 
     def __init__(self, model: ModelSection) -> None:
         on_cpu = model.cards == 0
@@ -39,9 +41,11 @@ class VllmEngine:
             "max_num_seqs": model.in_flight,
             "tensor_parallel_size": max(1, int(model.cards)),
             **({} if on_cpu else _card_memory(model)),
-            # Compiling pays after many thousands of images; on the CPU it takes longer than a small run.
+            # Compiling pays after many thousands of images; on the CPU it takes longer than a small
+            # run.
             "enforce_eager": on_cpu,
-            # Blocks of 128, the default of the CPU build, would seldom end where the text that both prompts share does.
+            # Blocks of 128, the default of the CPU build, would seldom end where the text that both
+            # prompts share does.
             **({"distributed_executor_backend": "uni", "block_size": 32} if on_cpu else {}),
             "worker_extension_cls": f"{EncoderRuns.__module__}.{EncoderRuns.__name__}",
             **model.engine_options,
@@ -65,7 +69,9 @@ class VllmEngine:
         self._image_word = None if takes_parts(self._processor) else _image_word(self._engine)
         self._request_ids = itertools.count()
 
-    async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+    async def ask(
+        self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
+    ) -> Reply:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -83,15 +89,20 @@ class VllmEngine:
             top_p=sampling.top_p,
             seed=sampling.seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            structured_outputs=StructuredOutputsParams(regex=sampling.form) if sampling.form else None,
+            structured_outputs=StructuredOutputsParams(regex=sampling.form)
+            if sampling.form
+            else None,
         )
         final = None
         try:
             await self._start_counting()
-            async for output in self._engine.generate(request, parameters, request_id=str(next(self._request_ids))):
+            async for output in self._engine.generate(
+                request, parameters, request_id=str(next(self._request_ids))
+            ):
                 final = output
         except (ValueError, VLLMClientError) as error:
-            # vLLM checks a request before it queues it: too long, or an image its processor cannot take.
+            # vLLM checks a request before it queues it: too long, or an image its processor cannot
+            # take.
             raise RequestRejected(str(error)) from error
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineDied(f"vLLM's engine died: {error}") from error
@@ -108,12 +119,16 @@ class VllmEngine:
     async def _start_counting(self) -> None:
         # Once, by the first request; those beside it wait for the same call.
         if self._counting is None and self._counts_encoder_runs:
-            self._counting = asyncio.ensure_future(self._engine.collective_rpc("start_counting_encoder_runs"))
+            self._counting = asyncio.ensure_future(
+                self._engine.collective_rpc("start_counting_encoder_runs")
+            )
         if self._counting is not None:
             await self._counting
 
     async def encoder_runs(self) -> int | None:
-        """See `CountsEncoderRuns`. None where the workers were given another extension, or where the engine is dead."""
+        """See `CountsEncoderRuns`. None where the workers were given another extension, or where
+        the engine is dead.
+        """
         from vllm.v1.engine.exceptions import EngineDeadError
 
         if self._counting is None:
@@ -138,26 +153,41 @@ def _image_word(engine: Any) -> str:
 def _card_memory(model: ModelSection) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
-    return memory_options(model, card_bytes=current_platform.get_device_total_memory(), size=size_of(model))
+    return memory_options(
+        model, card_bytes=current_platform.get_device_total_memory(), size=size_of(model)
+    )
 
 
-def memory_options(model: ModelSection, *, card_bytes: int, size: ModelSize | None) -> dict[str, Any]:
-    """What vLLM is told of a card's memory. On a card that is shared, the KV cache's size too: else vLLM measures what is used on the card
-    while the model loads, and an engine that loads beside it would be counted in."""
-    if model.cards >= 1 or size is None or model.engine_options.keys() & {"gpu_memory_utilization", "kv_cache_memory_bytes"}:
+def memory_options(
+    model: ModelSection, *, card_bytes: int, size: ModelSize | None
+) -> dict[str, Any]:
+    """What vLLM is told of a card's memory. On a card that is shared, the KV cache's size too: else
+    vLLM measures what is used on the card while the model loads, and an engine that loads beside it
+    would be counted in.
+    """
+    if (
+        model.cards >= 1
+        or size is None
+        or model.engine_options.keys() & {"gpu_memory_utilization", "kv_cache_memory_bytes"}
+    ):
         return {"gpu_memory_utilization": USED * min(1.0, model.cards)}
     kv_bytes = int(USED * model.cards * card_bytes - size.weight_bytes - ENGINE_GIB * GIB)
-    return {"gpu_memory_utilization": USED * model.cards} | ({"kv_cache_memory_bytes": kv_bytes} if kv_bytes > 0 else {})
+    return {"gpu_memory_utilization": USED * model.cards} | (
+        {"kv_cache_memory_bytes": kv_bytes} if kv_bytes > 0 else {}
+    )
 
 
 def _set_up_cpu(model: ModelSection) -> None:
-    """vLLM's CPU build reads its settings from the environment; what the user has set stays, but for the number of threads, which is
-    `cpus_per_replica`."""
+    """vLLM's CPU build reads its settings from the environment; what the user has set stays, but
+    for the number of threads, which is `cpus_per_replica`.
+    """
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    # Ray sets OMP_NUM_THREADS to an actor's CPUs, at least 1; binding threads to cores makes actors on one node fight over the first ones.
+    # Ray sets OMP_NUM_THREADS to an actor's CPUs, at least 1; binding threads to cores makes actors
+    # on one node fight over the first ones.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(model.cpus)))
-    # With this at 1, the CPU build runs each model in one process more than it needs, for its own way of setting OMP_NUM_THREADS; that is
-    # a quarter of the time that a small engine takes to load.
+    # With this at 1, the CPU build runs each model in one process more than it needs, for its own
+    # way of setting OMP_NUM_THREADS; that is a quarter of the time that a small engine takes to
+    # load.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -1,7 +1,8 @@
-"""What runs inside vLLM's own workers: the count of vision encoder runs, which vLLM keeps for itself.
+"""What runs inside vLLM's own workers: the count of vision encoder runs, which vLLM keeps for
+itself.
 
-The prefix cache's `num_cached_tokens` does not tell it: an image all of whose full blocks were cached is encoded again when one token of
-it lies in a block that was not.
+The prefix cache's `num_cached_tokens` does not tell it: an image all of whose full blocks were
+cached is encoded again when one token of it lies in a block that was not.
 """
 
 from typing import Any
@@ -13,7 +14,9 @@ class EncoderRuns:
     model_runner: Any
 
     def start_counting_encoder_runs(self) -> None:
-        """Counts from now on. The scheduler says with each step which images have to be encoded for it."""
+        """Counts from now on. The scheduler says with each step which images have to be encoded for
+        it.
+        """
         execute = self.model_runner.execute_model
         self._encoder_runs = 0
 

@@ -1,1 +1,3 @@
-"""From `--images` to numbered parts: finding images wherever they lie, listing them once, reading and decoding their bytes."""
+"""From `--images` to numbered parts: finding images wherever they lie, listing them once, reading
+and decoding their bytes.
+"""

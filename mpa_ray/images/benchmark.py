@@ -1,7 +1,8 @@
-"""A labeled benchmark as it is asked and scored: read once from its official files, kept in the output in parts, scored by the official
-rule.
+"""A labeled benchmark as it is asked and scored: read once from its official files, kept in the
+output in parts, scored by the official rule.
 
-`evaluation/questions/` holds the questions of the run's benchmark, so that every model is asked the same ones by the same code.
+`evaluation/questions/` holds the questions of the run's benchmark, so that every model is asked the
+same ones by the same code.
 """
 
 import hashlib
@@ -29,7 +30,12 @@ QUESTION_COLUMNS = [
     pa.field("question_kind", pa.string()),
 ]
 QUESTIONS = pa.schema(
-    [*QUESTION_COLUMNS, pa.field("image_id", pa.string()), pa.field("image_uri", pa.string()), pa.field("image", pa.large_binary())]
+    [
+        *QUESTION_COLUMNS,
+        pa.field("image_id", pa.string()),
+        pa.field("image_uri", pa.string()),
+        pa.field("image", pa.large_binary()),
+    ]
 )
 
 _INDEX = "index.json"
@@ -37,17 +43,22 @@ _QUESTIONS_PER_PART = 128
 # Models are asked side by side in threads.
 _ONE_AT_A_TIME = Lock()
 
-def prepare(settings: LabeledSection, questions: Folder, *, predictions: Folder | None = None) -> int:
-    """Reads the benchmark into `questions`, once, and again where its files have changed; gives back how many parts it has.
+
+def prepare(
+    settings: LabeledSection, questions: Folder, *, predictions: Folder | None = None
+) -> int:
+    """Reads the benchmark into `questions`, once, and again where its files have changed; gives
+    back how many parts it has.
 
     Args:
         settings: which benchmark, and where.
         questions: where it is kept.
-        predictions: of models that were asked these questions: while there are some, the benchmark must be the one they were asked.
+        predictions: of models that were asked these questions: while there are some, the benchmark
+            must be the one they were asked.
 
     Raises:
-        ConfigurationError: a file, an image, an answer or a column is missing, and the message names it; or the files have changed since
-            models were scored.
+        ConfigurationError: a file, an image, an answer or a column is missing, and the message
+            names it; or the files have changed since models were scored.
     """
     assert settings.benchmark is not None
     with _ONE_AT_A_TIME:
@@ -57,15 +68,16 @@ def prepare(settings: LabeledSection, questions: Folder, *, predictions: Folder 
                 return index["parts"]
             if predictions and predictions.names(".parquet"):
                 raise ConfigurationError(
-                    f"{_named(settings)} has changed since models were scored on it ({predictions.uri}); give another output, or the"
+                    f"{_named(settings)} has changed since models were scored on it"
+                    f" ({predictions.uri}); give another output, or the"
                     " benchmark as it was"
                 )
         return _read(settings, questions)
 
 
 def changed(settings: LabeledSection, record: Mapping[str, Any]) -> bool:
-    """Whether the benchmark holds other questions than when `record` was made. Where its files are gone, or older versions kept nothing of
-    them, it does not.
+    """Whether the benchmark holds other questions than when `record` was made. Where its files are
+    gone, or older versions kept nothing of them, it does not.
 
     Args:
         settings: which benchmark.
@@ -93,12 +105,17 @@ def _read(settings: LabeledSection, questions: Folder) -> int:
     while rows := list(islice(found, _QUESTIONS_PER_PART)):
         for labeled in rows:
             digest.update(_entry(labeled))
-        table = pa.Table.from_pylist(list(_rows(rows, settings, count * _QUESTIONS_PER_PART)), schema=QUESTIONS)
+        table = pa.Table.from_pylist(
+            list(_rows(rows, settings, count * _QUESTIONS_PER_PART)), schema=QUESTIONS
+        )
         questions.write_table(part_name(count), table)
         count += 1
     if not count:
         raise ConfigurationError(f"{_named(settings)} holds no question; give another file")
-    questions.write_json(_INDEX, {"source": _source(settings), "parts": count, "files": files, "digest": digest.hexdigest()})
+    questions.write_json(
+        _INDEX,
+        {"source": _source(settings), "parts": count, "files": files, "digest": digest.hexdigest()},
+    )
     return count
 
 
@@ -110,7 +127,8 @@ def _labeled(settings: LabeledSection) -> Iterator[LabeledQuestion]:
 
 
 def _named(settings: LabeledSection) -> str:
-    return f"{'evaluate' if isinstance(settings, EvaluateSection) else 'labels'}.benchmark={settings.benchmark!r}"
+    section = "evaluate" if isinstance(settings, EvaluateSection) else "labels"
+    return f"{section}.benchmark={settings.benchmark!r}"
 
 
 def _source(settings: LabeledSection) -> dict[str, Any]:
@@ -118,22 +136,37 @@ def _source(settings: LabeledSection) -> dict[str, Any]:
 
 
 def _files(settings: LabeledSection) -> dict[str, list[int]]:
-    """The benchmark's files: path -> size and time of the last change, which tell cheaply that nothing was written."""
+    """The benchmark's files: path -> size and time of the last change, which tell cheaply that
+    nothing was written.
+    """
     found = [path for path in files_of(settings.format, settings.benchmark or "") if path.is_file()]
     return {str(path): [(stat := path.stat()).st_size, stat.st_mtime_ns] for path in found}
 
 
 def _entry(labeled: LabeledQuestion) -> bytes:
     """What is asked of a question, for a hash; an image in a file counts by its path."""
-    image = hashlib.sha256(labeled.image_bytes).hexdigest() if labeled.image_bytes else labeled.image_path
-    return json.dumps([labeled.question_id, labeled.question, labeled.answers, labeled.question_kind, image]).encode()
+    image = (
+        hashlib.sha256(labeled.image_bytes).hexdigest()
+        if labeled.image_bytes
+        else labeled.image_path
+    )
+    return json.dumps(
+        [labeled.question_id, labeled.question, labeled.answers, labeled.question_kind, image]
+    ).encode()
 
 
-def _rows(found: Sequence[LabeledQuestion], settings: LabeledSection, first: int) -> Iterator[dict[str, Any]]:
-    """An image that comes as bytes is known by its place: equal images of two questions are cached apart, which costs little and is never
-    wrong."""
+def _rows(
+    found: Sequence[LabeledQuestion], settings: LabeledSection, first: int
+) -> Iterator[dict[str, Any]]:
+    """An image that comes as bytes is known by its place: equal images of two questions are cached
+    apart, which costs little and is never wrong.
+    """
     for number, labeled in enumerate(found, first):
-        uri = quote_path(labeled.image_path) if labeled.image_path else f"{quote_path(settings.benchmark or '')}#question={number}"
+        uri = (
+            quote_path(labeled.image_path)
+            if labeled.image_path
+            else f"{quote_path(settings.benchmark or '')}#question={number}"
+        )
         yield {
             "question_id": labeled.question_id,
             "question": labeled.question,

@@ -1,4 +1,6 @@
-"""From encoded bytes to an RGB image, safely: the bytes come from anywhere, and what a name says of them proves nothing."""
+"""From encoded bytes to an RGB image, safely: the bytes come from anywhere, and what a name says of
+them proves nothing.
+"""
 
 import hashlib
 import io
@@ -14,19 +16,34 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mpa_ray.schema import Reason
 
-# Raster formats whose decoders are in wide use. EPS, PDF, FITS and the like are left out: their parsers start programs or read other files.
-# An MPO (a JPEG with previews behind it) is opened by the JPEG plugin.
+# Raster formats whose decoders are in wide use. EPS, PDF, FITS and the like are left out: their
+# parsers start programs or read other files. An MPO (a JPEG with previews behind it) is opened by
+# the JPEG plugin.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 
-# What Pillow's plugins raise over damaged bytes. They document none of it; fuzzing finds these (AVIF: RuntimeError; GIF: struct.error).
-_DAMAGE = (OSError, ValueError, SyntaxError, TypeError, EOFError, LookupError, ArithmeticError, AttributeError, MemoryError, RuntimeError)
+# What Pillow's plugins raise over damaged bytes. They document none of it; fuzzing finds these
+# (AVIF: RuntimeError; GIF: struct.error).
+_DAMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    MemoryError,
+    RuntimeError,
+)
 _DAMAGE += (struct.error, zlib.error)
 
-# The end of a reference into a shard of jobs/pack.py (`mpa_ray.images.references`); no file's name can look like
-# it, because `#` is encoded in names.
-_PACKED_ID = re.compile(r"#row_group=\d+&row=\d+&image_id=([0-9a-f]{32})(?:&key=([0-9a-f]{32}))?\Z", re.ASCII)
+# The end of a reference into a shard of jobs/pack.py (`mpa_ray.images.references`); no file's name
+# can look like it, because `#` is encoded in names.
+_PACKED_ID = re.compile(
+    r"#row_group=\d+&row=\d+&image_id=([0-9a-f]{32})(?:&key=([0-9a-f]{32}))?\Z", re.ASCII
+)
 
 # Pixels that are scaled at a time.
 _STRIP = 1_000_000
@@ -69,19 +86,21 @@ class NotPlain(Exception):
 
 
 def image_id_of(image_uri: str) -> str:
-    """The id of an image reference: 32 hexadecimal digits, the same in every run for the same URI. A packed image keeps the one it had
-    before."""
+    """The id of an image reference: 32 hexadecimal digits, the same in every run for the same URI.
+    A packed image keeps the one it had before.
+    """
     packed = _PACKED_ID.search(image_uri)
     return packed[1] if packed else _hash(image_uri)
 
 
 def draw_key_of(image_uri: str, root: str | None) -> str:
-    """What everything that is drawn for an image goes by: 32 hexadecimal digits of the reference relative to `root`, so that a folder and
-    its copy elsewhere give the same run.
+    """What everything that is drawn for an image goes by: 32 hexadecimal digits of the reference
+    relative to `root`, so that a folder and its copy elsewhere give the same run.
 
     Args:
         image_uri: the reference.
-        root: of the source, as a reference; None for a list that was made before draws went by this: then the image's id.
+        root: of the source, as a reference; None for a list that was made before draws went by
+            this: then the image's id.
     """
     if root is None:
         return image_id_of(image_uri)
@@ -115,13 +134,15 @@ def decode(
     max_pixels: int | None = None,
     told_pixels: int | None = None,
 ) -> Image.Image:
-    """Decodes every pixel of `data` into an upright 8-bit RGB image. Untrusted images at large go through `mpa_ray.images.guarded_decode`.
+    """Decodes every pixel of `data` into an upright 8-bit RGB image. Untrusted images at large go
+    through `mpa_ray.images.guarded_decode`.
 
     Args:
         data: an encoded file.
         max_image_pixels: width x height over this is refused before memory is taken for it.
         max_image_bytes: a file over this is refused before it is parsed.
-        max_pixels: a JPEG may be decoded at a half, quarter or eighth of its size that still has at least so many pixels.
+        max_pixels: a JPEG may be decoded at a half, quarter or eighth of its size that still has at
+            least so many pixels.
         told_pixels: what its first bytes tell, where it is decoded only if it is as plain as that.
 
     Raises:
@@ -131,11 +152,15 @@ def decode(
     if not data:
         raise UnreadableImage(Reason.EMPTY, "0 bytes")
     if len(data) > max_image_bytes:
-        raise UnreadableImage(Reason.TOO_MANY_BYTES, f"{len(data)} bytes, at most {max_image_bytes} (max_image_bytes)")
+        raise UnreadableImage(
+            Reason.TOO_MANY_BYTES, f"{len(data)} bytes, at most {max_image_bytes} (max_image_bytes)"
+        )
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise UnreadableImage(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that begin with {data[:16]!r}") from None
+        raise UnreadableImage(
+            Reason.NOT_AN_IMAGE, f"{len(data)} bytes that begin with {data[:16]!r}"
+        ) from None
     except Image.DecompressionBombError as error:
         raise UnreadableImage(Reason.TOO_MANY_PIXELS, str(error)) from None
     except _DAMAGE as error:
@@ -146,8 +171,8 @@ def decode(
             if told_pixels is not None and image.width * image.height > told_pixels:
                 raise NotPlain
             _check_size(image, max_image_pixels)
-            # An MPO is a JPEG whose further frames are previews; its first is the photograph. Frames are not counted: a GIF can have
-            # millions.
+            # An MPO is a JPEG whose further frames are previews; its first is the photograph.
+            # Frames are not counted: a GIF can have millions.
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 raise UnreadableImage(Reason.ANIMATED, f"more than one frame of {image.format}")
             if max_pixels is not None and image.width * image.height > max_pixels:
@@ -187,7 +212,9 @@ def _has_plain_exif(image: Image.Image) -> bool:
 
 
 def _damaged(error: Exception, where: str) -> UnreadableImage:
-    """Pillow's plugins speak of a short file in words only: "image file is truncated", "Truncated File Read"."""
+    """Pillow's plugins speak of a short file in words only: "image file is truncated", "Truncated
+    File Read".
+    """
     text = str(error).lower()
     if isinstance(error, MemoryError) or "out of memory" in text:
         return UnreadableImage(Reason.DECODER_MEMORY, f"{where}: {error or 'out of memory'}")
@@ -198,16 +225,24 @@ def _damaged(error: Exception, where: str) -> UnreadableImage:
 def _check_size(image: Image.Image, max_image_pixels: int) -> None:
     width, height = image.size
     if width * height > max_image_pixels:
-        raise UnreadableImage(Reason.TOO_MANY_PIXELS, f"{width}x{height} pixels, at most {max_image_pixels} (max_image_pixels)")
+        raise UnreadableImage(
+            Reason.TOO_MANY_PIXELS,
+            f"{width}x{height} pixels, at most {max_image_pixels} (max_image_pixels)",
+        )
     if min(width, height) < MIN_SIDE:
-        raise UnreadableImage(Reason.TOO_SMALL, f"{width}x{height} pixels, at least {MIN_SIDE} a side")
+        raise UnreadableImage(
+            Reason.TOO_SMALL, f"{width}x{height} pixels, at least {MIN_SIDE} a side"
+        )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB. Transparency is laid on white, as a viewer shows it; 16-bit and float values are scaled, where Pillow would clip them."""
+    """8-bit RGB. Transparency is laid on white, as a viewer shows it; 16-bit and float values are
+    scaled, where Pillow would clip them.
+    """
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
-        # 16-bit files use their full range by definition; other depths say nothing of theirs, so the values found are taken.
+        # 16-bit files use their full range by definition; other depths say nothing of theirs, so
+        # the values found are taken.
         low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else _range(values)
         grey = np.empty(values.shape, np.uint8)
         # In strips: as 64-bit numbers the whole would be eight times the image.
@@ -216,7 +251,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         with np.errstate(invalid="ignore"):
             for top in range(0, len(values), rows):
                 strip = values[top : top + rows].astype(np.float64)
-                scaled = np.nan_to_num((np.where(np.isfinite(strip), strip, np.nan) - low) * (255.0 / max(high - low, 1e-9)))
+                scaled = np.nan_to_num(
+                    (np.where(np.isfinite(strip), strip, np.nan) - low)
+                    * (255.0 / max(high - low, 1e-9))
+                )
                 grey[top : top + rows] = np.clip(scaled, 0, 255)
         return Image.fromarray(grey, mode="L").convert("RGB")
     if image.has_transparency_data:
@@ -243,7 +281,8 @@ def decode_and_fit(data: bytes, *, max_pixels: int | None, **limits: int | None)
 def fit(image: Image.Image, max_pixels: int) -> Image.Image:
     """`image`, shrunk so that width x height <= `max_pixels`; its shape is kept.
 
-    We bound pixels here and not through the processors' own settings: those differ by family, and some versions ignored them.
+    We bound pixels here and not through the processors' own settings: those differ by family, and
+    some versions ignored them.
     """
     width, height = image.size
     if width * height <= max_pixels:

@@ -4,7 +4,9 @@ import hashlib
 
 
 def draw(sample_id: str, salt: str) -> float:
-    """A number in [0, 1) that belongs to the sample for ever; another salt gives an independent one."""
+    """A number in [0, 1) that belongs to the sample for ever; another salt gives an independent
+    one.
+    """
     return int.from_bytes(hashlib.sha256(f"{salt}/{sample_id}".encode()).digest()[:8]) / 2**64
 
 

@@ -1,8 +1,10 @@
-"""Annotations or a parity set as a source: which files of the folder a run reads, written down at its first call.
+"""Annotations or a parity set as a source: which files of the folder a run reads, written down at
+its first call.
 
-Part n of such a run is the n-th file of the list, so the list must never change: a file that comes later would shift all behind
-it. The list is kept in the output, `manifest/annotations.parquet` or `manifest/parity.parquet`, with what tells that a file is
-still the same; the JSON file of the same name has the totals, and is written last.
+Part n of such a run is the n-th file of the list, so the list must never change: a file that comes
+later would shift all behind it. The list is kept in the output, `manifest/annotations.parquet` or
+`manifest/parity.parquet`, with what tells that a file is still the same; the JSON file of the same
+name has the totals, and is written last.
 """
 
 import hashlib
@@ -72,19 +74,39 @@ class Frozen:
             RunError: the file is gone, or is not what was listed.
         """
         group, row = divmod(number, _FILES_PER_ROW_GROUP)
-        listed = self.listed.read_parquet(f"{self.name}.parquet", lambda file: file.read_row_group(group)).slice(row, 1).to_pylist()[0]
+        listed = (
+            self.listed.read_parquet(
+                f"{self.name}.parquet", lambda file: file.read_row_group(group)
+            )
+            .slice(row, 1)
+            .to_pylist()[0]
+        )
         place = f"{self.folder.uri}/{listed['name']}"
         try:
-            footer, table = self.folder.read_parquet(listed["name"], lambda file: (_footer(file), file.read(columns=columns)))
+            footer, table = self.folder.read_parquet(
+                listed["name"], lambda file: (_footer(file), file.read(columns=columns))
+            )
         except FileNotFoundError as error:
-            raise RunError(f"{place} is gone, and this run reads it; put it back and give the same command") from error
+            raise RunError(
+                f"{place} is gone, and this run reads it; put it back and give the same command"
+            ) from error
         if footer != listed["footer"]:
-            raise RunError(f"{place} was changed since this run listed it; put it back as it was, or use a new output")
+            raise RunError(
+                f"{place} was changed since this run listed it; put it back as it was, or use a"
+                " new output"
+            )
         return table
 
 
 def frozen(
-    folder: Folder, listed: Folder, *, name: str, schema: pa.Schema, what: str, fix: str, refuses_new: bool = False
+    folder: Folder,
+    listed: Folder,
+    *,
+    name: str,
+    schema: pa.Schema,
+    what: str,
+    fix: str,
+    refuses_new: bool = False,
 ) -> Frozen:
     """The files of `folder` as the first call of a run listed them; a first call lists them now.
 
@@ -95,45 +117,83 @@ def frozen(
         schema: the columns that each file needs.
         what: the kind of folder that is needed, for people.
         fix: what makes such files, for people.
-        refuses_new: files that came later are refused, because whoever reads the folder reads all of it; else they are ignored.
+        refuses_new: files that came later are refused, because whoever reads the folder reads all
+            of it; else they are ignored.
 
     Raises:
-        ConfigurationError: the folder holds no such files, is still being written, or is not as it was listed.
+        ConfigurationError: the folder holds no such files, is still being written, or is not as it
+            was listed.
     """
     given = f"{name}={folder.uri!r}"
     entries = folder.entries(".parquet")
-    if not listed.exists(f"{name}.json") or listed.read_json(f"{name}.json")["source"] != folder.uri:
+    if (
+        not listed.exists(f"{name}.json")
+        or listed.read_json(f"{name}.json")["source"] != folder.uri
+    ):
         if not entries:
             raise ConfigurationError(f"{given} holds no Parquet file; give {what}")
         _refuse_unfinished(folder, given)
-        _freeze(folder, entries, listed, name, partial(_listed, folder=folder, schema=schema, given=given, fix=fix))
+        _freeze(
+            folder,
+            entries,
+            listed,
+            name,
+            partial(_listed, folder=folder, schema=schema, given=given, fix=fix),
+        )
     else:
         _refuse_changed(folder, entries, listed.read_table(f"{name}.parquet").to_pylist(), given)
         new = len(entries) - listed.read_json(f"{name}.json")["files"]
         if new and refuses_new:
-            raise ConfigurationError(f"{given}: {new:,} files came after this run's first call; remove them, or use a new output")
+            raise ConfigurationError(
+                f"{given}: {new:,} files came after this run's first call; remove them, or use a"
+                " new output"
+            )
         if new:
-            say(f"{given}: {new:,} files came after this run's first call and are ignored; a new output takes them in")
+            say(
+                f"{given}: {new:,} files came after this run's first call and are ignored; a new"
+                " output takes them in"
+            )
     totals = listed.read_json(f"{name}.json")
-    return Frozen(folder=folder, listed=listed, name=name, **{key: totals[key] for key in ("files", "first", "rows", "unanswered")})
+    return Frozen(
+        folder=folder,
+        listed=listed,
+        name=name,
+        **{key: totals[key] for key in ("files", "first", "rows", "unanswered")},
+    )
 
 
 def _freeze(folder: Folder, entries: list[Entry], listed: Folder, name: str, look: Any) -> None:
     table = pa.Table.from_pylist(list(in_parallel(look, entries)), schema=_COLUMNS)
     listed.write_table(f"{name}.parquet", table, row_group_size=_FILES_PER_ROW_GROUP)
-    totals = {column: pa.compute.sum(table.column(column)).as_py() for column in ("rows", "unanswered")}
-    listed.write_json(f"{name}.json", {"source": folder.uri, "files": table.num_rows, "first": entries[0].name, **totals})
+    totals = {
+        column: pa.compute.sum(table.column(column)).as_py() for column in ("rows", "unanswered")
+    }
+    listed.write_json(
+        f"{name}.json",
+        {"source": folder.uri, "files": table.num_rows, "first": entries[0].name, **totals},
+    )
 
 
-def _listed(entry: Entry, *, folder: Folder, schema: pa.Schema, given: str, fix: str) -> dict[str, Any]:
+def _listed(
+    entry: Entry, *, folder: Folder, schema: pa.Schema, given: str, fix: str
+) -> dict[str, Any]:
     try:
         columns, rows, unanswered, footer = folder.read_parquet(entry.name, _look)
     except (pa.ArrowException, ValueError) as error:
-        raise ConfigurationError(f"{given}: {entry.name} cannot be read as Parquet ({error}); {fix}") from error
+        raise ConfigurationError(
+            f"{given}: {entry.name} cannot be read as Parquet ({error}); {fix}"
+        ) from error
     lacking = [column for column in schema.names if column not in columns]
     if lacking:
         raise ConfigurationError(f"{given}: {entry.name} lacks {', '.join(lacking)}; {fix}")
-    return {"name": entry.name, "rows": rows, "unanswered": unanswered, "size": entry.size, "etag": entry.etag, "footer": footer}
+    return {
+        "name": entry.name,
+        "rows": rows,
+        "unanswered": unanswered,
+        "size": entry.size,
+        "etag": entry.etag,
+        "footer": footer,
+    }
 
 
 def _look(file: pyarrow.parquet.ParquetFile) -> tuple[list[str], int, int, str]:
@@ -144,31 +204,56 @@ def _look(file: pyarrow.parquet.ParquetFile) -> tuple[list[str], int, int, str]:
 
 def _nulls(file: pyarrow.parquet.ParquetFile, column: str) -> int:
     """How many nulls a column has; by the footer's statistics, where all row groups have them."""
-    leaf = next(leaf for leaf in range(file.metadata.num_columns) if file.metadata.schema.column(leaf).path == column)
+    leaf = next(
+        leaf
+        for leaf in range(file.metadata.num_columns)
+        if file.metadata.schema.column(leaf).path == column
+    )
     counts = []
     for group in range(file.num_row_groups):
         statistics = file.metadata.row_group(group).column(leaf).statistics
-        counts.append(statistics.null_count if statistics is not None and statistics.has_null_count else None)
+        counts.append(
+            statistics.null_count if statistics is not None and statistics.has_null_count else None
+        )
     return file.read(columns=[column]).column(0).null_count if None in counts else sum(counts)
 
 
 def _footer(file: pyarrow.parquet.ParquetFile) -> str:
-    """A hash of the footer: of the number of rows, and of each column's place, size and bounds in each row group."""
-    return hashlib.sha256(json.dumps(file.metadata.to_dict(), default=str, sort_keys=True).encode()).hexdigest()[:32]
+    """A hash of the footer: of the number of rows, and of each column's place, size and bounds in
+    each row group.
+    """
+    return hashlib.sha256(
+        json.dumps(file.metadata.to_dict(), default=str, sort_keys=True).encode()
+    ).hexdigest()[:32]
 
 
-def _refuse_changed(folder: Folder, entries: list[Entry], listed: list[dict[str, Any]], given: str) -> None:
+def _refuse_changed(
+    folder: Folder, entries: list[Entry], listed: list[dict[str, Any]], given: str
+) -> None:
     """Refuses where listed files are gone, or are not what they were."""
     now = {entry.name: entry for entry in entries}
     gone = [file["name"] for file in listed if file["name"] not in now]
     if gone:
-        raise ConfigurationError(f"{given}: {_named(gone)} gone since this run's first call; put back what is gone, or use a new output")
-    # An ETag that is the same speaks for the content; where there is none, the footer is read again.
-    doubtful = [file for file in listed if not file["etag"] or now[file["name"]].etag != file["etag"]]
-    changed = [file["name"] for file, same in zip(doubtful, in_parallel(partial(_is_same, folder), doubtful), strict=True) if not same]
+        raise ConfigurationError(
+            f"{given}: {_named(gone)} gone since this run's first call; put back what is gone, or"
+            " use a new output"
+        )
+    # An ETag that is the same speaks for the content; where there is none, the footer is read
+    # again.
+    doubtful = [
+        file for file in listed if not file["etag"] or now[file["name"]].etag != file["etag"]
+    ]
+    changed = [
+        file["name"]
+        for file, same in zip(
+            doubtful, in_parallel(partial(_is_same, folder), doubtful), strict=True
+        )
+        if not same
+    ]
     if changed:
         raise ConfigurationError(
-            f"{given}: {_named(changed)} changed since this run's first call; put the files back as they were, or use a new output"
+            f"{given}: {_named(changed)} changed since this run's first call; put the files back"
+            " as they were, or use a new output"
         )
 
 
@@ -190,8 +275,11 @@ def _refuse_unfinished(folder: Folder, given: str) -> None:
     made_by = Folder.at(folder.uri.rpartition("/")[0] or "/")
     if made_by.exists("config.json") and not made_by.exists("stages/annotate_and_identify.json"):
         raise ConfigurationError(
-            f"{given}: the run in {made_by.uri} has not finished annotating and identifying; finish it first (the same command resumes it)"
+            f"{given}: the run in {made_by.uri} has not finished annotating and identifying;"
+            " finish it first (the same command resumes it)"
         )
     if made_by.exists(UNFINISHED):
         by = made_by.read_json(UNFINISHED).get("by", "the job")
-        raise ConfigurationError(f"{given}: {by} has not finished {made_by.uri}; give it the same command again first")
+        raise ConfigurationError(
+            f"{given}: {by} has not finished {made_by.uri}; give it the same command again first"
+        )

@@ -1,13 +1,14 @@
-"""Decoding what may be hostile, in an engine actor that must not be lost over it: time and memory of each image are bounded.
+"""Decoding what may be hostile, in an engine actor that must not be lost over it: time and memory
+of each image are bounded.
 
 An image whose first bytes and structure bound its work (a JPEG, PNG, GIF or WebP of at most 16
 million pixels, in few scans and few pieces: nearly all there are) is decoded in a thread, or at
-once where it is tiny. Everything else goes to a process of its own (`mpa_ray.images.decode_process`),
-which the kernel ends when it takes too long and refuses more memory than an image of
-`max_image_pixels` can need: formats whose decoders take memory by what a header says (TIFF, AVIF),
-or run in Python (BMP), and images so large or of so many scans or pieces that they could take
-minutes, or that turn out to be larger than their header told. What the process costs is in
-docs/inputs.md.
+once where it is tiny. Everything else goes to a process of its own
+(`mpa_ray.images.decode_process`), which the kernel ends when it takes too long and refuses more
+memory than an image of `max_image_pixels` can need: formats whose decoders take memory by what a
+header says (TIFF, AVIF), or run in Python (BMP), and images so large or of so many scans or pieces
+that they could take minutes, or that turn out to be larger than their header told. What the process
+costs is in docs/inputs.md.
 """
 
 import asyncio
@@ -33,7 +34,8 @@ from mpa_ray.schema import Reason
 
 _CHEAP_PIXELS = 16_000_000
 _CHEAP_BYTES = 16 * 2**20
-# Pixels times scans of a JPEG: a progressive one has about ten, a hostile one thousands, each a pass over the whole image.
+# Pixels times scans of a JPEG: a progressive one has about ten, a hostile one thousands, each a
+# pass over the whole image.
 _CHEAP_SCANNED_PIXELS = 200_000_000
 _SCAN = re.compile(b"\xff\xda")
 _SEGMENTS = 200
@@ -48,15 +50,16 @@ _WITH_LENGTH = frozenset({*range(0xC0, 0xF0), 0xFE} - _WITHOUT_LENGTH)
 _CHEAP_PIECES = 20_000
 # What is cheap takes no longer than that, on a core that is busy with other things too.
 _CHEAP_SECONDS = 5.0
-# Decoding so small an image takes half a millisecond. In a thread it costs the machine a quarter more: the thread and the event loop wait
-# for each other's GIL.
+# Decoding so small an image takes half a millisecond. In a thread it costs the machine a quarter
+# more: the thread and the event loop wait for each other's GIL.
 _TINY_PIXELS = 256 * 256
 _TINY_BYTES = 64 * 2**10
 _TINY_PIECES = 300
 # How many images are in memory whole at a time.
 _THREADS = 8
 _PROCESSES = 2
-# Decoders hold coefficients or planes, the pixels, and a copy of those turned or without transparency.
+# Decoders hold coefficients or planes, the pixels, and a copy of those turned or without
+# transparency.
 _MEMORY_PER_PIXEL = 32
 _MEMORY = 256 * 2**20
 # `max_decode_seconds` are a core's: on a node that is busy, or swaps, a good image takes far longer
@@ -75,8 +78,19 @@ class Decoder:
             done after ten times as long.
     """
 
-    def __init__(self, *, max_pixels: int | None, max_image_pixels: int, max_image_bytes: int, max_decode_seconds: float) -> None:
-        self._limits = {"max_pixels": max_pixels, "max_image_pixels": max_image_pixels, "max_image_bytes": max_image_bytes}
+    def __init__(
+        self,
+        *,
+        max_pixels: int | None,
+        max_image_pixels: int,
+        max_image_bytes: int,
+        max_decode_seconds: float,
+    ) -> None:
+        self._limits = {
+            "max_pixels": max_pixels,
+            "max_image_pixels": max_image_pixels,
+            "max_image_bytes": max_image_bytes,
+        }
         self._seconds = max_decode_seconds
         # What is decoded in a thread cannot be stopped: with little time, less of it is.
         self._cheap_share = min(1.0, max_decode_seconds / _CHEAP_SECONDS)
@@ -88,7 +102,9 @@ class Decoder:
         self._idle: LifoQueue[_Process] = LifoQueue()
 
     async def image(self, data: bytes, *, max_pixels: int | None = None) -> Image.Image:
-        """See `image_now`; many at a time. `max_pixels` is a bound for this image, in place of the decoder's own."""
+        """See `image_now`; many at a time. `max_pixels` is a bound for this image, in place of the
+        decoder's own.
+        """
         limits = self._limits | ({} if max_pixels is None else {"max_pixels": max_pixels})
         run = asyncio.get_running_loop().run_in_executor
         with suppress(NotPlain):
@@ -125,7 +141,8 @@ class Decoder:
             except _ProcessDied as first:
                 if first.reason == Reason.TIMEOUT:
                     raise first.blamed() from None
-                # It may have been ended from outside, while it was idle even: the image is to blame when it happens again.
+                # It may have been ended from outside, while it was idle even: the image is to blame
+                # when it happens again.
                 process = _Process(self._memory)
                 try:
                     image = process.decode(data, self._seconds, limits)
@@ -148,14 +165,29 @@ class _ProcessDied(Exception):
 
 
 class _Process:
-    """A decoder that may be lost. It ends when its standard input does, so it does not outlive us."""
+    """A decoder that may be lost. It ends when its standard input does, so it does not outlive
+    us.
+    """
 
     def __init__(self, memory: int) -> None:
         paths = os.pathsep.join(path for path in sys.path if path)
-        # One arena and one thread: each further one would take address space, which is what is bounded.
-        env = {**os.environ, "PYTHONPATH": paths, "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        # One arena and one thread: each further one would take address space, which is what is
+        # bounded.
+        env = {
+            **os.environ,
+            "PYTHONPATH": paths,
+            "MALLOC_ARENA_MAX": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
         command = [sys.executable, "-m", "mpa_ray.images.decode_process", str(memory)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+        )
 
     def decode(self, data: bytes, seconds: float, limits: dict[str, Any]) -> Image.Image:
         """Raises UnreadableImage, or _ProcessDied, after which this process is of no more use."""
@@ -195,7 +227,10 @@ class _Process:
             after = seconds * _WAITED_FOR
             said = f"was not done after {after:g} s, {_WAITED_FOR:g} times max_decode_seconds"
             return _ProcessDied(Reason.TIMEOUT, said)
-        return _ProcessDied(Reason.DECODER_CRASH, f"the decoder ended with {signal.Signals(-code).name if code < 0 else code}")
+        return _ProcessDied(
+            Reason.DECODER_CRASH,
+            f"the decoder ended with {signal.Signals(-code).name if code < 0 else code}",
+        )
 
 
 def _decode_plain(data: bytes, **limits: Any) -> Image.Image:
@@ -277,7 +312,9 @@ def _scans(data: bytes) -> int:
 
 
 def pixels_of(data: bytes) -> int | None:
-    """Width x height by the header of a JPEG, PNG, GIF or WebP, 0 for what is none of them, None where the header is not plain."""
+    """Width x height by the header of a JPEG, PNG, GIF or WebP, 0 for what is none of them, None
+    where the header is not plain.
+    """
     if data.startswith(b"\xff\xd8\xff"):
         return _pixels_of_jpeg(data)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -298,7 +335,10 @@ def _pixels_of_jpeg(data: bytes) -> int | None:
     write it."""
     place, pixels = 2, None
     for _ in range(_SEGMENTS):
-        marker, length = data[place + 1 : place + 2], int.from_bytes(data[place + 2 : place + 4], "big")
+        marker, length = (
+            data[place + 1 : place + 2],
+            int.from_bytes(data[place + 2 : place + 4], "big"),
+        )
         if data[place : place + 1] != b"\xff" or length < 2 or marker[0] not in _WITH_LENGTH:
             return None
         if marker[0] == _SCAN_BEGINS:
@@ -314,9 +354,13 @@ def _pixels_of_jpeg(data: bytes) -> int | None:
 def _pixels_of_webp(data: bytes) -> int | None:
     kind = data[12:16]
     if kind == b"VP8X":
-        return (int.from_bytes(data[24:27], "little") + 1) * (int.from_bytes(data[27:30], "little") + 1)
+        return (int.from_bytes(data[24:27], "little") + 1) * (
+            int.from_bytes(data[27:30], "little") + 1
+        )
     if kind == b"VP8 ":
-        return (int.from_bytes(data[26:28], "little") & 0x3FFF) * (int.from_bytes(data[28:30], "little") & 0x3FFF)
+        return (int.from_bytes(data[26:28], "little") & 0x3FFF) * (
+            int.from_bytes(data[28:30], "little") & 0x3FFF
+        )
     if kind == b"VP8L":
         bits = int.from_bytes(data[21:25], "little")
         return ((bits & 0x3FFF) + 1) * ((bits >> 14 & 0x3FFF) + 1)

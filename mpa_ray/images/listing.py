@@ -1,6 +1,7 @@
 """The files under a folder or prefix, as a stream: ten million names are never in memory together.
 
-The order is that of the paths' bytes, as object stores list them, so a folder and its copy in a bucket give the same list.
+The order is that of the paths' bytes, as object stores list them, so a folder and its copy in a
+bucket give the same list.
 """
 
 import heapq
@@ -34,8 +35,9 @@ class File(NamedTuple):
 
 
 def files(images: str, *, runs: list[str] | None = None) -> Iterator[File]:
-    """The files below `images`, or itself where it is one. Names that begin with a dot are left out, and so is what is in such folders,
-    and in output folders of runs below `images`: what is in those was made of images.
+    """The files below `images`, or itself where it is one. Names that begin with a dot are left
+    out, and so is what is in such folders, and in output folders of runs below `images`: what is in
+    those was made of images.
 
     Args:
         images: a folder, prefix or file.
@@ -51,17 +53,26 @@ def files(images: str, *, runs: list[str] | None = None) -> Iterator[File]:
         found = _in_s3(images, runs)
     else:
         filesystem, root = resolve(images)
-        found = _by_pyarrow(filesystem, root, images[: images.index("://") + 3], runs) if is_remote(images) else _local(root, runs)
+        found = (
+            _by_pyarrow(filesystem, root, images[: images.index("://") + 3], runs)
+            if is_remote(images)
+            else _local(root, runs)
+        )
     empty = True
     for file in found:
         empty = False
         yield file
     if empty and not _is_local_folder(images):
-        raise ConfigurationError(f"images={images!r} does not exist; give a folder or prefix of images, Parquet files or tars")
+        raise ConfigurationError(
+            f"images={images!r} does not exist; give a folder or prefix of images, Parquet files"
+            " or tars"
+        )
 
 
 def is_run(exists: Callable[[str], bool]) -> bool:
-    """Whether a folder is the output of a run: it has a list of images, or a configuration and commits. `exists` looks for a name in it."""
+    """Whether a folder is the output of a run: it has a list of images, or a configuration and
+    commits. `exists` looks for a name in it.
+    """
     return exists("manifest/index.json") or (exists("config.json") and exists("commits"))
 
 
@@ -92,11 +103,23 @@ def _in_s3(images: str, runs: list[str]) -> Iterator[File]:
 
 
 class _InsideRuns:
-    """Tells keys of S3, as they come in their order, that are in the output of a run. What makes a folder one may come behind other keys
-    of it, so it is asked for once, at the first name that an output begins with."""
+    """Tells keys of S3, as they come in their order, that are in the output of a run. What makes a
+    folder one may come behind other keys of it, so it is asked for once, at the first name that an
+    output begins with.
+    """
 
     _FIRST_NAMES = frozenset(
-        {"annotations", "attempts", "calls", "checkpoints", "commits", "config.json", "evaluation", "inputs", "manifest"}
+        {
+            "annotations",
+            "attempts",
+            "calls",
+            "checkpoints",
+            "commits",
+            "config.json",
+            "evaluation",
+            "inputs",
+            "manifest",
+        }
     )
 
     def __init__(self, bucket: str, prefix: str, runs: list[str]) -> None:
@@ -113,28 +136,49 @@ class _InsideRuns:
         return self._run is not None
 
     def _folders(self, key: str) -> Iterator[str]:
-        """The folders below the prefix in which a key lies under a name that an output begins with."""
+        """The folders below the prefix in which a key lies under a name that an output begins
+        with.
+        """
         parts = key[len(self._prefix) :].split("/")
-        return (self._prefix + "/".join(parts[:depth]) + "/" for depth in range(1, len(parts)) if parts[depth] in self._FIRST_NAMES)
+        return (
+            self._prefix + "/".join(parts[:depth]) + "/"
+            for depth in range(1, len(parts))
+            if parts[depth] in self._FIRST_NAMES
+        )
 
     def _is_run(self, folder: str) -> bool:
         if folder not in self._asked:
             # Folders that are left behind do not come again.
-            self._asked = {asked: found for asked, found in self._asked.items() if folder.startswith(asked)}
-            self._asked[folder] = is_run(lambda name: next(s3.keys(self._bucket, folder + name), None) is not None)
+            self._asked = {
+                asked: found for asked, found in self._asked.items() if folder.startswith(asked)
+            }
+            self._asked[folder] = is_run(
+                lambda name: next(s3.keys(self._bucket, folder + name), None) is not None
+            )
         return self._asked[folder]
 
 
 def _by_pyarrow(
-    filesystem: pyarrow.fs.FileSystem, root: str, scheme: str, runs: list[str], *, below: bool = False
+    filesystem: pyarrow.fs.FileSystem,
+    root: str,
+    scheme: str,
+    runs: list[str],
+    *,
+    below: bool = False,
 ) -> Iterator[File]:
-    """Folder by folder, each folder's entries in memory: pyarrow lists no pages. See docs/inputs.md for gs:// with tens of millions."""
+    """Folder by folder, each folder's entries in memory: pyarrow lists no pages. See docs/inputs.md
+    for gs:// with tens of millions.
+    """
     info = filesystem.get_file_info(root)
     if info.is_file:
         yield File(scheme + root, info.size)
         return
     entries = filesystem.get_file_info(pyarrow.fs.FileSelector(root, allow_not_found=True))
-    if below and _may_be_run(entry.base_name for entry in entries) and is_run(Folder(filesystem, root, scheme + root).exists):
+    if (
+        below
+        and _may_be_run(entry.base_name for entry in entries)
+        and is_run(Folder(filesystem, root, scheme + root).exists)
+    ):
         runs.append(scheme + root)
         return
     is_folder = pyarrow.fs.FileType.Directory
@@ -187,7 +231,9 @@ def _size(path: str) -> int:
 
 
 def _sorted_names(folder: str, pieces: ExitStack) -> Iterator[bytes]:
-    """What is in a folder; folders end in a slash, which also puts them where object stores have them. Links to folders are left out."""
+    """What is in a folder; folders end in a slash, which also puts them where object stores have
+    them. Links to folders are left out.
+    """
     runs: list[Iterator[bytes]] = []
     names: list[bytes] = []
     try:
@@ -198,10 +244,13 @@ def _sorted_names(folder: str, pieces: ExitStack) -> Iterator[bytes]:
                     continue
                 names.append(entry.name + b"/" * is_folder)
                 if len(names) == _NAMES_IN_MEMORY:
-                    runs.append(_written(sorted(names), pieces.enter_context(tempfile.TemporaryFile())))  # noqa: SIM115 - `pieces` closes it
+                    piece = pieces.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - `pieces` closes it
+                    runs.append(_written(sorted(names), piece))
                     names = []
     except OSError as error:
-        raise ConfigurationError(f"{folder}: cannot be listed: {error.strerror}; fix it or move it away") from error
+        raise ConfigurationError(
+            f"{folder}: cannot be listed: {error.strerror}; fix it or move it away"
+        ) from error
     return heapq.merge(*runs, sorted(names)) if runs else iter(sorted(names))
 
 
@@ -215,7 +264,8 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
 
 def _written(names: list[bytes], file: IO[bytes]) -> Iterator[bytes]:
     """The names again, from disk."""
-    # A name cannot hold a slash except our own at its end, nor a zero byte; it may hold a line break.
+    # A name cannot hold a slash except our own at its end, nor a zero byte; it may hold a line
+    # break.
     file.write(b"\0".join(names).replace(b"\n", b"//").replace(b"\0", b"\n"))
     file.seek(0)
     return (line.rstrip(b"\n").replace(b"//", b"\n") for line in file)

@@ -1,11 +1,14 @@
-"""Which images there are: listed once, kept in the output as `manifest/`, and cut into the parts that are worked on and committed.
+"""Which images there are: listed once, kept in the output as `manifest/`, and cut into the parts
+that are worked on and committed.
 
-A manifest file is Parquet with `image_id` and `image_uri`, and each of its row groups is one part. A part is known by its number, so a
-resume compares lists of numbers, and nobody holds a list of images.
+A manifest file is Parquet with `image_id` and `image_uri`, and each of its row groups is one part.
+A part is known by its number, so a resume compares lists of numbers, and nobody holds a list of
+images.
 
-Every id is there once. What a list of URIs names again becomes a reference of its own (`...#duplicate=1`), with its own id, and is
-quarantined (`duplicate_reference`): annotations and quarantine together are the references as they were given, each once, and no image is
-paid for twice.
+Every id is there once. What a list of URIs names again becomes a reference of its own
+(`...#duplicate=1`), with its own id, and is quarantined (`duplicate_reference`): annotations and
+quarantine together are the references as they were given, each once, and no image is paid for
+twice.
 """
 
 import bisect
@@ -40,7 +43,8 @@ class Manifest:
         folder: where the manifest files are.
         files: (name, parts in it) of each.
         images: how many there are in all.
-        root: what the references below the source begin with; None for a list that is older than this.
+        root: what the references below the source begin with; None for a list that is older than
+            this.
     """
 
     folder: Folder
@@ -57,11 +61,15 @@ class Manifest:
         ends = list(accumulate(parts for _, parts in self.files))
         position = bisect.bisect_right(ends, number)
         name, parts = self.files[position]
-        return self.folder.read_parquet(name, lambda file: file.read_row_group(number - (ends[position] - parts)))
+        return self.folder.read_parquet(
+            name, lambda file: file.read_row_group(number - (ends[position] - parts))
+        )
 
 
 def load(folder: Folder, *, source: str | None = None) -> Manifest | None:
-    """The manifest in `folder`, or None where there is no finished one (of `source`, where one is given)."""
+    """The manifest in `folder`, or None where there is no finished one (of `source`, where one is
+    given).
+    """
     if not folder.exists(_INDEX):
         return None
     index = folder.read_json(_INDEX)
@@ -81,23 +89,34 @@ def build(
     max_image_bytes: int,
     image_roots: tuple[str, ...] = (),
 ) -> Manifest:
-    """Lists `images` and writes the manifest; `cut` says what a part is, and `find` what `image_roots` are.
+    """Lists `images` and writes the manifest; `cut` says what a part is, and `find` what
+    `image_roots` are.
 
     Raises:
         ConfigurationError: there is no image, or a Parquet file or tar cannot be read.
         StorageError: the list could not be had.
     """
     found = find(images, image_roots=image_roots)
-    parts = cut(found, images_per_part=images_per_part, bytes_per_part=bytes_per_part, max_image_bytes=max_image_bytes)
+    parts = cut(
+        found,
+        images_per_part=images_per_part,
+        bytes_per_part=bytes_per_part,
+        max_image_bytes=max_image_bytes,
+    )
     return write(parts, folder, source=images, root=root_of(images), schema=MANIFEST)
 
 
-def cut(found: Iterable[Found], *, images_per_part: int, bytes_per_part: int, max_image_bytes: int) -> Iterator[pa.Table]:
-    """Parts of so many images and of so many bytes at most, as far as sizes are known; an image that is larger is a part of its own."""
+def cut(
+    found: Iterable[Found], *, images_per_part: int, bytes_per_part: int, max_image_bytes: int
+) -> Iterator[pa.Table]:
+    """Parts of so many images and of so many bytes at most, as far as sizes are known; an image
+    that is larger is a part of its own.
+    """
     uris: list[str] = []
     held = 0
     for uri, size in found:
-        # A larger one is quarantined unread. It counts all the same: of a row of Parquet only the mean of its row group is known.
+        # A larger one is quarantined unread. It counts all the same: of a row of Parquet only the
+        # mean of its row group is known.
         size = min(size, max_image_bytes)
         if uris and (len(uris) == images_per_part or held + size > bytes_per_part):
             yield pa.table({"image_uri": uris})
@@ -108,11 +127,15 @@ def cut(found: Iterable[Found], *, images_per_part: int, bytes_per_part: int, ma
         yield pa.table({"image_uri": uris})
 
 
-def write(parts: Iterable[pa.Table], folder: Folder, *, source: str, root: str | None, schema: pa.Schema) -> Manifest:
-    """Writes a manifest whose parts are `parts`, in their order; what an interrupted attempt left is removed.
+def write(
+    parts: Iterable[pa.Table], folder: Folder, *, source: str, root: str | None, schema: pa.Schema
+) -> Manifest:
+    """Writes a manifest whose parts are `parts`, in their order; what an interrupted attempt left
+    is removed.
 
     Args:
-        parts: tables with `image_uri` and, where the schema has more than a manifest needs, its further columns.
+        parts: tables with `image_uri` and, where the schema has more than a manifest needs, its
+            further columns.
         folder: where it goes.
         source: what was listed.
         root: what the references below the source begin with (`finding.root_of`).
@@ -129,16 +152,29 @@ def write(parts: Iterable[pa.Table], folder: Folder, *, source: str, root: str |
                 ids = [image_id_of(uri) for uri in part.column("image_uri").to_pylist()]
                 digests = [bytes.fromhex(image_id) for image_id in ids]
                 repeats.add(digests, digests, range(tally.count, tally.count + len(ids)))
-                tables.append(part.append_column("image_id", pa.array(ids, pa.string())).select(schema.names).cast(schema))
+                tables.append(
+                    part.append_column("image_id", pa.array(ids, pa.string()))
+                    .select(schema.names)
+                    .cast(schema)
+                )
                 images += part.num_rows
                 tally.add(part.num_rows)
             _write_file(folder, name, tables)
             files.append({"name": name, "parts": len(tables), "images": images})
         found = repeats.found()
     if len(found):
-        say(f"listing {source}: {len(found):,} references name what was named before; they are quarantined as duplicate_reference")
+        say(
+            f"listing {source}: {len(found):,} references name what was named before; they are"
+            " quarantined as duplicate_reference"
+        )
         _rename(found, files, folder)
-    index = {"source": source, "root": root, "images": tally.count, "duplicates": len(found), "files": files}
+    index = {
+        "source": source,
+        "root": root,
+        "images": tally.count,
+        "duplicates": len(found),
+        "files": files,
+    }
     folder.write_json(_INDEX, index)
     manifest = load(folder)
     assert manifest is not None
@@ -168,17 +204,31 @@ def _write_file(folder: Folder, name: str, parts: list[pa.Table]) -> None:
 
 
 def _rename(repeats: np.ndarray, files: list[dict[str, Any]], folder: Folder) -> None:
-    """Gives the rows at the positions of `repeats` references and ids of their own. Only files that hold one are written again."""
+    """Gives the rows at the positions of `repeats` references and ids of their own. Only files that
+    hold one are written again.
+    """
     end = 0
     for file in files:
         begin, end = end, end + file["images"]
         inside = repeats[slice(*np.searchsorted(repeats["position"], (begin, end)))]
         if len(inside):
-            _rename_in(folder, file["name"], dict(zip((inside["position"] - begin).tolist(), inside["number"].tolist(), strict=True)))
+            _rename_in(
+                folder,
+                file["name"],
+                dict(
+                    zip(
+                        (inside["position"] - begin).tolist(),
+                        inside["number"].tolist(),
+                        strict=True,
+                    )
+                ),
+            )
 
 
 def _rename_in(folder: Folder, name: str, numbers: dict[int, int]) -> None:
-    parts = folder.read_parquet(name, lambda file: [file.read_row_group(group) for group in range(file.num_row_groups)])
+    parts = folder.read_parquet(
+        name, lambda file: [file.read_row_group(group) for group in range(file.num_row_groups)]
+    )
     row, renamed = 0, []
     for part in parts:
         uris, ids = part.column("image_uri").to_pylist(), part.column("image_id").to_pylist()
@@ -187,6 +237,9 @@ def _rename_in(folder: Folder, name: str, numbers: dict[int, int]) -> None:
                 uris[place] = references.duplicate(uris[place], number)
                 ids[place] = image_id_of(uris[place])
         row += part.num_rows
-        columns = {column: part.column(column) for column in part.column_names} | {"image_uri": uris, "image_id": ids}
+        columns = {column: part.column(column) for column in part.column_names} | {
+            "image_uri": uris,
+            "image_id": ids,
+        }
         renamed.append(pa.table(columns, schema=part.schema))
     _write_file(folder, name, renamed)

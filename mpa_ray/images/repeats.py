@@ -1,5 +1,6 @@
-"""Finding keys that occur twice among any number, with memory for a small share of them: the keys are spread over files by their own bits,
-and each file is looked at by itself. It takes 40 bytes of temporary disk a key (400 MB for ten million), and 32 bytes of memory a repeat.
+"""Finding keys that occur twice among any number, with memory for a small share of them: the keys
+are spread over files by their own bits, and each file is looked at by itself. It takes 40 bytes of
+temporary disk a key (400 MB for ten million), and 32 bytes of memory a repeat.
 """
 
 import tempfile
@@ -10,12 +11,16 @@ from typing import IO, Any
 import numpy as np
 
 _FILES = 256
-_RECORD = np.dtype([("high", "u8"), ("low", "u8"), ("first_high", "u8"), ("first_low", "u8"), ("position", "u8")])
+_RECORD = np.dtype(
+    [("high", "u8"), ("low", "u8"), ("first_high", "u8"), ("first_low", "u8"), ("position", "u8")]
+)
 _FOUND = np.dtype([("position", "u8"), ("number", "u8"), ("first_high", "u8"), ("first_low", "u8")])
 
 
 class Repeats:
-    """Keys of 16 bytes, each with its position and a name of 16 bytes. Use it as a context; it keeps temporary files."""
+    """Keys of 16 bytes, each with its position and a name of 16 bytes. Use it as a context; it
+    keeps temporary files.
+    """
 
     def __enter__(self) -> "Repeats":
         self._stack = ExitStack()
@@ -38,12 +43,16 @@ class Repeats:
             self._files[number].write(records[spread == number].tobytes())
 
     def found(self) -> np.ndarray:
-        """The repeats, sorted by position. Of several equal keys, the one at the lowest position is the first and is not among them.
+        """The repeats, sorted by position. Of several equal keys, the one at the lowest position is
+        the first and is not among them.
 
-        Fields: position; number, the how many-th repeat of its key it is, from 1 on; first_high and first_low, of which `name_of` makes the
+        Fields: position; number, the how many-th repeat of its key it is, from 1 on; first_high and
+        first_low, of which `name_of` makes the
             name of the key's first position.
         """
-        repeats = np.concatenate([np.empty(0, _FOUND), *(_repeats_in(file) for file in self._files.values())])
+        repeats = np.concatenate(
+            [np.empty(0, _FOUND), *(_repeats_in(file) for file in self._files.values())]
+        )
         return repeats[np.argsort(repeats["position"])]
 
 
@@ -62,7 +71,9 @@ def _repeats_in(file: IO[bytes]) -> np.ndarray:
     records = np.frombuffer(file.read(), _RECORD)
     records = records[np.lexsort((records["position"], records["low"], records["high"]))]
     is_repeat = np.zeros(len(records), bool)
-    is_repeat[1:] = (records["high"][1:] == records["high"][:-1]) & (records["low"][1:] == records["low"][:-1])
+    is_repeat[1:] = (records["high"][1:] == records["high"][:-1]) & (
+        records["low"][1:] == records["low"][:-1]
+    )
     places = np.arange(len(records))
     first = np.maximum.accumulate(np.where(is_repeat, 0, places)) if len(records) else places
     found = np.empty(int(is_repeat.sum()), _FOUND)

@@ -1,4 +1,6 @@
-"""What a run starts from: images to annotate, annotations from elsewhere that are only to be judged, or a parity set to train on."""
+"""What a run starts from: images to annotate, annotations from elsewhere that are only to be
+judged, or a parity set to train on.
+"""
 
 import os
 from collections.abc import Callable
@@ -27,8 +29,10 @@ class Source:
         unit: what a row is, for people.
         read: a part's rows, of `schema`.
         schema: SOURCE_ROW, or ANNOTATED_ROW where the Pseudo Annotator's work is done already.
-        first_file: the path of a file that is read, where that is on a disk; who reads on another host must see it.
-        needs_lvlm: the L-VLM has something to do: to annotate, or to answer questions it did not ask itself.
+        first_file: the path of a file that is read, where that is on a disk; who reads on another
+            host must see it.
+        needs_lvlm: the L-VLM has something to do: to annotate, or to answer questions it did not
+            ask itself.
     """
 
     parts: int
@@ -48,7 +52,8 @@ def source_of(config: Config, output: Folder) -> Source:
     """The run's input, listed and checked.
 
     Raises:
-        ConfigurationError: it is not there, empty, no annotations folder, or not as it was at the run's first call.
+        ConfigurationError: it is not there, empty, no annotations folder, or not as it was at the
+            run's first call.
     """
     return _annotations(config, output) if config.annotations else _images(config, output)
 
@@ -61,16 +66,21 @@ def refuse_output_among_images(config: Config, output: Folder) -> None:
     """
     if not config.images or output.exists("config.json"):
         return
-    here, below = (place if is_remote(place) else os.path.realpath(place) for place in map(place_of, (output.uri, config.images)))
+    here, below = (
+        place if is_remote(place) else os.path.realpath(place)
+        for place in map(place_of, (output.uri, config.images))
+    )
     if f"{here}/".startswith(f"{below}/"):
         raise ConfigurationError(
-            f"output={config.output!r} lies in images={config.images!r}, and what a run writes would be taken for images; give a folder"
-            " beside it"
+            f"output={config.output!r} lies in images={config.images!r}, and what a run writes"
+            " would be taken for images; give a folder beside it"
         )
 
 
 def listed_images(config: Config, output: Folder) -> Manifest:
-    """The list of `config.images` in `output`; made where there is none yet. Raises what `manifest.build` does."""
+    """The list of `config.images` in `output`; made where there is none yet. Raises what
+    `manifest.build` does.
+    """
     folder = output.child("manifest")
     return manifest.load(folder, source=config.images) or manifest.build(
         config.images,
@@ -86,7 +96,14 @@ def _images(config: Config, output: Folder) -> Source:
     listed = listed_images(config, output)
     read = partial(parts.read_images, manifest=listed, max_image_bytes=config.max_image_bytes)
     first = references.local_path(listed.part(0).column("image_uri")[0].as_py())
-    return Source(parts=listed.parts, rows=listed.images, unit="images", read=read, schema=SOURCE_ROW, first_file=first)
+    return Source(
+        parts=listed.parts,
+        rows=listed.images,
+        unit="images",
+        read=read,
+        schema=SOURCE_ROW,
+        first_file=first,
+    )
 
 
 def _annotations(config: Config, output: Folder) -> Source:
@@ -99,7 +116,9 @@ def _annotations(config: Config, output: Folder) -> Source:
         what="the annotations/ folder of a run or an import",
         fix="jobs/import_annotations.py makes such files",
     )
-    read = partial(parts.read_annotations, annotations=listed, max_image_bytes=config.max_image_bytes)
+    read = partial(
+        parts.read_annotations, annotations=listed, max_image_bytes=config.max_image_bytes
+    )
     return Source(
         parts=listed.files,
         rows=listed.rows,
@@ -115,7 +134,8 @@ def parity_set(config: Config, output: Folder) -> Frozen:
     """The parity set that the run is given.
 
     Raises:
-        ConfigurationError: it is not there, empty, no parity set, or not as it was at the run's first call.
+        ConfigurationError: it is not there, empty, no parity set, or not as it was at the run's
+            first call.
     """
     assert config.parity is not None
     what = "the parity/ folder of a run, or of what jobs/review.py wrote"

@@ -1,4 +1,6 @@
-"""Models as they are named: a hub name, a local folder, or a prefix in an object store. Names are checked before anything loads them."""
+"""Models as they are named: a hub name, a local folder, or a prefix in an object store. Names are
+checked before anything loads them.
+"""
 
 import re
 from pathlib import Path
@@ -26,11 +28,14 @@ def check(flag: str, model: str) -> None:
     if path.exists():
         if not (path / "config.json").is_file():
             raise ConfigurationError(
-                f"{flag}={model!r} is no model folder: it holds no config.json; give a folder in the Hugging Face layout"
+                f"{flag}={model!r} is no model folder: it holds no config.json; give a folder in"
+                " the Hugging Face layout"
             )
         node_cache.check_whole(path)
     elif model.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(model):
-        raise ConfigurationError(f"{flag}={model!r} is neither a folder nor a hub name such as Qwen/Qwen2-VL-2B-Instruct")
+        raise ConfigurationError(
+            f"{flag}={model!r} is neither a folder nor a hub name such as Qwen/Qwen2-VL-2B-Instruct"
+        )
 
 
 def _check_remote(flag: str, model: str) -> None:
@@ -41,11 +46,16 @@ def _check_remote(flag: str, model: str) -> None:
             raise
         return
     if not found:
-        raise ConfigurationError(f"{flag}={model!r} holds no config.json; give a prefix with a model in the Hugging Face layout")
+        raise ConfigurationError(
+            f"{flag}={model!r} holds no config.json; give a prefix with a model in the Hugging"
+            " Face layout"
+        )
 
 
 def arguments(model: ModelSection) -> dict[str, Any]:
-    """What every `from_pretrained` is told of a model beside its place: the revision, and whether its own code may run (and then which)."""
+    """What every `from_pretrained` is told of a model beside its place: the revision, and whether
+    its own code may run (and then which).
+    """
     if model.trust_remote_code is None:
         return {"revision": model.revision, "trust_remote_code": False}
     commit = model.trust_remote_code.rpartition("@")[2]
@@ -53,8 +63,9 @@ def arguments(model: ModelSection) -> dict[str, Any]:
 
 
 def local(model: str) -> str:
-    """What `from_pretrained` and vLLM take on this node: a hub name itself, or the folder of a model, whose weights are checked to be
-    whole; a model in an object store is copied to the node before (`mpa_ray.models.node_cache`).
+    """What `from_pretrained` and vLLM take on this node: a hub name itself, or the folder of a
+    model, whose weights are checked to be whole; a model in an object store is copied to the node
+    before (`mpa_ray.models.node_cache`).
 
     Raises:
         ConfigurationError: weights are missing or cut off, or there is no model.

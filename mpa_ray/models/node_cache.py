@@ -1,8 +1,10 @@
 """Models in object stores, copied once to each node that needs them.
 
-A copy is made in a folder of another name, checked, and then renamed, so a copy that is there is whole; a lock makes a second process wait
-for the first one's. What is copied is known by the list of the prefix (names, sizes, ETags): a prefix that has changed is copied anew.
-Where the store cannot be reached, the newest copy serves. Hub names need none of this: `huggingface_hub` does the same for them.
+A copy is made in a folder of another name, checked, and then renamed, so a copy that is there is
+whole; a lock makes a second process wait for the first one's. What is copied is known by the list
+of the prefix (names, sizes, ETags): a prefix that has changed is copied anew. Where the store
+cannot be reached, the newest copy serves. Hub names need none of this: `huggingface_hub` does the
+same for them.
 
     $MPA_RAY_CACHE, else $XDG_CACHE_HOME/mpa_ray, else ~/.cache/mpa_ray
         3f0c....lock                      held while the prefix is copied
@@ -90,18 +92,27 @@ def has_copy(uri: str) -> bool:
 
 
 def list_model(uri: str) -> dict[str, tuple[int, str]]:
-    """The files of a model under a prefix: their names, relative to it, sizes in bytes, and what tells a changed one.
+    """The files of a model under a prefix: their names, relative to it, sizes in bytes, and what
+    tells a changed one.
 
     Raises:
         ConfigurationError: no model is there, or one of pickled weights alone.
         StorageError: the store failed.
     """
-    found = {name: entry for name, entry in _listed(uri).items() if name and not name.endswith(_PLACEHOLDER)}
+    found = {
+        name: entry
+        for name, entry in _listed(uri).items()
+        if name and not name.endswith(_PLACEHOLDER)
+    }
     if "config.json" not in found:
-        raise ConfigurationError(f"{uri} holds no config.json; give a prefix with a model in the Hugging Face layout")
+        raise ConfigurationError(
+            f"{uri} holds no config.json; give a prefix with a model in the Hugging Face layout"
+        )
     for name in found:
         if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
-            raise ConfigurationError(f"{uri}: the name {name!r} leads out of its folder; remove that object")
+            raise ConfigurationError(
+                f"{uri}: the name {name!r} leads out of its folder; remove that object"
+            )
     _refuse_pickled(uri, (name for name in found if "/" not in name))
     if any(name.endswith(".safetensors") for name in found):
         found = {name: entry for name, entry in found.items() if not name.endswith(_OTHER_WEIGHTS)}
@@ -120,7 +131,9 @@ def check_whole(folder: Path) -> None:
     for name in sorted(there | _named_by(folder / _INDEX)):
         file = folder / name
         if not file.is_file():
-            raise ConfigurationError(f"{folder}: {_INDEX} names {name}, which is not there; copy the model anew")
+            raise ConfigurationError(
+                f"{folder}: {_INDEX} names {name}, which is not there; copy the model anew"
+            )
         length, tensors = _header(file)
         expected = length + max((tensor.data_offsets[1] for tensor in tensors), default=0)
         size = file.stat().st_size
@@ -183,7 +196,11 @@ def _cut_off(file: Path, size: int, expected: int) -> ConfigurationError:
 
 def _cache() -> Path:
     own = os.environ.get("MPA_RAY_CACHE")
-    return Path(own).expanduser() if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mpa_ray"
+    return (
+        Path(own).expanduser()
+        if own
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mpa_ray"
+    )
 
 
 def _listed(uri: str) -> dict[str, tuple[int, str]]:
@@ -191,13 +208,19 @@ def _listed(uri: str) -> dict[str, tuple[int, str]]:
     if uri.startswith(s3.SCHEME):
         bucket, key = s3.place_of(prefix)
         try:
-            return {name.removeprefix(key): (size, etag) for name, size, etag in s3.objects(bucket, key)}
+            return {
+                name.removeprefix(key): (size, etag) for name, size, etag in s3.objects(bucket, key)
+            }
         except FileNotFoundError:
             return {}
     folder = Folder.at(uri)
     selector = pyarrow.fs.FileSelector(folder.path, recursive=True, allow_not_found=True)
     infos = patiently(lambda: folder.filesystem.get_file_info(selector), uri)
-    return {posixpath.relpath(info.path, folder.path): (info.size, str(info.mtime_ns)) for info in infos if info.is_file}
+    return {
+        posixpath.relpath(info.path, folder.path): (info.size, str(info.mtime_ns))
+        for info in infos
+        if info.is_file
+    }
 
 
 def _digest(listing: Listing) -> str:
@@ -214,7 +237,10 @@ def _newest(place: Path) -> Path | None:
 
 
 def _is_whole(copy: Path, listing: Listing) -> bool:
-    return all((copy / name).is_file() and (copy / name).stat().st_size == size for name, (size, _) in listing.items())
+    return all(
+        (copy / name).is_file() and (copy / name).stat().st_size == size
+        for name, (size, _) in listing.items()
+    )
 
 
 def _make(copy: Path, uri: str, listing: Listing) -> None:
@@ -224,14 +250,19 @@ def _make(copy: Path, uri: str, listing: Listing) -> None:
     free = shutil.disk_usage(copy.parent).free
     if total > free:
         raise StorageError(
-            f"{copy.parent}: {free / 2**30:.1f} GiB are free and {uri} takes {total / 2**30:.1f}; make room, or set MPA_RAY_CACHE to a"
+            f"{copy.parent}: {free / 2**30:.1f} GiB are free and {uri} takes {total / 2**30:.1f};"
+            " make room, or set MPA_RAY_CACHE to a"
             " folder on a larger disk"
         )
     say(f"copying {uri} to this node: {len(listing)} files, {total / 2**30:.2f} GiB")
     unfinished = copy.parent / f".{uuid.uuid4().hex}.part"
     try:
         with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-            for _ in pool.map(partial(_fetch, Folder.at(uri), unfinished), listing, [size for size, _ in listing.values()]):
+            for _ in pool.map(
+                partial(_fetch, Folder.at(uri), unfinished),
+                listing,
+                [size for size, _ in listing.values()],
+            ):
                 pass
         check_whole(unfinished)
         if copy.exists():
@@ -248,7 +279,10 @@ def _fetch(source: Folder, target: Path, name: str, size: int) -> None:
 
 def _fetch_once(source: Folder, target: Path, name: str, size: int) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with source.filesystem.open_input_stream(posixpath.join(source.path, name)) as stream, target.open("wb") as file:
+    with (
+        source.filesystem.open_input_stream(posixpath.join(source.path, name)) as stream,
+        target.open("wb") as file,
+    ):
         while piece := stream.read(_PIECE):
             file.write(piece)
         file.flush()

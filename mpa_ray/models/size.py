@@ -1,7 +1,9 @@
-"""How large a model is, from what is cheap to read: a checkpoint's `config.json` and its files' sizes; never its weights.
+"""How large a model is, from what is cheap to read: a checkpoint's `config.json` and its files'
+sizes; never its weights.
 
-A folder, a prefix in an object store and a hub name that is in the node's cache are measured; for other hub names the hub is asked; where
-it cannot be, the number in the name is taken (`Qwen2-VL-72B`: 72 billion).
+A folder, a prefix in an object store and a hub name that is in the node's cache are measured; for
+other hub names the hub is asked; where it cannot be, the number in the name is taken
+(`Qwen2-VL-72B`: 72 billion).
 """
 
 import json
@@ -24,7 +26,8 @@ _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What vLLM's `quantization` makes of 16-bit weights while it loads them.
 _QUANTIZED_ON_LOADING = {"fp8": 1.0, "experts_int8": 1.0, "bitsandbytes": 0.5}
 _IN_A_NAME = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)([BM])(?![A-Za-z])", re.IGNORECASE)
-# Where the configuration does not tell: what Qwen2-VL-7B takes a parameter (57 KB of 8.3 billion); larger models take less.
+# Where the configuration does not tell: what Qwen2-VL-7B takes a parameter (57 KB of 8.3 billion);
+# larger models take less.
 _KV_BYTES_PER_PARAMETER = 7e-6
 
 
@@ -48,7 +51,9 @@ class ModelSize:
 
 
 def size_of(model: ModelSection) -> ModelSize | None:
-    """The size of a model that runs here; None for one behind an API, of the user's own engine, or of which nothing is known."""
+    """The size of a model that runs here; None for one behind an API, of the user's own engine, or
+    of which nothing is known.
+    """
     if not model.kind.loads_checkpoint or not model.model:
         return None
     try:
@@ -59,7 +64,14 @@ def size_of(model: ModelSection) -> ModelSize | None:
     return found or _of_hub(model) or _of_name(model)
 
 
-def size_from(config: Mapping[str, Any], file_bytes: int, model: ModelSection, *, parameters: int | None = None, source: str) -> ModelSize:
+def size_from(
+    config: Mapping[str, Any],
+    file_bytes: int,
+    model: ModelSection,
+    *,
+    parameters: int | None = None,
+    source: str,
+) -> ModelSize:
     """The size of a checkpoint.
 
     Args:
@@ -69,11 +81,21 @@ def size_from(config: Mapping[str, Any], file_bytes: int, model: ModelSection, *
         parameters: where they were counted; else they are told from `file_bytes`.
         source: see ModelSize.
     """
-    language = next((config[name] for name in LANGUAGE_MODEL if isinstance(config.get(name), dict)), config)
-    published = str(_first(language, config, "dtype") or _first(language, config, "torch_dtype") or "bfloat16")
+    language = next(
+        (config[name] for name in LANGUAGE_MODEL if isinstance(config.get(name), dict)), config
+    )
+    published = str(
+        _first(language, config, "dtype") or _first(language, config, "torch_dtype") or "bfloat16"
+    )
     parameters = parameters or round(file_bytes / _WIDTHS.get(published, 2))
-    weight_bytes = file_bytes if model.dtype in ("auto", published) else parameters * _WIDTHS[model.dtype]
-    weight_bytes = round(weight_bytes * _QUANTIZED_ON_LOADING.get(str(model.engine_options.get("quantization")), 2.0) / 2)
+    weight_bytes = (
+        file_bytes if model.dtype in ("auto", published) else parameters * _WIDTHS[model.dtype]
+    )
+    weight_bytes = round(
+        weight_bytes
+        * _QUANTIZED_ON_LOADING.get(str(model.engine_options.get("quantization")), 2.0)
+        / 2
+    )
     return ModelSize(
         parameters=parameters,
         weight_bytes=weight_bytes,
@@ -89,10 +111,18 @@ def _first(language: Mapping[str, Any], config: Mapping[str, Any], key: str) -> 
 
 def _kv_bytes(language: Mapping[str, Any]) -> int | None:
     """Keys and values, of every layer and KV head, 2 bytes a number."""
-    layers, heads, width = (language.get(name) for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+    layers, heads, width = (
+        language.get(name) for name in ("num_hidden_layers", "num_attention_heads", "hidden_size")
+    )
     if not (layers and heads and width):
         return None
-    return 2 * 2 * layers * (language.get("num_key_value_heads") or heads) * (language.get("head_dim") or width // heads)
+    return (
+        2
+        * 2
+        * layers
+        * (language.get("num_key_value_heads") or heads)
+        * (language.get("head_dim") or width // heads)
+    )
 
 
 def _of_folder(model: ModelSection) -> ModelSize | None:
@@ -103,11 +133,21 @@ def _of_folder(model: ModelSection) -> ModelSize | None:
         return None
     folder = Folder.at(place)
     selector = pyarrow.fs.FileSelector(folder.path, allow_not_found=True)
-    file_bytes = sum(info.size for info in folder.filesystem.get_file_info(selector) if info.path.endswith(".safetensors"))
+    file_bytes = sum(
+        info.size
+        for info in folder.filesystem.get_file_info(selector)
+        if info.path.endswith(".safetensors")
+    )
     if not file_bytes or not folder.exists("config.json"):
         return None
-    counted = None if is_remote(place) else families.count_parameters(model.model_copy(update={"model": place}))
-    return size_from(folder.read_json("config.json"), file_bytes, model, parameters=counted, source="its files")
+    counted = (
+        None
+        if is_remote(place)
+        else families.count_parameters(model.model_copy(update={"model": place}))
+    )
+    return size_from(
+        folder.read_json("config.json"), file_bytes, model, parameters=counted, source="its files"
+    )
 
 
 def _folder_of(model: ModelSection) -> str | None:
@@ -129,13 +169,29 @@ def _of_hub(model: ModelSection) -> ModelSize | None:
     from huggingface_hub import HfApi, constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    if is_remote(model.model) or constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") == "1":
+    if (
+        is_remote(model.model)
+        or constants.HF_HUB_OFFLINE
+        or os.environ.get("HF_HUB_OFFLINE") == "1"
+    ):
         return None
     try:
-        files = HfApi().model_info(model.model, revision=model.revision, files_metadata=True, timeout=10).siblings or []
-        file_bytes = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors") and "/" not in file.rfilename)
-        config = json.loads(Path(hf_hub_download(model.model, "config.json", revision=model.revision)).read_text())
-    # It is a help and not needed: what the hub has against the name is said where the model is loaded.
+        files = (
+            HfApi()
+            .model_info(model.model, revision=model.revision, files_metadata=True, timeout=10)
+            .siblings
+            or []
+        )
+        file_bytes = sum(
+            file.size or 0
+            for file in files
+            if file.rfilename.endswith(".safetensors") and "/" not in file.rfilename
+        )
+        config = json.loads(
+            Path(hf_hub_download(model.model, "config.json", revision=model.revision)).read_text()
+        )
+    # It is a help and not needed: what the hub has against the name is said where the model is
+    # loaded.
     except (HfHubHTTPError, HFValidationError, httpx2.HTTPError, OSError, ValueError):
         return None
     return size_from(config, file_bytes, model, source="the hub") if file_bytes else None

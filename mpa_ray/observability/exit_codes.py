@@ -5,14 +5,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from mpa_ray.errors import FAILED, INTERRUPTED, USAGE, ConfigurationError, RunError, meant_for_people
+from mpa_ray.errors import (
+    FAILED,
+    INTERRUPTED,
+    USAGE,
+    ConfigurationError,
+    RunError,
+    meant_for_people,
+)
 from mpa_ray.observability.clean_text import visible_line
 
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Ends a job with 2 (the configuration or an input cannot be used), 3 (it could not go on) or 130 (Ctrl-C), each with its lines on
-    stderr."""
+    """Ends a job with 2 (the configuration or an input cannot be used), 3 (it could not go on) or
+    130 (Ctrl-C), each with its lines on stderr.
+    """
     try:
         yield
     except (ConfigurationError, RunError, OSError) as error:
@@ -21,7 +29,10 @@ def exit_codes() -> Iterator[None]:
             raise
         _end(said, USAGE if isinstance(said, ConfigurationError) else FAILED)
     except KeyboardInterrupt:
-        print("\nstopped; what is finished is kept, and the same command resumes the run", file=sys.stderr)
+        print(
+            "\nstopped; what is finished is kept, and the same command resumes the run",
+            file=sys.stderr,
+        )
         sys.exit(INTERRUPTED)
 
 

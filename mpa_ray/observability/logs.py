@@ -1,8 +1,9 @@
 """Log lines of the run's own, in the driver and in its workers, each with the run and the stage.
 
-Workers write theirs to Ray's log files, as plain lines. With MPA_LOG_FORMAT=json in the driver's environment they are JSON, one object a
-line, and so are Ray's own lines beside them; the driver then writes what it says (`progress.say`) to its standard error too, in the
-same form. What it says on standard output stays for people.
+Workers write theirs to Ray's log files, as plain lines. With MPA_LOG_FORMAT=json in the driver's
+environment they are JSON, one object a line, and so are Ray's own lines beside them; the driver
+then writes what it says (`progress.say`) to its standard error too, in the same form. What it says
+on standard output stays for people.
 """
 
 import hashlib
@@ -49,7 +50,12 @@ class _Json(logging.Formatter):
     """The names of Ray's own JSON lines, as far as they go."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {"asctime": self.formatTime(record), "levelname": record.levelname, "name": record.name, "message": record.getMessage()}
+        line = {
+            "asctime": self.formatTime(record),
+            "levelname": record.levelname,
+            "name": record.name,
+            "message": record.getMessage(),
+        }
         line |= {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
         if record.exc_info:
             line["exc_text"] = self.formatException(record.exc_info)
@@ -67,12 +73,16 @@ def wants_json() -> bool:
     """
     asked = os.environ.get(VARIABLE) or "plain"
     if asked not in _FORMATS:
-        raise ConfigurationError(f"{VARIABLE}={asked!r} is no format of log lines; set it to {' or '.join(_FORMATS)}")
+        raise ConfigurationError(
+            f"{VARIABLE}={asked!r} is no format of log lines; set it to {' or '.join(_FORMATS)}"
+        )
     return asked == "json"
 
 
 def in_driver(run: str) -> None:
-    """The lines of this process are of `run` from here on; they are written where JSON is asked for."""
+    """The lines of this process are of `run` from here on; they are written where JSON is asked
+    for.
+    """
     global _run
     _run = run
     if wants_json() and not LOG.handlers:
@@ -80,7 +90,9 @@ def in_driver(run: str) -> None:
 
 
 def in_worker(run: str, stage: str) -> None:
-    """The lines of this process are of a stage of `run` from here on. How they look was settled where Ray was started."""
+    """The lines of this process are of a stage of `run` from here on. How they look was settled
+    where Ray was started.
+    """
     global _run, _process_stage
     _run, _process_stage = run, stage
     handlers = logging.getLogger().handlers
@@ -113,7 +125,9 @@ def stage(name: str) -> Iterator[None]:
 
 
 def run_id(output: str | None) -> str:
-    """A short name of an output folder, by its URI, for tags and logs: its last name and a hash, the same in every call on it."""
+    """A short name of an output folder, by its URI, for tags and logs: its last name and a hash,
+    the same in every call on it.
+    """
     if output is None:
         return ""
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", output.rpartition("/")[2])[:40]

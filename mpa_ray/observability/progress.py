@@ -1,5 +1,6 @@
-"""The lines one sees while a run works: on a terminal one live line a stage, elsewhere plain ones, some seconds apart, that read well in a
-job's log."""
+"""The lines one sees while a run works: on a terminal one live line a stage, elsewhere plain ones,
+some seconds apart, that read well in a job's log.
+"""
 
 import os
 import shutil
@@ -68,15 +69,20 @@ def is_live() -> bool:
 
 
 class Progress:
-    """Counts towards a known number and says how far it is: done, rate, what was quarantined, time to go."""
+    """Counts towards a known number and says how far it is: done, rate, what was quarantined, time
+    to go.
+    """
 
-    def __init__(self, stage: str, total: int, *, unit: str, done: int = 0, quarantined: int = 0) -> None:
+    def __init__(
+        self, stage: str, total: int, *, unit: str, done: int = 0, quarantined: int = 0
+    ) -> None:
         self._stage, self._total, self._unit = stage, total, unit
         self.done = done
         self.quarantined = quarantined
         self._began = self._said = time.monotonic()
         self._done_before = done
-        # Under way, the rate counts from the first result on: loading the models would make the time to go look ten times as long.
+        # Under way, the rate counts from the first result on: loading the models would make the
+        # time to go look ten times as long.
         self._counts_from: tuple[float, int] | None = None
 
     def add(self, count: int, *, quarantined: int = 0) -> None:
@@ -111,7 +117,11 @@ class Progress:
         if self.done == before or not elapsed:
             return line
         rate = (self.done - before) / elapsed
-        to_go = f", {duration((self._total - self.done) / rate)} to go" if self.done < self._total else ""
+        to_go = (
+            f", {duration((self._total - self.done) / rate)} to go"
+            if self.done < self._total
+            else ""
+        )
         return f"{line}, {rate:.1f}/s{to_go}"
 
 
@@ -128,12 +138,16 @@ class Tally:
         now = time.monotonic()
         if now - self._said > _EVERY_S:
             self._said = now
-            say(f"{self._stage}: {self.count:,} {self._unit} so far, {self.count / (now - self._started):,.0f}/s")
+            say(
+                f"{self._stage}: {self.count:,} {self._unit} so far,"
+                f" {self.count / (now - self._started):,.0f}/s"
+            )
 
 
 def not_yet(what: str, began: float) -> str | None:
-    """`what` is done, and how long it takes since `began` (of `time.monotonic`); None in the first seconds. Where lines stay, a new one
-    comes every few seconds."""
+    """`what` is done, and how long it takes since `began` (of `time.monotonic`); None in the first
+    seconds. Where lines stay, a new one comes every few seconds.
+    """
     waited = time.monotonic() - began
     if not is_live():
         waited -= waited % _LOADING_EVERY_S
@@ -157,17 +171,24 @@ def training_line(state: Mapping[str, Any]) -> str:
     to_go = state.get("seconds_to_go")
     left = f", {duration(to_go)} to go" if to_go else ""
     done = f"{state['samples']:,} of {state['of']:,} samples"
-    return f"{done}, loss {state['loss']:.3f}, {state['tokens_per_second']:,.0f} tokens/s{workers}{left}"
+    return (
+        f"{done}, loss {state['loss']:.3f}, {state['tokens_per_second']:,.0f}"
+        f" tokens/s{workers}{left}"
+    )
 
 
 class Watch:
-    """Calls `look` every few seconds while a blocking call runs, and shows or says what it returns when that is new."""
+    """Calls `look` every few seconds while a blocking call runs, and shows or says what it returns
+    when that is new.
+    """
 
     def __init__(self, look: Callable[[], str | None], *, stage: str = "watch") -> None:
         self._look, self._stage = look, stage
         self._stop = Event()
         # What it says is of the stage that is watched.
-        self._thread = Thread(target=copy_context().run, args=(self._work,), daemon=True, name="watch")
+        self._thread = Thread(
+            target=copy_context().run, args=(self._work,), daemon=True, name="watch"
+        )
 
     def __enter__(self) -> None:
         self._thread.start()

@@ -1,7 +1,7 @@
 """Several pieces of work at the same time, in threads, which Ctrl-C ends too.
 
-Python raises KeyboardInterrupt in the main thread alone. What the other threads do asks here whether it shall go on: each dataset of Ray
-Data at each step of its execution, and whatever waits.
+Python raises KeyboardInterrupt in the main thread alone. What the other threads do asks here
+whether it shall go on: each dataset of Ray Data at each step of its execution, and whatever waits.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,7 +22,8 @@ R = TypeVar("R")
 def side_by_side(work: Callable[[T], R], items: Iterable[T], *, at_once: int) -> list[R]:
     """`work` of each item, so many of them at the same time, in the order of the items.
 
-    Where one fails, those that run are finished and no other is begun; where the caller is interrupted, those that run are ended.
+    Where one fails, those that run are finished and no other is begun; where the caller is
+    interrupted, those that run are ended.
     """
     try:
         with ThreadPoolExecutor(at_once) as pool:
@@ -52,7 +53,8 @@ def ends_when_interrupted() -> type["ExecutionCallback"]:
     class EndsWhenInterrupted(ExecutionCallback):
         def on_execution_step(self, executor: Any) -> None:
             if is_interrupted():
-                # Of all errors that may be raised here, this is one that Ray Data does not show as an error of its own.
+                # Of all errors that may be raised here, this is one that Ray Data does not show as
+                # an error of its own.
                 raise ExecutionTimeoutError("interrupted")
 
     return EndsWhenInterrupted

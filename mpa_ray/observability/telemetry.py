@@ -1,8 +1,10 @@
-"""What Prometheus sees of a run: a few counters and gauges that Ray exports on every node, each with the prefix `ray_`.
+"""What Prometheus sees of a run: a few counters and gauges that Ray exports on every node, each
+with the prefix `ray_`.
 
-Counters grow by what is committed, once a part, in the driver: work that is done again is not in them, and neither is what an earlier call
-on the same output has committed. `mpa_run_images` alone speaks of the output as a whole. Nothing is done for a row but counting those that
-wait in an engine actor, which a thread shows every second.
+Counters grow by what is committed, once a part, in the driver: work that is done again is not in
+them, and neither is what an earlier call on the same output has committed. `mpa_run_images` alone
+speaks of the output as a whole. Nothing is done for a row but counting those that wait in an engine
+actor, which a thread shows every second.
 """
 
 import time
@@ -17,16 +19,53 @@ if TYPE_CHECKING:
 # Name -> kind, what it says, and its tags beside `run`. Ray adds _total to a counter's name.
 METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "mpa_images": ("counter", "Images of parts that were committed.", ()),
-    "mpa_verdicts": ("counter", "Annotations that were committed, by the Parity Identifier's verdict.", ("verdict",)),
-    "mpa_quarantined": ("counter", "Rows that were committed to quarantine/, by stage and reason.", ("stage", "reason")),
-    "mpa_tokens": ("counter", "Tokens of committed annotations, by call; cached ones are among the prompt's.", ("stage", "kind")),
-    "mpa_encoder_runs": ("counter", "Runs of a model's vision encoder for parts that were committed, where its engine tells.", ("stage",)),
-    "mpa_run_images": ("gauge", "Images of the whole run: listed, and done over all calls on the output.", ("state",)),
-    "mpa_rows": ("gauge", "Rows of the parts in an engine actor: waiting, and being asked about.", ("stage", "state")),
-    "mpa_cost_usd": ("gauge", "US dollars that replies of paid models cost so far, over all calls, where prices are given.", ("step",)),
-    "mpa_training_samples": ("gauge", "Samples trained on, and how many there will be.", ("arm", "state")),
+    "mpa_verdicts": (
+        "counter",
+        "Annotations that were committed, by the Parity Identifier's verdict.",
+        ("verdict",),
+    ),
+    "mpa_quarantined": (
+        "counter",
+        "Rows that were committed to quarantine/, by stage and reason.",
+        ("stage", "reason"),
+    ),
+    "mpa_tokens": (
+        "counter",
+        "Tokens of committed annotations, by call; cached ones are among the prompt's.",
+        ("stage", "kind"),
+    ),
+    "mpa_encoder_runs": (
+        "counter",
+        "Runs of a model's vision encoder for parts that were committed, where its engine tells.",
+        ("stage",),
+    ),
+    "mpa_run_images": (
+        "gauge",
+        "Images of the whole run: listed, and done over all calls on the output.",
+        ("state",),
+    ),
+    "mpa_rows": (
+        "gauge",
+        "Rows of the parts in an engine actor: waiting, and being asked about.",
+        ("stage", "state"),
+    ),
+    "mpa_cost_usd": (
+        "gauge",
+        "US dollars that replies of paid models cost so far, over all calls, where prices are"
+        " given.",
+        ("step",),
+    ),
+    "mpa_training_samples": (
+        "gauge",
+        "Samples trained on, and how many there will be.",
+        ("arm", "state"),
+    ),
     "mpa_training_loss": ("gauge", "The training's newest loss per sample (Eq. 3).", ("arm",)),
-    "mpa_training_tokens_per_second": ("gauge", "Tokens the training takes a second, over all workers.", ("arm",)),
+    "mpa_training_tokens_per_second": (
+        "gauge",
+        "Tokens the training takes a second, over all workers.",
+        ("arm",),
+    ),
 }
 
 # What stands before the kind in a token column of the commits, and the stage it belongs to.
@@ -49,7 +88,9 @@ def _metric(name: str) -> "Metric":
     from ray.util import metrics
 
     kind, description, tags = METRICS[name]
-    return (metrics.Counter if kind == "counter" else metrics.Gauge)(name, description=description, tag_keys=("run", *tags))
+    return (metrics.Counter if kind == "counter" else metrics.Gauge)(
+        name, description=description, tag_keys=("run", *tags)
+    )
 
 
 def count(name: str, by: float, **tags: str) -> None:
@@ -107,10 +148,13 @@ class Run:
         run: `logs.run_id` of its output.
         listed: the images of the run.
         done: those that earlier calls committed.
-        costs: gives what paid models cost so far, in US dollars, by step; empty where nothing has a price.
+        costs: gives what paid models cost so far, in US dollars, by step; empty where nothing has a
+            price.
     """
 
-    def __init__(self, run: str, *, listed: int, done: int, costs: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(
+        self, run: str, *, listed: int, done: int, costs: Callable[[], Mapping[str, float]]
+    ) -> None:
         self._run, self._costs = run, costs
         self._listed, self._cost_shown = listed, 0.0
         show("mpa_run_images", listed, run=self._run, state="listed")
@@ -128,8 +172,9 @@ class Run:
 
 
 class Rows:
-    """The rows of an engine actor, as `mpa_rows`; to be entered while one is asked about. Ray tags what each actor shows with its WorkerId,
-    so queries sum over them."""
+    """The rows of an engine actor, as `mpa_rows`; to be entered while one is asked about. Ray tags
+    what each actor shows with its WorkerId, so queries sum over them.
+    """
 
     def __init__(self, run: str, stage: str) -> None:
         self._waiting = self._asked = 0

@@ -17,11 +17,15 @@ def aligned(rows: Iterable[Sequence[str]]) -> str:
     """Rows as columns, the first to the left, those whose cells are figures to the right."""
     rows = [list(row) for row in rows]
     columns = [list(column) for column in zip(*rows, strict=True)]
-    to_the_right = [bool(number) and all(_is_figure(cell) for cell in column[1:]) for number, column in enumerate(columns)]
+    to_the_right = [
+        bool(number) and all(_is_figure(cell) for cell in column[1:])
+        for number, column in enumerate(columns)
+    ]
     widths = [max(map(len, column)) for column in columns]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(row, widths, to_the_right, strict=True)
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, to_the_right, strict=True)
         ).rstrip()
         for row in rows
     )

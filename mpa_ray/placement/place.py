@@ -1,7 +1,8 @@
-"""Which resources each model gets: what the configuration leaves open is derived from the models' sizes and the cluster, and said.
+"""Which resources each model gets: what the configuration leaves open is derived from the models'
+sizes and the cluster, and said.
 
-Pure functions; `mpa_ray.placement.capacity` asks Ray. What the configuration sets is kept as it is. docs/placement.md has the rules with
-examples.
+Pure functions; `mpa_ray.placement.capacity` asks Ray. What the configuration sets is kept as it is.
+docs/placement.md has the rules with examples.
 """
 
 import math
@@ -23,12 +24,19 @@ from mpa_ray.models.gpu_memory import (
 )
 from mpa_ray.models.size import GIB, ModelSize
 
-# Below it the engine's own work on the CPU, and not the card, bounds the rate: two engines on a card overlap theirs.
+# Below it the engine's own work on the CPU, and not the card, bounds the rate: two engines on a
+# card overlap theirs.
 _TINY = 1_000_000_000
 _MOST_CARDS = 8
 _MOST_CPUS_PER_CARD = 8
 _LEAST_CPUS = 0.1
-_CHOSEN = ("gpus_per_replica", "cpus_per_replica", "min_replicas", "max_replicas", "images_in_flight")
+_CHOSEN = (
+    "gpus_per_replica",
+    "cpus_per_replica",
+    "min_replicas",
+    "max_replicas",
+    "images_in_flight",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +44,12 @@ class Cluster:
     """What the cluster has, or may grow to.
 
     Attributes:
-        nodes: the cards of each node that has some, the largest first; of one that grows, what it may grow to where that is known.
+        nodes: the cards of each node that has some, the largest first; of one that grows, what it
+            may grow to where that is known.
         bounded: whether there will be no more cards than those.
         largest: cards of the largest node there is or can be.
-        cpus_per_card: CPU cores of a node with cards, by its cards; None where no such node is there yet.
+        cpus_per_card: CPU cores of a node with cards, by its cards; None where no such node is
+            there yet.
         card_gib: memory of a card, in GiB; of the smallest where they differ.
         cpus: CPU cores of all nodes; None where more may come.
     """
@@ -71,20 +81,30 @@ class Placement:
     lines: list[str]
 
 
-def place(config: Config, sizes: Mapping[str, ModelSize | None], cluster: Cluster, *, asked: Sequence[str]) -> Placement:
+def place(
+    config: Config, sizes: Mapping[str, ModelSize | None], cluster: Cluster, *, asked: Sequence[str]
+) -> Placement:
     """Fills in what `config` leaves open.
 
     Args:
         config: of the run.
         sizes: by the names of `models_of`; None for what is unknown.
         cluster: to place it on.
-        asked: the models that are asked while images are annotated and identified, at the same time, by the same names.
+        asked: the models that are asked while images are annotated and identified, at the same
+            time, by the same names.
     """
     sections = models_of(config)
-    lines = [_cluster_line(cluster)] if any(_on_cards(model) for model in sections.values()) or config.pl.gpus_per_worker else []
+    lines = (
+        [_cluster_line(cluster)]
+        if any(_on_cards(model) for model in sections.values()) or config.pl.gpus_per_worker
+        else []
+    )
     placed = _place_engines(sections, sizes, cluster, asked)
     # As it is read back from run.json.
-    record: dict[str, Any] = {"cluster": asdict(cluster) | {"nodes": list(cluster.nodes)}, "models": {}}
+    record: dict[str, Any] = {
+        "cluster": asdict(cluster) | {"nodes": list(cluster.nodes)},
+        "models": {},
+    }
     shown = {*asked, "svlm", *(["lvlm"] if config.evaluate.lvlm else [])}
     for name, model in placed.items():
         if name not in shown:
@@ -96,7 +116,9 @@ def place(config: Config, sizes: Mapping[str, ModelSize | None], cluster: Cluste
             **{key: getattr(model, key) for key in _CHOSEN},
             "why": why,
         }
-    pl, why = _place_training(with_hyperparameters(config.pl, config.svlm.model), sizes.get("svlm"), cluster)
+    pl, why = _place_training(
+        with_hyperparameters(config.pl, config.svlm.model), sizes.get("svlm"), cluster
+    )
     lines.append(why)
     chosen = {key: getattr(pl, key) for key in ("workers", "min_workers", "zero_stage")}
     record["training"] = chosen | {"why": why}
@@ -111,12 +133,22 @@ def place(config: Config, sizes: Mapping[str, ModelSize | None], cluster: Cluste
 
 def models_of(config: Config) -> dict[str, ModelSection]:
     """The models of a run by the names of their settings: lvlm, jury.0, ..., svlm."""
-    return {"lvlm": config.lvlm, **{f"jury.{number}": juror for number, juror in enumerate(config.jury)}, "svlm": config.svlm}
+    return {
+        "lvlm": config.lvlm,
+        **{f"jury.{number}": juror for number, juror in enumerate(config.jury)},
+        "svlm": config.svlm,
+    }
 
 
 def bundles(models: Sequence[ModelSection]) -> list[dict[str, float]]:
-    """What must be there at the same time for `models` to be asked together: each one's fewest replicas, and a core to read and write."""
-    asked = [bundle(cpus=model.cpus, cards=model.cards) for model in models for _ in range(model.min_replicas)]
+    """What must be there at the same time for `models` to be asked together: each one's fewest
+    replicas, and a core to read and write.
+    """
+    asked = [
+        bundle(cpus=model.cpus, cards=model.cards)
+        for model in models
+        for _ in range(model.min_replicas)
+    ]
     return [*asked, {"CPU": 1.0}]
 
 
@@ -135,26 +167,51 @@ def _on_cards(model: ModelSection) -> bool:
 
 
 def _place_engines(
-    sections: Mapping[str, ModelSection], sizes: Mapping[str, ModelSize | None], cluster: Cluster, asked: Sequence[str]
+    sections: Mapping[str, ModelSection],
+    sizes: Mapping[str, ModelSize | None],
+    cluster: Cluster,
+    asked: Sequence[str],
 ) -> dict[str, ModelSection]:
-    cards = {name: _own_cards(model, sizes.get(name), cluster) for name, model in sections.items() if _on_cards(model)}
+    cards = {
+        name: _own_cards(model, sizes.get(name), cluster)
+        for name, model in sections.items()
+        if _on_cards(model)
+    }
     together = [name for name in asked if name in cards]
     shared = _shares(together, sections, sizes, cluster, cards)
     cards |= shared
     replicas = _replicas(together, sections, sizes, cluster, cards, shared=bool(shared))
     placed = {}
-    cpus = {name: model.cpus_per_replica or (_cpus(cards[name], cluster) if name in cards else None) for name, model in sections.items()}
+    cpus = {
+        name: model.cpus_per_replica or (_cpus(cards[name], cluster) if name in cards else None)
+        for name, model in sections.items()
+    }
     on_cpu = _cpus_without_cards(cpus, sections, cluster, asked)
     for name, model in sections.items():
-        most = model.most_replicas or (max(model.min_replicas, replicas[name]) if replicas.get(name) else None)
+        most = model.most_replicas or (
+            max(model.min_replicas, replicas[name]) if replicas.get(name) else None
+        )
         update = {
-            "gpus_per_replica": cards.get(name, 0.0 if model.gpus_per_replica == 0 else model.gpus_per_replica),
+            "gpus_per_replica": cards.get(
+                name, 0.0 if model.gpus_per_replica == 0 else model.gpus_per_replica
+            ),
             "cpus_per_replica": cpus[name] or on_cpu,
             "max_replicas": most,
         }
         chosen = model.model_copy(update=update)
-        if model.kind.has_kv_cache and name in cards and sizes.get(name) and model.images_in_flight is None:
-            chosen = chosen.model_copy(update={"images_in_flight": images_in_flight(sizes[name], chosen, card_gib=cluster.card_gib)})
+        if (
+            model.kind.has_kv_cache
+            and name in cards
+            and sizes.get(name)
+            and model.images_in_flight is None
+        ):
+            chosen = chosen.model_copy(
+                update={
+                    "images_in_flight": images_in_flight(
+                        sizes[name], chosen, card_gib=cluster.card_gib
+                    )
+                }
+            )
         placed[name] = chosen
     return placed
 
@@ -165,9 +222,12 @@ def _own_cards(model: ModelSection, size: ModelSize | None, cluster: Cluster) ->
         return model.cards
     if size.parameters < _TINY and card_share(size, model, card_gib=cluster.card_gib) <= 0.5:
         return 0.5
-    # Where no size fits, the largest is asked for: the engine then says by how much memory it fails.
+    # Where no size fits, the largest is asked for: the engine then says by how much memory it
+    # fails.
     most = min(cluster.largest, _MOST_CARDS)
-    return float(tensor_parallel_size(size, model, card_gib=cluster.card_gib, most=most) or max(1, most))
+    return float(
+        tensor_parallel_size(size, model, card_gib=cluster.card_gib, most=most) or max(1, most)
+    )
 
 
 def _shares(
@@ -177,19 +237,28 @@ def _shares(
     cluster: Cluster,
     cards: Mapping[str, float],
 ) -> dict[str, float]:
-    """Where the cards are too few for one each: the share of a card that each model gets, so that all of them are on every card."""
+    """Where the cards are too few for one each: the share of a card that each model gets, so that
+    all of them are on every card.
+    """
     needed = sum(cards[name] * sections[name].min_replicas for name in together)
     if not cluster.bounded or not cluster.cards or needed <= cluster.cards or len(together) < 2:
         return {}
-    if any(sections[name].gpus_per_replica is not None or sizes.get(name) is None for name in together):
+    if any(
+        sections[name].gpus_per_replica is not None or sizes.get(name) is None for name in together
+    ):
         return {}
-    shares = {name: card_share(sizes[name], sections[name], card_gib=cluster.card_gib) for name in together}
+    shares = {
+        name: card_share(sizes[name], sections[name], card_gib=cluster.card_gib)
+        for name in together
+    }
     rest = 1 - sum(shares.values())
     if rest < 0:
         return {}
     # What is over goes to the largest model, whose KV cache gains most by it.
     largest = max(together, key=lambda name: sizes[name].parameters)
-    return {name: round(share + (rest if name == largest else 0.0), 2) for name, share in shares.items()}
+    return {
+        name: round(share + (rest if name == largest else 0.0), 2) for name, share in shares.items()
+    }
 
 
 def _replicas(
@@ -201,7 +270,9 @@ def _replicas(
     *,
     shared: bool,
 ) -> dict[str, int]:
-    """How many replicas each model gets of a bounded number of cards; by their work, so that none waits for the other. {}: no bound."""
+    """How many replicas each model gets of a bounded number of cards; by their work, so that none
+    waits for the other. {}: no bound.
+    """
     if not cluster.bounded or not cluster.cards:
         return {}
     if shared:
@@ -212,8 +283,12 @@ def _replicas(
         for _ in range(sections[name].min_replicas):
             replicas[name] += take_cards(free, cards[name])
     open_ones = list(together)
-    while open_ones := [name for name in open_ones if replicas[name] < (sections[name].max_replicas or math.inf)]:
-        name = max(open_ones, key=lambda name: _work(name, sizes.get(name)) / max(1, replicas[name]))
+    while open_ones := [
+        name for name in open_ones if replicas[name] < (sections[name].max_replicas or math.inf)
+    ]:
+        name = max(
+            open_ones, key=lambda name: _work(name, sizes.get(name)) / max(1, replicas[name])
+        )
         taken = take_cards(free, cards[name])
         replicas[name] += taken
         if not taken:
@@ -222,19 +297,27 @@ def _replicas(
 
 
 def take_cards(free: list[list[float]], cards: float) -> bool:
-    """Takes a share of the fullest card that has it, or whole cards of the fullest node that has them. False where there are none.
+    """Takes a share of the fullest card that has it, or whole cards of the fullest node that has
+    them. False where there are none.
 
     Args:
         free: what is free of each card of each node; what is taken is taken from it.
         cards: of a replica.
     """
     if cards < 1:
-        fitting = [(left, node, place) for node, left_of in enumerate(free) for place, left in enumerate(left_of) if left + 1e-9 >= cards]
+        fitting = [
+            (left, node, place)
+            for node, left_of in enumerate(free)
+            for place, left in enumerate(left_of)
+            if left + 1e-9 >= cards
+        ]
         if fitting:
             _, node, place = min(fitting)
             free[node][place] -= cards
         return bool(fitting)
-    whole = [(node.count(1.0), place) for place, node in enumerate(free) if node.count(1.0) >= cards]
+    whole = [
+        (node.count(1.0), place) for place, node in enumerate(free) if node.count(1.0) >= cards
+    ]
     if whole:
         node = free[min(whole)[1]]
         for _ in range(int(cards)):
@@ -243,15 +326,21 @@ def take_cards(free: list[list[float]], cards: float) -> bool:
 
 
 def _work(name: str, size: ModelSize | None) -> float:
-    """Of a model for an image, by its parameters: the L-VLM annotates and then answers, the others answer."""
+    """Of a model for an image, by its parameters: the L-VLM annotates and then answers, the others
+    answer.
+    """
     parameters = size.parameters if size else 2e9
     return parameters * (3 if name == "lvlm" else 1)
 
 
 def _cpus_without_cards(
-    cpus: Mapping[str, float | None], sections: Mapping[str, ModelSection], cluster: Cluster, asked: Sequence[str]
+    cpus: Mapping[str, float | None],
+    sections: Mapping[str, ModelSection],
+    cluster: Cluster,
+    asked: Sequence[str],
 ) -> float:
-    """CPU cores of a replica that runs without a GPU: 1, or less where the cluster has too few cores for all that are asked together.
+    """CPU cores of a replica that runs without a GPU: 1, or less where the cluster has too few
+    cores for all that are asked together.
 
     Args:
         cpus: of a replica, by the models' names; None where it is left open.
@@ -272,11 +361,14 @@ def _cpus(cards: float, cluster: Cluster) -> float:
     if cluster.cpus_per_card is None:
         return 1.0
     cpus = cards * min(_MOST_CPUS_PER_CARD, cluster.cpus_per_card)
-    # On a node with fewer cores than cards, a part of one: reserved cores are figures, and one must stay free.
+    # On a node with fewer cores than cards, a part of one: reserved cores are figures, and one must
+    # stay free.
     return float(math.floor(cpus)) if cpus >= 1 else max(_LEAST_CPUS, math.floor(10 * cpus) / 10)
 
 
-def _place_training(settings: LevelSection, size: ModelSize | None, cluster: Cluster) -> tuple[LevelSection, str]:
+def _place_training(
+    settings: LevelSection, size: ModelSize | None, cluster: Cluster
+) -> tuple[LevelSection, str]:
     useful = math.ceil(settings.batch_size / settings.micro_batch_size)
     if not settings.gpus_per_worker:
         workers = settings.workers or settings.min_workers or 1
@@ -286,51 +378,97 @@ def _place_training(settings: LevelSection, size: ModelSize | None, cluster: Clu
     most = settings.workers or max(1, cluster.cards if cluster.bounded else cluster.largest)
     lora = bool(settings.lora_rank)
     stages = (settings.zero_stage,) if settings.zero_stage else (2,) if lora else (2, 3)
-    fits = {s: fewest_workers(size.parameters, stage=s, card_gib=cluster.card_gib, most=most, lora=lora) for s in stages} if size else {}
-    stage = next((stage for stage, fewest in fits.items() if fewest), stages[-1] if fits else stages[0])
+    fits = (
+        {
+            s: fewest_workers(
+                size.parameters, stage=s, card_gib=cluster.card_gib, most=most, lora=lora
+            )
+            for s in stages
+        }
+        if size
+        else {}
+    )
+    stage = next(
+        (stage for stage, fewest in fits.items() if fewest), stages[-1] if fits else stages[0]
+    )
     fewest = fits.get(stage) or (most if fits else 1)
     workers = settings.workers or max(fewest, settings.min_workers or 1, min(most, useful))
     least = workers if settings.node_labels else settings.min_workers or min(fewest, workers)
-    needed = f", {training_gib(size.parameters, stage=stage, workers=workers, lora=lora):.0f} GiB of state a card" if size else ""
+    needed = (
+        f", {training_gib(size.parameters, stage=stage, workers=workers, lora=lora):.0f} GiB of"
+        " state a card"
+        if size
+        else ""
+    )
     at_least = f", going on with {least} where nodes are lost" if least < workers else ""
     line = f"PL: {_count(workers, 'worker')}, a card each, ZeRO stage {stage}{needed}{at_least}"
     if fits and not fits[stage]:
-        line += f"; that is too much for cards of {cluster.card_gib:.0f} GiB: more cards, larger ones, or pl.lora_rank=16 would help"
-    return settings.model_copy(update={"workers": workers, "zero_stage": stage, "min_workers": least}), line
+        line += (
+            f"; that is too much for cards of {cluster.card_gib:.0f} GiB: more cards, larger"
+            " ones, or pl.lora_rank=16 would help"
+        )
+    return settings.model_copy(
+        update={"workers": workers, "zero_stage": stage, "min_workers": least}
+    ), line
 
 
 def _cluster_line(cluster: Cluster) -> str:
     if not cluster.bounded:
-        return f"placement: the cluster grows as it is asked; nodes of up to {cluster.largest} cards of {cluster.card_gib:.0f} GiB"
+        return (
+            f"placement: the cluster grows as it is asked; nodes of up to {cluster.largest}"
+            f" cards of {cluster.card_gib:.0f} GiB"
+        )
     if not cluster.cards:
         return "placement: there is no card in the cluster"
-    return f"placement: {_count(cluster.cards, 'card')} of {cluster.card_gib:.0f} GiB on {_count(len(cluster.nodes), 'node')}"
+    return (
+        f"placement: {_count(cluster.cards, 'card')} of {cluster.card_gib:.0f} GiB on"
+        f" {_count(len(cluster.nodes), 'node')}"
+    )
 
 
-def _engine_line(name: str, asked: ModelSection, model: ModelSection, size: ModelSize | None, cluster: Cluster) -> str:
+def _engine_line(
+    name: str, asked: ModelSection, model: ModelSection, size: ModelSize | None, cluster: Cluster
+) -> str:
     if model.kind.is_api:
         return f"{name}: asked through an API"
     most = f"up to {model.max_replicas}" if model.max_replicas else "as many as the cluster gives"
-    replicas = str(model.min_replicas) if model.max_replicas == model.min_replicas else f"{model.min_replicas} to start with, {most}"
-    cores = f"{model.cpus_per_replica:g} CPU {'core' if model.cpus_per_replica == 1 else 'cores'} each"
+    replicas = (
+        str(model.min_replicas)
+        if model.max_replicas == model.min_replicas
+        else f"{model.min_replicas} to start with, {most}"
+    )
+    cores = (
+        f"{model.cpus_per_replica:g} CPU {'core' if model.cpus_per_replica == 1 else 'cores'} each"
+    )
     if not model.gpus_per_replica:
         return f"{name}: on the CPU, replicas: {replicas}, {cores}"
     if model.gpus_per_replica < 1:
         where = f"{model.gpus_per_replica:g} of a card"
     else:
-        where = "a card" if model.gpus_per_replica == 1 else f"tensor parallel over {model.gpus_per_replica:g} cards"
+        where = (
+            "a card"
+            if model.gpus_per_replica == 1
+            else f"tensor parallel over {model.gpus_per_replica:g} cards"
+        )
     why = "as configured"
     if asked.gpus_per_replica is None:
         why = "its size is not known"
     if asked.gpus_per_replica is None and size:
         each = serving_gib(size, model, max(1, int(model.gpus_per_replica)))
         why = (
-            f"{size.parameters / 1e9:.1f}B parameters by {size.source}, {size.weight_bytes / GIB:.1f} GiB of weights and"
+            f"{size.parameters / 1e9:.1f}B parameters by {size.source},"
+            f" {size.weight_bytes / GIB:.1f} GiB of weights and"
             f" {kv_gib(size, model):.1f} of KV cache: {each:.1f} GiB a card"
         )
         if each > USED * cluster.card_gib:
-            why += f", too much for cards of {cluster.card_gib:.0f} GiB; fp8 weights (engine_options) or larger cards would help"
-    return f"{name}: {where} ({why}), replicas: {replicas}, {cores}, {model.in_flight} images in flight"
+            why += (
+                f", too much for cards of {cluster.card_gib:.0f} GiB; fp8 weights"
+                " (engine_options) or larger cards would help"
+            )
+    return (
+        f"{name}: {where} ({why}), replicas: {replicas}, {cores}, {model.in_flight} images in"
+        " flight"
+    )
 
 
 def _count(number: int, noun: str) -> str:

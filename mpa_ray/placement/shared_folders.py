@@ -1,4 +1,6 @@
-"""That every host of a cluster sees the local folders of a run: a disk of its own would take its parts away with it."""
+"""That every host of a cluster sees the local folders of a run: a disk of its own would take its
+parts away with it.
+"""
 
 import os
 import socket
@@ -13,10 +15,12 @@ _PATIENCE_S = 120.0
 
 
 def refuse_unshared(output: Folder, config: Config, first_file: str | None) -> None:
-    """Looks on every other host for a file that is written now into `output`, and for one that was listed.
+    """Looks on every other host for a file that is written now into `output`, and for one that was
+    listed.
 
-    Folders in object stores are everybody's, and a cluster of one host sees what its driver sees. Nodes that come later are not looked at:
-    there the readers of images and the commits look themselves (`mpa_ray.images.parts`).
+    Folders in object stores are everybody's, and a cluster of one host sees what its driver sees.
+    Nodes that come later are not looked at: there the readers of images and the commits look
+    themselves (`mpa_ray.images.parts`).
 
     Args:
         output: of the run.
@@ -44,7 +48,8 @@ def refuse_unshared(output: Folder, config: Config, first_file: str | None) -> N
         for host, missing in _missing(nodes, looked_for).items():
             if missing:
                 raise ConfigurationError(
-                    f"{', '.join(missing)}: the host {host} of this cluster does not see what {socket.gethostname()} has there; give"
+                    f"{', '.join(missing)}: the host {host} of this cluster does not see what"
+                    f" {socket.gethostname()} has there; give"
                     " a folder that all hosts share, or one in s3:// or gs://"
                 )
     finally:
@@ -57,19 +62,25 @@ def _nodes_of_other_hosts() -> dict[str, str]:
     import ray
 
     here = ray.util.get_node_ip_address()
-    by_address = {node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    by_address = {
+        node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]
+    }
     return {node: address for address, node in by_address.items() if address != here}
 
 
 def _missing(nodes: Mapping[str, str], looked_for: Mapping[str, str]) -> dict[str, list[str]]:
-    """Address -> what is not seen there. A node that is lost meanwhile is left out: what it has begun is done elsewhere."""
+    """Address -> what is not seen there. A node that is lost meanwhile is left out: what it has
+    begun is done elsewhere.
+    """
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     look = ray.remote(num_cpus=0, max_retries=0)(_not_seen)
     asked = {
-        address: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(dict(looked_for))
+        address: look.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote(dict(looked_for))
         for node, address in nodes.items()
     }
     found = {}

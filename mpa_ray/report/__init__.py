@@ -1,6 +1,8 @@
-"""What people look at after a run: `report/index.html` with its gallery, the pages on which samples are rated, and a picture for a README.
+"""What people look at after a run: `report/index.html` with its gallery, the pages on which samples
+are rated, and a picture for a README.
 
-Everything is static and self-contained: no server, no outside request, and text from models and files is never anything but text.
+Everything is static and self-contained: no server, no outside request, and text from models and
+files is never anything but text.
 """
 
 from mpa_ray.report.picture import parity_picture

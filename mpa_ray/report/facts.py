@@ -1,4 +1,6 @@
-"""What a run's folder says of the run, finished or not: its record where there is one, its books otherwise."""
+"""What a run's folder says of the run, finished or not: its record where there is one, its books
+otherwise.
+"""
 
 import hashlib
 import json
@@ -39,11 +41,16 @@ class Facts:
         config: the tree of settings, as run.json has it; empty where the folder does not say.
         settings: the same, typed; None where it is of another version.
         listed: how many images the run has to do; None where that is not known.
-        root: what the references of images below its source begin with; None where that is not known.
-        data: images, annotations, quarantined, verdicts, tokens, encoder_runs, svlm_asked (see `commits.totals`), and the seconds of these.
-        training: arm -> its record. evaluation: scores. ledger: step -> account. versions: package -> version.
-        stages: step -> seconds, in the order in which they ran; wall_seconds: of all, those at the same time counted once.
-        gaps: studies/gaps.json. curves: arm -> (step, loss a sample). rounds: a point a round, for a run of several.
+        root: what the references of images below its source begin with; None where that is not
+            known.
+        data: images, annotations, quarantined, verdicts, tokens, encoder_runs, svlm_asked (see
+            `commits.totals`), and the seconds of these.
+        training: arm -> its record. evaluation: scores. ledger: step -> account. versions: package
+            -> version.
+        stages: step -> seconds, in the order in which they ran; wall_seconds: of all, those at the
+            same time counted once.
+        gaps: studies/gaps.json. curves: arm -> (step, loss a sample). rounds: a point a round, for
+            a run of several.
         in_training: arm -> how far its training is, while it is trained.
     """
 
@@ -68,10 +75,14 @@ class Facts:
 
     @property
     def title(self) -> str:
-        """The task and the models, by their own names; the folder's name where the folder does not say."""
+        """The task and the models, by their own names; the folder's name where the folder does not
+        say.
+        """
         if not self.config:
             return _last(self.uri)
-        source = "a parity set" if self.config.get("parity") else _last(self.config["lvlm"]["model"])
+        source = (
+            "a parity set" if self.config.get("parity") else _last(self.config["lvlm"]["model"])
+        )
         return f"{self.task}: {_last(self.config['svlm']['model'])} learns from {source}"
 
     @property
@@ -97,7 +108,8 @@ def read(run: Folder, record: dict[str, Any] | None = None) -> Facts:
 
     Args:
         run: its output folder.
-        record: what is about to be written as run.json; None reads it, or the books where it is not there yet.
+        record: what is about to be written as run.json; None reads it, or the books where it is not
+            there yet.
 
     Raises:
         ConfigurationError: the folder holds no run.
@@ -113,7 +125,9 @@ def read(run: Folder, record: dict[str, Any] | None = None) -> Facts:
     listed = manifest.load(run.child("manifest"))
     return Facts(
         uri=run.uri,
-        digest=hashlib.sha256(json.dumps(flat or run.uri, sort_keys=True).encode("utf-8", "replace")).hexdigest()[:12],
+        digest=hashlib.sha256(
+            json.dumps(flat or run.uri, sort_keys=True).encode("utf-8", "replace")
+        ).hexdigest()[:12],
         finished=finished,
         config=record["config"],
         settings=settings,
@@ -143,10 +157,17 @@ def _settings(run: Folder) -> Config | None:
 def _from_books(run: Folder, flat: dict[str, Any], settings: Config | None) -> dict[str, Any]:
     """What run.json would say now."""
     places = run_folder.folders(run)
-    told = {"config": nested(flat), **commits.add_up(commit for place in places for commit in commits.commits(place))}
+    told = {
+        "config": nested(flat),
+        **commits.add_up(commit for place in places for commit in commits.commits(place)),
+    }
     told["seconds"] = sum(stages.seconds(place, stages.ANNOTATE) for place in places)
     finished = stages.records(run)
-    training = {name.removeprefix("train_"): step for name, step in finished.items() if name.startswith("train_")}
+    training = {
+        name.removeprefix("train_"): step
+        for name, step in finished.items()
+        if name.startswith("train_")
+    }
     for arm, step in training.items():
         if change := finished.get(f"holdout_{arm}"):
             step["holdout"] = {name: change[name] for name in CHANGES if name in change}
@@ -158,7 +179,12 @@ def _from_books(run: Folder, flat: dict[str, Any], settings: Config | None) -> d
         wall += in_round
     return told | {
         "training": training,
-        "evaluation": [score for name, step in finished.items() if name.startswith("evaluate_") for score in step["scores"]],
+        "evaluation": [
+            score
+            for name, step in finished.items()
+            if name.startswith("evaluate_")
+            for score in step["scores"]
+        ],
         "ledger": _paid(places, settings.lvlm) if settings else {},
         "stages": took,
         "wall_seconds": wall,

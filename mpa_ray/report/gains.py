@@ -1,4 +1,6 @@
-"""Where a gain came from: scores before and after, by the kind of question and by the kind of answer."""
+"""Where a gain came from: scores before and after, by the kind of question and by the kind of
+answer.
+"""
 
 import re
 from collections import Counter
@@ -14,7 +16,23 @@ BEFORE, AFTER, CEILING = "zero_shot", "mpa", "lvlm"
 ANSWER_TYPES = ("number", "yes or no", "one word", "phrase")
 
 _NUMBER = re.compile(r"[$€£¥₹#]?\s*[-+]?\d+(?:[.,:/]\d+)*\s*%?")
-_NUMBER_WORDS = frozenset({"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"})
+_NUMBER_WORDS = frozenset(
+    {
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+    }
+)
 _MOST_KINDS = 10
 
 
@@ -37,7 +55,9 @@ def answer_type(answer: str) -> str:
 
 
 def opening(question: str) -> str:
-    """How a question begins, where a benchmark does not say of what kind it is: "what", "how many", "is"."""
+    """How a question begins, where a benchmark does not say of what kind it is: "what", "how many",
+    "is".
+    """
     words = re.findall(r"\w+", question.casefold())[:2]
     return " ".join(words) if words[:1] == ["how"] else "".join(words[:1])
 
@@ -49,16 +69,22 @@ class Evaluation:
         self.metric: str | None = scores[0]["metric"] if scores else None
         self.benchmark: str | None = scores[0]["benchmark"] if scores else None
         self.scores = [score for score in scores if score["metric"] == self.metric]
-        self.further = list(dict.fromkeys(score["metric"] for score in scores if score["metric"] != self.metric))
+        self.further = list(
+            dict.fromkeys(score["metric"] for score in scores if score["metric"] != self.metric)
+        )
         self.predictions = {
-            score["model"]: table for score in self.scores if (table := predictions(run, score["model"], self.metric or "")) is not None
+            score["model"]: table
+            for score in self.scores
+            if (table := predictions(run, score["model"], self.metric or "")) is not None
         }
 
     def score(self, model: str) -> dict[str, Any] | None:
         return next((score for score in self.scores if score["model"] == model), None)
 
     def test(self, model: str, against: str) -> PairedTest | None:
-        """How far `model` is above `against`, in percent; None where a score of single questions is lacking."""
+        """How far `model` is above `against`, in percent; None where a score of single questions is
+        lacking.
+        """
         if model not in self.predictions or against not in self.predictions:
             return None
         return compared(self.predictions[model], self.predictions[against])[0]
@@ -74,13 +100,27 @@ class Evaluation:
         kinds = dict.fromkeys(kind for score in self.scores for kind in score.get("by_kind", {}))
         groups = []
         for kind in kinds:
-            found = {score["model"]: score["by_kind"][kind] for score in self.scores if kind in score["by_kind"]}
-            groups.append(Group(kind, max(n for _, n in found.values()), {model: percent for model, (percent, _) in found.items()}))
+            found = {
+                score["model"]: score["by_kind"][kind]
+                for score in self.scores
+                if kind in score["by_kind"]
+            }
+            groups.append(
+                Group(
+                    kind,
+                    max(n for _, n in found.values()),
+                    {model: percent for model, (percent, _) in found.items()},
+                )
+            )
         return groups
 
     def by_answer_type(self) -> list[Group]:
         """By the type of the commonest reference answer (the first of equals)."""
-        return self._grouped(lambda row: answer_type(max(row["answers"], key=row["answers"].count)) if row["answers"] else "")
+        return self._grouped(
+            lambda row: (
+                answer_type(max(row["answers"], key=row["answers"].count)) if row["answers"] else ""
+            )
+        )
 
     def _grouped(self, kind_of: Callable[[dict[str, Any]], str]) -> list[Group]:
         sums: Counter[tuple[str, str]] = Counter()
@@ -89,16 +129,28 @@ class Evaluation:
             for row in table.to_pylist():
                 sums[kind_of(row), model] += row["score"]
                 counts[kind_of(row), model] += 1
-        sizes = Counter({kind: max(counts[kind, model] for model in self.predictions) for kind, _ in counts})
+        sizes = Counter(
+            {kind: max(counts[kind, model] for model in self.predictions) for kind, _ in counts}
+        )
         return [
-            Group(kind, size, {model: 100 * sums[kind, model] / counts[kind, model] for model in self.predictions if counts[kind, model]})
+            Group(
+                kind,
+                size,
+                {
+                    model: 100 * sums[kind, model] / counts[kind, model]
+                    for model in self.predictions
+                    if counts[kind, model]
+                },
+            )
             for kind, size in sizes.most_common(_MOST_KINDS)
             if kind
         ]
 
 
 def predictions(run: Folder, model: str, metric: str) -> pa.Table | None:
-    """question_id, question, answers, question_kind and `score` (0 to 1) of a model; None where there are none of single questions."""
+    """question_id, question, answers, question_kind and `score` (0 to 1) of a model; None where
+    there are none of single questions.
+    """
     name = f"evaluation/predictions/{model}.parquet"
     if not run.exists(name):
         return None
@@ -110,12 +162,20 @@ def predictions(run: Folder, model: str, metric: str) -> pa.Table | None:
 
 
 def compared(a: pa.Table, b: pa.Table) -> tuple[PairedTest | None, int]:
-    """The paired test of two models' predictions on the questions that both were asked, in percent, and how many those are.
+    """The paired test of two models' predictions on the questions that both were asked, in percent,
+    and how many those are.
 
     Questions are joined by their id, and are the same only where their texts are.
     """
-    scores_of_a, scores_of_b = ({(row["question_id"], row["question"]): row["score"] for row in table.to_pylist()} for table in (a, b))
-    pairs = [(score, scores_of_b[question]) for question, score in scores_of_a.items() if question in scores_of_b]
+    scores_of_a, scores_of_b = (
+        {(row["question_id"], row["question"]): row["score"] for row in table.to_pylist()}
+        for table in (a, b)
+    )
+    pairs = [
+        (score, scores_of_b[question])
+        for question, score in scores_of_a.items()
+        if question in scores_of_b
+    ]
     if not pairs:
         return None, 0
     found = paired_test([100 * score for score, _ in pairs], [100 * score for _, score in pairs])

@@ -9,7 +9,9 @@ from mpa_ray.observability.text_table import aligned, interval
 
 
 def model_card(config: Config, record: dict[str, Any]) -> str:
-    """The card as the hub shows it: metadata in YAML, then text. Names of models and folders are shown as code, never as markup."""
+    """The card as the hub shows it: metadata in YAML, then text. Names of models and folders are
+    shown as code, never as markup.
+    """
     metadata = {
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
@@ -25,16 +27,19 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
         "# A vision-language model aligned with MPA",
         "",
         *_origin(config, record),
-        "The method is the Model Parity Aligner (Penamakuri et al., EMNLP 2025, arXiv 2509.16633), by mpa_ray.",
+        "The method is the Model Parity Aligner (Penamakuri et al., EMNLP 2025, arXiv 2509.16633),"
+        " by mpa_ray.",
         "",
         "## Data",
         "",
         *_data(config, record),
-        f"- trained on {trained['samples']:,} samples ({code(config.pl.train_on)}), one answer each; {_labels(config)}",
+        f"- trained on {trained['samples']:,} samples ({code(config.pl.train_on)}), one answer"
+        f" each; {_labels(config)}",
         "",
         "## Training",
         "",
-        f"- {config.pl.epochs} epoch, batch size {trained['batch_size']}, peak learning rate {trained['learning_rate']:g},"
+        f"- {config.pl.epochs} epoch, batch size {trained['batch_size']}, peak learning rate"
+        f" {trained['learning_rate']:g},"
         f" DeepSpeed ZeRO stage {config.pl.zero_stage}",
         f"- {_weights(config)}",
         f"- loss on answer tokens only (Eq. 3), last step {trained['loss']:.4f} a sample",
@@ -46,8 +51,10 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
         "",
         "## Limits",
         "",
-        "The large model's mistakes and biases carry over: a parity sample is what it repeats, not what is true. Scores are of the",
-        "benchmark named above and say nothing of other tasks; what was forgotten was looked for in rows like those it was trained on.",
+        "The large model's mistakes and biases carry over: a parity sample is what it repeats, not"
+        " what is true. Scores are of the",
+        "benchmark named above and say nothing of other tasks; what was forgotten was looked for"
+        " in rows like those it was trained on.",
         "",
     ]
     return "\n".join(lines)
@@ -55,11 +62,18 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
 
 def _origin(config: Config, record: dict[str, Any]) -> list[str]:
     task = f"(task {code(config.task_spec.name)})."
-    tuned = f"fine-tuned with LoRA of rank {config.pl.lora_rank}" if config.pl.lora_rank else "fully fine-tuned"
+    tuned = (
+        f"fine-tuned with LoRA of rank {config.pl.lora_rank}"
+        if config.pl.lora_rank
+        else "fully fine-tuned"
+    )
     if config.parity:
-        return [f"{code(config.svlm.model)}, {tuned} on the parity set {code(config.parity)} {task}"]
+        return [
+            f"{code(config.svlm.model)}, {tuned} on the parity set {code(config.parity)} {task}"
+        ]
     return [
-        f"{code(config.svlm.model)}, {tuned} on what {code(config.lvlm.model)} knew and it did not, found in",
+        f"{code(config.svlm.model)}, {tuned} on what {code(config.lvlm.model)} knew and it did"
+        " not, found in",
         f"{record['images']:,} unlabeled images {task}",
     ]
 
@@ -67,7 +81,10 @@ def _origin(config: Config, record: dict[str, Any]) -> list[str]:
 def _data(config: Config, record: dict[str, Any]) -> list[str]:
     if config.parity:
         return [f"- {record['annotations']:,} parity samples, made elsewhere"]
-    return [f"- {record['annotations']:,} annotations by the large model, of which {record['verdicts']['parity']:,} are parity samples"]
+    return [
+        f"- {record['annotations']:,} annotations by the large model, of which"
+        f" {record['verdicts']['parity']:,} are parity samples"
+    ]
 
 
 def _labels(config: Config) -> str:
@@ -92,11 +109,24 @@ def code(text: str) -> str:
 
 def _held_out(trained: dict[str, Any]) -> list[str]:
     change = trained.get("holdout")
-    return [f"- on held-out rows it learned {change['learned']:,} and forgot {change['forgotten']:,}"] if change else []
+    return (
+        [f"- on held-out rows it learned {change['learned']:,} and forgot {change['forgotten']:,}"]
+        if change
+        else []
+    )
 
 
 def _scores(record: dict[str, Any]) -> list[str]:
     first = record["evaluation"][0]
-    rows = [[score["model"], score["metric"], f"{score['score']:.1f}", interval(score["ci95"])] for score in record["evaluation"]]
+    rows = [
+        [score["model"], score["metric"], f"{score['score']:.1f}", interval(score["ci95"])]
+        for score in record["evaluation"]
+    ]
     shown = aligned([["model", "metric", "score", "95% interval"], *rows])
-    return [f"{code(first['benchmark'])}, {first['n']:,} questions, in percent:", "", "```", shown, "```"]
+    return [
+        f"{code(first['benchmark'])}, {first['n']:,} questions, in percent:",
+        "",
+        "```",
+        shown,
+        "```",
+    ]

@@ -1,8 +1,10 @@
-"""A page from its template: one file with its style, script and data in it, under a policy that lets nothing else run or load.
+"""A page from its template: one file with its style, script and data in it, under a policy that
+lets nothing else run or load.
 
-Text gets into a page in two ways, and both make it text: through the templates, which escape everything, and as JSON data, which the
-scripts show through `textContent` alone. Should something get past both, the policy names the hashes of our own script and style, forbids
-every request, and lets no script turn text into markup (`require-trusted-types-for`).
+Text gets into a page in two ways, and both make it text: through the templates, which escape
+everything, and as JSON data, which the scripts show through `textContent` alone. Should something
+get past both, the policy names the hashes of our own script and style, forbids every request, and
+lets no script turn text into markup (`require-trusted-types-for`).
 """
 
 import base64
@@ -23,17 +25,21 @@ LARGEST = 9_500_000
 """Bytes of a page, at most; mail and chat take files of 10 MB."""
 
 _POLICY = (
-    "default-src 'none'; script-src '{script}'; style-src '{style}'; img-src data:; base-uri 'none'; form-action 'none';"
+    "default-src 'none'; script-src '{script}'; style-src '{style}'; img-src data:; base-uri"
+    " 'none'; form-action 'none';"
     " require-trusted-types-for 'script'; trusted-types 'none'"
 )
 
 
-def render(template: str, scripts: tuple[str, ...] = (), *, data: Any = None, **context: Any) -> bytes:
+def render(
+    template: str, scripts: tuple[str, ...] = (), *, data: Any = None, **context: Any
+) -> bytes:
     """The page of `template`.
 
     Args:
         template: a name in this folder.
-        scripts: names in this folder; they share one scope, in this order, after what every page has.
+        scripts: names in this folder; they share one scope, in this order, after what every page
+            has.
         data: what the scripts find in the element `data`.
         context: what the template shows.
     """
@@ -44,7 +50,8 @@ def render(template: str, scripts: tuple[str, ...] = (), *, data: Any = None, **
         _environment()
         .get_template(template)
         .render(
-            # Both are our own files, and neither holds what could end its element; a test keeps it so.
+            # Both are our own files, and neither holds what could end its element; a test keeps it
+            # so.
             policy=policy,
             script=Markup(script),
             style=Markup(style),
@@ -68,7 +75,11 @@ def _hash(text: str) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("mpa_ray.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("mpa_ray.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "n": lambda value: f"{value:,.0f}",
@@ -79,6 +90,9 @@ def _environment() -> Environment:
         "visible": visible,
     }
     environment.globals |= {"charts": charts, "abs": abs}
-    # Everything that is shown is text from somewhere: what would hide or reorder it is made visible.
-    environment.finalize = lambda value: value if isinstance(value, Markup) else visible(value) if isinstance(value, str) else value
+    # Everything that is shown is text from somewhere: what would hide or reorder it is made
+    # visible.
+    environment.finalize = lambda value: (
+        value if isinstance(value, Markup) else visible(value) if isinstance(value, str) else value
+    )
     return environment

@@ -1,6 +1,7 @@
 """Which samples a report shows, found in one pass over the rows; memory does not grow with them.
 
-Every draw depends on a sample's id and a salt alone (`training_data.draw`), so a report that is written again shows the same samples.
+Every draw depends on a sample's id and a salt alone (`training_data.draw`), so a report that is
+written again shows the same samples.
 """
 
 import heapq
@@ -23,7 +24,12 @@ _CHANGES = (LEARNED, FORGOTTEN)
 _READERS = 16
 
 # Of the gallery; what one kind lacks goes to the others.
-_SHARES = {str(Verdict.PARITY): 0.4, str(Verdict.SVLM_CORRECT): 0.2, str(Verdict.LVLM_INCONSISTENT): 0.2, QUARANTINED: 0.2}
+_SHARES = {
+    str(Verdict.PARITY): 0.4,
+    str(Verdict.SVLM_CORRECT): 0.2,
+    str(Verdict.LVLM_INCONSISTENT): 0.2,
+    QUARANTINED: 0.2,
+}
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,9 +60,11 @@ class Selection:
     """What one pass found.
 
     Attributes:
-        kinds: verdict or "quarantined" -> its places; a quarantined place is (file, row number as text).
+        kinds: verdict or "quarantined" -> its places; a quarantined place is (file, row number as
+            text).
         changes: "learned" and "forgotten" -> places among the held-out rows.
-        study: the groups of the rating study, BEFORE and AFTER -> places, the same as a rating sheet of this size and seed has.
+        study: the groups of the rating study, BEFORE and AFTER -> places, the same as a rating
+            sheet of this size and seed has.
         by_type: (answer type, verdict) -> rows.
     """
 
@@ -67,7 +75,10 @@ class Selection:
 
     def quotas(self, samples: int) -> dict[str, int]:
         """How many of each kind a gallery of `samples` has."""
-        found = {kind: min(int(samples * share), self.kinds[kind].seen) for kind, share in _SHARES.items()}
+        found = {
+            kind: min(int(samples * share), self.kinds[kind].seen)
+            for kind, share in _SHARES.items()
+        }
         for kind in _SHARES:
             found[kind] += min(samples - sum(found.values()), self.kinds[kind].seen - found[kind])
         return found
@@ -75,7 +86,12 @@ class Selection:
     def gallery(self, samples: int) -> tuple[list[Place], list[Place]]:
         """Judged places and quarantined ones; a tenth more of what was learned and forgotten."""
         quotas = self.quotas(samples)
-        judged = [place for kind, quota in quotas.items() if kind != QUARANTINED for place in self.kinds[kind].places(quota)]
+        judged = [
+            place
+            for kind, quota in quotas.items()
+            if kind != QUARANTINED
+            for place in self.kinds[kind].places(quota)
+        ]
         judged += [place for lowest in self.changes.values() for place in lowest.places()]
         return list(dict.fromkeys(judged)), self.kinds[QUARANTINED].places(quotas[QUARANTINED])
 
@@ -89,22 +105,34 @@ def select(run: Folder, *, samples: int, review: int, seed: int) -> Selection:
         by_type=Counter(),
     )
     judgements, quarantine = run.child("judgements"), run.child("quarantine")
-    for name, rows, changes in in_order(lambda name: _read(run, name), judgements.names(".parquet")):
+    for name, rows, changes in in_order(
+        lambda name: _read(run, name), judgements.names(".parquet")
+    ):
         _add_judged(found, name, rows, changes, seed)
-    for name, ids in in_order(lambda name: (name, quarantine.read_table(name, ["image_id"])), quarantine.names(".parquet")):
+    for name, ids in in_order(
+        lambda name: (name, quarantine.read_table(name, ["image_id"])), quarantine.names(".parquet")
+    ):
         for number, image_id in enumerate(ids.column(0).to_pylist()):
-            found.kinds[QUARANTINED].add(draw(f"{image_id}-{number}", f"gallery/{seed}"), (name, str(number)))
+            found.kinds[QUARANTINED].add(
+                draw(f"{image_id}-{number}", f"gallery/{seed}"), (name, str(number))
+            )
     return found
 
 
 def _read(run: Folder, name: str) -> tuple[str, list[dict[str, Any]], dict[str, str]]:
     rows = run.child("judgements").read_table(name, ["sample_id", "answer", "verdict"]).to_pylist()
     held_out = run.child("holdout/mpa")
-    changes = held_out.read_table(name, ["sample_id", "change"]).to_pylist() if held_out.exists(name) else []
+    changes = (
+        held_out.read_table(name, ["sample_id", "change"]).to_pylist()
+        if held_out.exists(name)
+        else []
+    )
     return name, rows, {row["sample_id"]: row["change"] for row in changes}
 
 
-def _add_judged(found: Selection, name: str, rows: list[dict[str, Any]], changes: dict[str, str], seed: int) -> None:
+def _add_judged(
+    found: Selection, name: str, rows: list[dict[str, Any]], changes: dict[str, str], seed: int
+) -> None:
     for row in rows:
         sample_id, verdict = row["sample_id"], row["verdict"]
         place = (name, sample_id)
@@ -120,7 +148,9 @@ def _add_judged(found: Selection, name: str, rows: list[dict[str, Any]], changes
 
 
 def in_order(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """`work` of each item, in order, some at a time: object stores answer slowly, and results must not pile up."""
+    """`work` of each item, in order, some at a time: object stores answer slowly, and results must
+    not pile up.
+    """
     with ThreadPoolExecutor(_READERS) as pool:
         for chunk in _batched(items, 2 * _READERS):
             yield from pool.map(work, chunk)

@@ -1,4 +1,6 @@
-"""What a run has done so far and how long it will take, told from outside by its output alone: no Ray, no model, nothing is written."""
+"""What a run has done so far and how long it will take, told from outside by its output alone: no
+Ray, no model, nothing is written.
+"""
 
 import time
 from typing import Any
@@ -15,7 +17,8 @@ _RECENT_S = 600.0
 
 
 def status(output: Folder, *, now: float | None = None) -> str:
-    """The lines that say how far the run in `output` is; of a run of rounds, all rounds together and then each that has begun.
+    """The lines that say how far the run in `output` is; of a run of rounds, all rounds together
+    and then each that has begun.
 
     Args:
         output: of the run.
@@ -25,24 +28,38 @@ def status(output: Folder, *, now: float | None = None) -> str:
         ConfigurationError: there is no run.
     """
     if not output.exists("config.json"):
-        raise ConfigurationError(f"--output {output.uri}: there is no run; give the output folder of one")
+        raise ConfigurationError(
+            f"--output {output.uri}: there is no run; give the output folder of one"
+        )
     now = time.time() if now is None else now
     rounds = run_folder.round_folders(output)
     lines = [f"run: {output.uri}" + ("  (finished)" if output.exists("run.json") else "")]
-    lines += _data(output, [commit for folder in rounds or [output] for commit in commits.commits(folder)], now)
+    lines += _data(
+        output, [commit for folder in rounds or [output] for commit in commits.commits(folder)], now
+    )
     lines += _stages(output, now)
     for number, folder in enumerate(rounds, 1):
         # The lists of all rounds are there from the beginning.
         if folder.exists("config.json"):
             ended = "  (finished)" if folder.exists("run.json") else ""
             lines.append(f"round {number} of at most {len(rounds)}: {folder.uri}{ended}")
-            lines += [f"  {line}" for line in [*_data(folder, list(commits.commits(folder)), now), *_stages(folder, now)]]
+            lines += [
+                f"  {line}"
+                for line in [
+                    *_data(folder, list(commits.commits(folder)), now),
+                    *_stages(folder, now),
+                ]
+            ]
     return "\n".join(lines)
 
 
 def _data(output: Folder, found: list[dict[str, Any]], now: float) -> list[str]:
     if parity := output.read_json("config.json").get("parity"):
-        rows = f" of {output.read_json('run.json')['annotations']:,} rows" if output.exists("run.json") else ""
+        rows = (
+            f" of {output.read_json('run.json')['annotations']:,} rows"
+            if output.exists("run.json")
+            else ""
+        )
         return [f"parity set{rows}: {parity}"]
     counts = commits.add_up(found)
     return [_images(output, counts, found, now), *_quarantined(counts), *_verdicts(counts)]
@@ -56,21 +73,31 @@ def _images(output: Folder, counts: dict[str, Any], found: list[dict[str, Any]],
             if not found
             else f"images: {counts['images']:,} done"
         )
-    line = f"images: {counts['images']:,} of {listed.images:,} in {len(found):,} of {listed.parts:,} parts"
+    line = (
+        f"images: {counts['images']:,} of {listed.images:,} in {len(found):,} of"
+        f" {listed.parts:,} parts"
+    )
     rate = recent_rate(found)
     # Rounds may end before all images are done.
     if counts["images"] == listed.images or not rate or output.exists("run.json"):
         return line
     ago = now - max(commit["committed"] for commit in found)
-    return f"{line}, {rate:.1f}/s, {duration((listed.images - counts['images']) / rate)} to go; newest part {duration(ago)} ago"
+    return (
+        f"{line}, {rate:.1f}/s, {duration((listed.images - counts['images']) / rate)} to go;"
+        f" newest part {duration(ago)} ago"
+    )
 
 
 def recent_rate(found: list[dict[str, Any]]) -> float:
-    """Images a second over the newest ten minutes of the newest call; 0 where fewer than two parts tell."""
+    """Images a second over the newest ten minutes of the newest call; 0 where fewer than two parts
+    tell.
+    """
     if not found:
         return 0.0
     call = max(commit["call"] for commit in found)
-    times = sorted((commit["committed"], commit["images"]) for commit in found if commit["call"] == call)
+    times = sorted(
+        (commit["committed"], commit["images"]) for commit in found if commit["call"] == call
+    )
     recent = [(when, images) for when, images in times if when >= times[-1][0] - _RECENT_S]
     elapsed = recent[-1][0] - recent[0][0]
     # The first of them ends where the time that is measured begins.
@@ -83,12 +110,19 @@ def _quarantined(counts: dict[str, Any]) -> list[str]:
 
 def _verdicts(counts: dict[str, Any]) -> list[str]:
     total = max(1, counts["annotations"])
-    return [f"verdict: {count:,} {name} ({100 * count / total:.1f}%)" for name, count in counts["verdicts"].items() if count]
+    return [
+        f"verdict: {count:,} {name} ({100 * count / total:.1f}%)"
+        for name, count in counts["verdicts"].items()
+        if count
+    ]
 
 
 def _stages(output: Folder, now: float) -> list[str]:
     """What is done, in the order in which it ran, and how far a training is."""
-    lines = [f"done: {name} in {duration(found['seconds'])}" for name, found in step_times.records(output).items()]
+    lines = [
+        f"done: {name} in {duration(found['seconds'])}"
+        for name, found in step_times.records(output).items()
+    ]
     work = output.child("checkpoints")
     for arm in work.folders():
         if work.exists(f"{arm}/progress.json"):

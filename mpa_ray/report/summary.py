@@ -9,15 +9,33 @@ from mpa_ray.schema import Reason, Stage
 
 def table(record: dict[str, Any]) -> str:
     """The tables of a run.json: data, stages, scores."""
-    return "\n\n".join(["", _data(record), _stages(record), *([_scores(record)] if record["evaluation"] else []), ""]).rstrip("\n") + "\n"
+    return (
+        "\n\n".join(
+            [
+                "",
+                _data(record),
+                _stages(record),
+                *([_scores(record)] if record["evaluation"] else []),
+                "",
+            ]
+        ).rstrip("\n")
+        + "\n"
+    )
 
 
 def _data(record: dict[str, Any]) -> str:
     annotations = record["annotations"]
     rows = [["images", f"{record['images']:,}", ""], ["annotations", f"{annotations:,}", ""]]
-    rows += [[f"quarantined: {reason}", f"{count:,}", ""] for reason, count in record["quarantined"].items()] or [["quarantined", "0", ""]]
     rows += [
-        [f"verdict: {name}", f"{count:,}", f"{100 * count / max(1, annotations):.1f}% of annotations"]
+        [f"quarantined: {reason}", f"{count:,}", ""]
+        for reason, count in record["quarantined"].items()
+    ] or [["quarantined", "0", ""]]
+    rows += [
+        [
+            f"verdict: {name}",
+            f"{count:,}",
+            f"{100 * count / max(1, annotations):.1f}% of annotations",
+        ]
         for name, count in record["verdicts"].items()
     ]
     return aligned(rows)
@@ -26,45 +44,82 @@ def _data(record: dict[str, Any]) -> str:
 def _stages(record: dict[str, Any]) -> str:
     tokens = record["tokens"]
     text = {
-        "annotate_and_identify": f"L-VLM {_sum(tokens, 'annotation_prompt', 'lvlm_answer_prompt')} tokens in"
+        "annotate_and_identify": f"L-VLM {_sum(tokens, 'annotation_prompt', 'lvlm_answer_prompt')}"
+        " tokens in"
         f" ({_sum(tokens, 'annotation_cached', 'lvlm_answer_cached')} cached),"
         f" {_sum(tokens, 'annotation_output', 'lvlm_answer_output')} out;"
         f" S-VLM {_sum(tokens, 'svlm_answer_prompt')} in, {_sum(tokens, 'svlm_answer_output')} out"
     }
     if asked := record.get("svlm_asked"):
         spared = record["annotations"] - asked
-        text["annotate_and_identify"] += f", spared {100 * spared / record['annotations']:.1f}% of annotations"
+        text["annotate_and_identify"] += (
+            f", spared {100 * spared / record['annotations']:.1f}% of annotations"
+        )
     if encoded := encodings(record).get(Stage.PSEUDO_ANNOTATOR):
         text["annotate_and_identify"] += f"; vision encoder runs: {encoded}"
     if tokens.get("jury_prompt_tokens"):
-        text["annotate_and_identify"] += f"; jury {_sum(tokens, 'jury_prompt')} in, {_sum(tokens, 'jury_output')} out"
+        text["annotate_and_identify"] += (
+            f"; jury {_sum(tokens, 'jury_prompt')} in, {_sum(tokens, 'jury_output')} out"
+        )
     for name, arm in record["training"].items():
         change = arm.get("holdout")
-        held_out = f"; held out: learned {change['learned']:,}, forgot {change['forgotten']:,}" if change else ""
+        held_out = (
+            f"; held out: learned {change['learned']:,}, forgot {change['forgotten']:,}"
+            if change
+            else ""
+        )
         used = f" ({100 * arm['mfu']:.0f}% MFU)" if arm.get("mfu") else ""
-        text[f"train_{name}"] = f"{arm['samples']:,} samples, {arm['tokens_per_second']:,.0f} tokens/s{used}{held_out}"
+        text[f"train_{name}"] = (
+            f"{arm['samples']:,} samples, {arm['tokens_per_second']:,.0f} tokens/s{used}{held_out}"
+        )
     for name, account in record.get("ledger", {}).items():
         # The jury is asked while images are annotated and identified, and has no stage of its own.
-        step, paid = ("annotate_and_identify", f"{name} {_paid(account)}") if name.startswith("jury_") else (name, _paid(account))
+        step, paid = (
+            ("annotate_and_identify", f"{name} {_paid(account)}")
+            if name.startswith("jury_")
+            else (name, _paid(account))
+        )
         text[step] = "; ".join(filter(None, [text.get(step), paid]))
-    return aligned([["stage", "time", ""], *([name, duration(seconds), text.get(name, "")] for name, seconds in record["stages"].items())])
+    return aligned(
+        [
+            ["stage", "time", ""],
+            *(
+                [name, duration(seconds), text.get(name, "")]
+                for name, seconds in record["stages"].items()
+            ),
+        ]
+    )
 
 
-_ENCODERS = {Stage.PSEUDO_ANNOTATOR: "the L-VLM", Stage.JURY: "the jury", Stage.PARITY_IDENTIFIER: "the S-VLM"}
-# Decoding is tried again for the S-VLM, and the request that is refused may be the second one: the L-VLM may have seen the image or not.
+_ENCODERS = {
+    Stage.PSEUDO_ANNOTATOR: "the L-VLM",
+    Stage.JURY: "the jury",
+    Stage.PARITY_IDENTIFIER: "the S-VLM",
+}
+# Decoding is tried again for the S-VLM, and the request that is refused may be the second one: the
+# L-VLM may have seen the image or not.
 _SEEN_OR_NOT = (
-    *(f"{Stage.IMAGES}/{reason}" for reason in (Reason.TIMEOUT, Reason.DECODER_MEMORY, Reason.DECODER_CRASH)),
+    *(
+        f"{Stage.IMAGES}/{reason}"
+        for reason in (Reason.TIMEOUT, Reason.DECODER_MEMORY, Reason.DECODER_CRASH)
+    ),
     f"{Stage.PSEUDO_ANNOTATOR}/{Reason.ENGINE_REJECTED}",
 )
 
 
 def encodings(record: dict[str, Any]) -> dict[str, str]:
-    """Stage -> how often its model's vision encoder ran, in words: for each image or question that it was shown, where the counts of a
-    run.json tell how many those were; as two bounds, where quarantined images leave it open; and else in all."""
+    """Stage -> how often its model's vision encoder ran, in words: for each image or question that
+    it was shown, where the counts of a run.json tell how many those were; as two bounds, where
+    quarantined images leave it open; and else in all.
+    """
     found = {}
     for stage, runs in record.get("encoder_runs", {}).items():
         least, most = _shown(record, stage)
-        shown = "an image shown to the L-VLM" if stage == Stage.PSEUDO_ANNOTATOR else "a question that the S-VLM answered"
+        shown = (
+            "an image shown to the L-VLM"
+            if stage == Stage.PSEUDO_ANNOTATOR
+            else "a question that the S-VLM answered"
+        )
         if least > 0:
             bounds = dict.fromkeys([f"{runs / most:.3f}", f"{runs / least:.3f}"])
             found[stage] = f"{' to '.join(bounds)} for {shown}"
@@ -74,25 +129,36 @@ def encodings(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _shown(record: dict[str, Any], stage: str) -> tuple[int, int]:
-    """What a stage's engine was shown, at least and at most: the L-VLM images, each with all its questions, the S-VLM questions; (0, 0)
-    where the counts do not tell."""
+    """What a stage's engine was shown, at least and at most: the L-VLM images, each with all its
+    questions, the S-VLM questions; (0, 0) where the counts do not tell.
+    """
     quarantined: dict[str, int] = record["quarantined"]
     if any(name.endswith(f"/{Reason.ENGINE_CRASH}") for name in quarantined):
         # What a dead engine had encoded is not among the runs.
         return 0, 0
     if stage == Stage.PARITY_IDENTIFIER:
         return (record.get("svlm_asked", 0),) * 2
-    # Annotations from elsewhere may have the L-VLM's answers already, and commits do not say how often a jury was asked.
+    # Annotations from elsewhere may have the L-VLM's answers already, and commits do not say how
+    # often a jury was asked.
     if stage != Stage.PSEUDO_ANNOTATOR or record.get("config", {}).get("annotations"):
         return 0, 0
-    never = sum(count for name, count in quarantined.items() if name.startswith(f"{Stage.IMAGES}/") and name not in _SEEN_OR_NOT)
+    never = sum(
+        count
+        for name, count in quarantined.items()
+        if name.startswith(f"{Stage.IMAGES}/") and name not in _SEEN_OR_NOT
+    )
     most = record["images"] - never
     return most - sum(quarantined.get(name, 0) for name in _SEEN_OR_NOT), most
 
 
 def _paid(account: dict[str, Any]) -> str:
-    """What an API was asked and cost; replies that went into quarantine and parts that were done twice are in it."""
-    line = f"API: {account['requests']:,} requests, {account['prompt_tokens']:,} tokens in, {account['output_tokens']:,} out"
+    """What an API was asked and cost; replies that went into quarantine and parts that were done
+    twice are in it.
+    """
+    line = (
+        f"API: {account['requests']:,} requests, {account['prompt_tokens']:,} tokens in,"
+        f" {account['output_tokens']:,} out"
+    )
     if "cost_usd" in account:
         line += f", {dollars(account['cost_usd'])}"
     if account.get("at_most_usd", 0.0) > account.get("cost_usd", 0.0):
@@ -106,12 +172,23 @@ def _sum(tokens: dict[str, int], *names: str) -> str:
 
 
 def _scores(record: dict[str, Any]) -> str:
-    """A line a model: the official score with its interval first, further scores beside it, each under its own name."""
+    """A line a model: the official score with its interval first, further scores beside it, each
+    under its own name.
+    """
     metrics = list(dict.fromkeys(score["metric"] for score in record["evaluation"]))
     by_model: dict[str, dict[str, dict[str, Any]]] = {}
     for score in record["evaluation"]:
         by_model.setdefault(score["model"], {})[score["metric"]] = score
-    rows = [[record["evaluation"][0]["benchmark"], metrics[0], "95% interval", *metrics[1:], "questions", "trained on"]]
+    rows = [
+        [
+            record["evaluation"][0]["benchmark"],
+            metrics[0],
+            "95% interval",
+            *metrics[1:],
+            "questions",
+            "trained on",
+        ]
+    ]
     for model, scores in by_model.items():
         official = scores[metrics[0]]
         trained = record["training"].get(model)
@@ -126,5 +203,3 @@ def _scores(record: dict[str, Any]) -> str:
             ]
         )
     return aligned(rows)
-
-

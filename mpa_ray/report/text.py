@@ -14,9 +14,17 @@ _IN_SCRIPT = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u
 
 def cut(text: str | None, longest: int = LONGEST) -> str | None:
     """`text`, or its beginning and how long it is."""
-    return text if text is None or len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
+    return (
+        text
+        if text is None or len(text) <= longest
+        else f"{text[:longest]}… ({len(text):,} characters)"
+    )
 
 
 def embedded(value: Any) -> Markup:
-    """`value` as JSON for a script element of type application/json: no `<` that could end it, no `&` that could be decoded."""
-    return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_IN_SCRIPT))
+    """`value` as JSON for a script element of type application/json: no `<` that could end it, no
+    `&` that could be decoded.
+    """
+    return Markup(
+        json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_IN_SCRIPT)
+    )

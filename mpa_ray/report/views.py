@@ -27,7 +27,11 @@ LABELS = {
     "few_shot_full": "few-shot, full fine-tuning",
     "few_shot_lora": "few-shot, LoRA",
 }
-_CALLS = {"annotation": "L-VLM writes a question and answer", "lvlm_answer": "L-VLM answers it", "svlm_answer": "S-VLM answers it"}
+_CALLS = {
+    "annotation": "L-VLM writes a question and answer",
+    "lvlm_answer": "L-VLM answers it",
+    "svlm_answer": "S-VLM answers it",
+}
 _SURE = 0.05
 
 
@@ -83,28 +87,64 @@ def funnel(found: Facts) -> list[dict[str, Any]]:
     data, verdicts = found.data, found.data["verdicts"]
     parity, correct = verdicts.get(Verdict.PARITY, 0), verdicts.get(Verdict.SVLM_CORRECT, 0)
     if found.config.get("parity"):
-        trained = [_step("Trained on", found.training[AFTER]["samples"], None, "samples", kind="parity")] if AFTER in found.training else []
+        trained = (
+            [_step("Trained on", found.training[AFTER]["samples"], None, "samples", kind="parity")]
+            if AFTER in found.training
+            else []
+        )
         return [_step("Parity set, made elsewhere", parity, None, "", kind="parity"), *trained]
     steps = [
-        _step("Images worked on", data["images"], found.listed, "of those listed" if found.listed else ""),
+        _step(
+            "Images worked on",
+            data["images"],
+            found.listed,
+            "of those listed" if found.listed else "",
+        ),
         _step("Annotations by the L-VLM", data["annotations"], None, ""),
-        _step("L-VLM agrees with itself", parity + correct, data["annotations"], "of the annotations"),
-        _step("Parity set: S-VLM was wrong", parity, data["annotations"], "of the annotations", kind="parity"),
+        _step(
+            "L-VLM agrees with itself", parity + correct, data["annotations"], "of the annotations"
+        ),
+        _step(
+            "Parity set: S-VLM was wrong",
+            parity,
+            data["annotations"],
+            "of the annotations",
+            kind="parity",
+        ),
     ]
     if AFTER in found.training:
-        steps.append(_step("Trained on", found.training[AFTER]["samples"], None, "samples; the rest is held out", kind="parity"))
+        steps.append(
+            _step(
+                "Trained on",
+                found.training[AFTER]["samples"],
+                None,
+                "samples; the rest is held out",
+                kind="parity",
+            )
+        )
     return steps
 
 
-def _step(name: str, count: int, of: int | None, note: str, *, kind: str = "plain") -> dict[str, Any]:
-    return {"name": name, "count": count, "share": f"{100 * count / of:.1f}%" if of else "", "note": note, "kind": kind}
+def _step(
+    name: str, count: int, of: int | None, note: str, *, kind: str = "plain"
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "count": count,
+        "share": f"{100 * count / of:.1f}%" if of else "",
+        "note": note,
+        "kind": kind,
+    }
 
 
 def scores(found: Facts, evaluation: Evaluation) -> list[dict[str, Any]]:
     """A row a model: the official score, its interval, and how far it is from the S-VLM before."""
     rows = []
     last = {AFTER: 1, CEILING: 3}
-    for score in sorted(evaluation.scores, key=lambda score: 0 if score["model"] == BEFORE else last.get(score["model"], 2)):
+    for score in sorted(
+        evaluation.scores,
+        key=lambda score: 0 if score["model"] == BEFORE else last.get(score["model"], 2),
+    ):
         name = score["model"]
         trained = found.training.get(name)
         rows.append(
@@ -123,7 +163,9 @@ def scores(found: Facts, evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def by_kind(evaluation: Evaluation) -> list[tuple[str, list[Group], Axis]]:
-    """Tables of kinds of questions: title, the kinds scored before and after, their scores' axis."""
+    """Tables of kinds of questions: title, the kinds scored before and after, their scores'
+    axis.
+    """
     tables = {
         "By question": evaluation.by_question_kind(),
         "By answer": _in_order(evaluation.by_answer_type()),
@@ -140,7 +182,17 @@ def by_kind(evaluation: Evaluation) -> list[tuple[str, list[Group], Axis]]:
 def further_scores(found: Facts, evaluation: Evaluation) -> list[tuple[str, dict[str, float]]]:
     """Each further metric with its score of each model."""
     metrics = evaluation.further
-    return [(metric, {score["model"]: score["score"] for score in found.evaluation if score["metric"] == metric}) for metric in metrics]
+    return [
+        (
+            metric,
+            {
+                score["model"]: score["score"]
+                for score in found.evaluation
+                if score["metric"] == metric
+            },
+        )
+        for metric in metrics
+    ]
 
 
 def parity_by_type(selection: Selection) -> list[dict[str, Any]]:
@@ -149,7 +201,14 @@ def parity_by_type(selection: Selection) -> list[dict[str, Any]]:
     for kind in ANSWER_TYPES:
         counts = {str(verdict): selection.by_type[kind, str(verdict)] for verdict in Verdict}
         if rows_of_kind := sum(counts.values()):
-            rows.append({"name": kind, "rows": rows_of_kind, "counts": counts, "share": 100 * counts[Verdict.PARITY] / rows_of_kind})
+            rows.append(
+                {
+                    "name": kind,
+                    "rows": rows_of_kind,
+                    "counts": counts,
+                    "share": 100 * counts[Verdict.PARITY] / rows_of_kind,
+                }
+            )
     return rows
 
 
@@ -161,9 +220,19 @@ def calls(tokens: dict[str, int]) -> list[dict[str, Any]]:
     """A row a call an image: tokens in, the share of them found cached, tokens out."""
     rows = []
     for name, label in _CALLS.items():
-        prompt, cached = tokens.get(f"{name}_prompt_tokens", 0), tokens.get(f"{name}_cached_tokens", 0)
+        prompt, cached = (
+            tokens.get(f"{name}_prompt_tokens", 0),
+            tokens.get(f"{name}_cached_tokens", 0),
+        )
         share = 100 * cached / prompt if prompt else 0.0
-        rows.append({"label": label, "prompt": prompt, "share": share, "output": tokens.get(f"{name}_output_tokens", 0)})
+        rows.append(
+            {
+                "label": label,
+                "prompt": prompt,
+                "share": share,
+                "output": tokens.get(f"{name}_output_tokens", 0),
+            }
+        )
     return rows if tokens else []
 
 
@@ -173,11 +242,17 @@ def progress(found: Facts) -> dict[str, Any] | None:
         return None
     done, seconds = found.data["images"], found.data["seconds"]
     left = max(0, (found.listed or done) - done)
-    return {"done": done, "of": found.listed, "to_go": left * seconds / done if done and left else None}
+    return {
+        "done": done,
+        "of": found.listed,
+        "to_go": left * seconds / done if done and left else None,
+    }
 
 
 def rerun(found: Facts) -> dict[str, str] | None:
-    """The settings as a file that a job takes, and the command; None where they are of another version."""
+    """The settings as a file that a job takes, and the command; None where they are of another
+    version.
+    """
     if found.settings is None:
         return None
     tree = found.settings.model_dump(mode="json", exclude={"output"})

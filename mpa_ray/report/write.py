@@ -1,4 +1,6 @@
-"""Writes a run's report: `index.html`, further pages of its gallery, and the pages on which samples are rated."""
+"""Writes a run's report: `index.html`, further pages of its gallery, and the pages on which samples
+are rated.
+"""
 
 import re
 import time
@@ -45,7 +47,8 @@ def write_report(
         record: what is about to be written as run.json; None reads it, or what is there of it.
         to: where the pages go; None is report/ in the run.
         samples: of the gallery, drawn by verdict; some more show what was learned and forgotten.
-        rated: samples of each group of the rating study, and of the page that checks the parity set.
+        rated: samples of each group of the rating study, and of the page that checks the parity
+            set.
         seed: of what is drawn.
 
     Returns:
@@ -72,7 +75,13 @@ def write_report(
 
 
 def _gallery_pages(
-    run: Folder, found: facts.Facts, selection: Selection, *, samples: int, seed: int, rating: list[str]
+    run: Folder,
+    found: facts.Facts,
+    selection: Selection,
+    *,
+    samples: int,
+    seed: int,
+    rating: list[str],
 ) -> dict[str, bytes]:
     drawn, drawn_quarantined = selection.gallery(samples)
     rows = judged(run, drawn) | quarantined(run, drawn_quarantined)
@@ -84,20 +93,42 @@ def _gallery_pages(
     common = {
         "facts": found,
         "pages": names,
-        "drawn": {kind: (quota, selection.kinds[kind].seen) for kind, quota in selection.quotas(samples).items()},
+        "drawn": {
+            kind: (quota, selection.kinds[kind].seen)
+            for kind, quota in selection.quotas(samples).items()
+        },
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
     view = overview(run, found, selection)
-    made = {"index.html": page.render("report.html", ("gallery.js",), data=chunks[0], number=1, rating=rating, **common, **view)}
+    made = {
+        "index.html": page.render(
+            "report.html",
+            ("gallery.js",),
+            data=chunks[0],
+            number=1,
+            rating=rating,
+            **common,
+            **view,
+        )
+    }
     for number, chunk in enumerate(chunks[1:], start=2):
-        made[names[number - 1]] = page.render("samples.html", ("gallery.js",), data=chunk, number=number, **common)
+        made[names[number - 1]] = page.render(
+            "samples.html", ("gallery.js",), data=chunk, number=number, **common
+        )
     return made
 
 
-def _rating_pages(run: Folder, found: facts.Facts, selection: Selection, *, rated: int, seed: int) -> dict[str, bytes]:
-    """review.html, blind, with samples before and after PI; check.html with samples of the parity set and all that is known of them."""
+def _rating_pages(
+    run: Folder, found: facts.Facts, selection: Selection, *, rated: int, seed: int
+) -> dict[str, bytes]:
+    """review.html, blind, with samples before and after PI; check.html with samples of the parity
+    set and all that is known of them.
+    """
     after = selection.study[AFTER].places()
-    groups = {"review": list(dict.fromkeys([*selection.study[BEFORE].places(), *after])), "check": after}
+    groups = {
+        "review": list(dict.fromkeys([*selection.study[BEFORE].places(), *after])),
+        "check": after,
+    }
     made = {}
     for name, places in groups.items():
         rows = judged(run, places)
@@ -105,29 +136,60 @@ def _rating_pages(run: Folder, found: facts.Facts, selection: Selection, *, rate
             continue
         blind = name == "review"
         order = sorted(rows, key=lambda place: draw(place[1], f"order/{seed}"))
-        items = [(rows[place]["image_uri"], _to_rate(rows[place], found.root, blind=blind)) for place in order]
+        items = [
+            (rows[place]["image_uri"], _to_rate(rows[place], found.root, blind=blind))
+            for place in order
+        ]
         chunks = _paged(items, _fitting(run, rows, items, thumbnails.RATING, found.settings))
         names = [f"{name}.html", *(f"{name}-{number}.html" for number in range(2, len(chunks) + 1))]
-        study = {"run": found.digest, "blind": blind, "drawn": rated, "seed": seed, "questions": QUESTIONS}
+        study = {
+            "run": found.digest,
+            "blind": blind,
+            "drawn": rated,
+            "seed": seed,
+            "questions": QUESTIONS,
+        }
         for number, chunk in enumerate(chunks, start=1):
             context = {"blind": blind, "pages": names, "number": number, "about": about(found.task)}
-            made[names[number - 1]] = page.render("review.html", ("review.js",), data=study | chunk, **context)
+            made[names[number - 1]] = page.render(
+                "review.html", ("review.js",), data=study | chunk, **context
+            )
     return made
 
 
 def _to_rate(row: Sample, root: str | None, *, blind: bool) -> Sample:
-    """What a rater gets. A blind one gets nothing that tells the group, the models' answers, or the file's name, not even hidden."""
+    """What a rater gets. A blind one gets nothing that tells the group, the models' answers, or the
+    file's name, not even hidden.
+    """
     mark = fingerprint(row["question"], row["answer"])
-    sample = {"id": row["sample_id"], "fingerprint": mark, "question": row["question"], "answer": row["answer"]}
-    return sample if blind else sample | {"lvlm": row["lvlm_answer"], "svlm": row["svlm_answer"]} | place_of(row, root)
+    sample = {
+        "id": row["sample_id"],
+        "fingerprint": mark,
+        "question": row["question"],
+        "answer": row["answer"],
+    }
+    return (
+        sample
+        if blind
+        else sample | {"lvlm": row["lvlm_answer"], "svlm": row["svlm_answer"]} | place_of(row, root)
+    )
 
 
 def _fitting(
-    run: Folder, rows: dict[Place, Sample], items: Sequence[tuple[str, Sample]], steps: Sequence[Step], settings: Config | None
+    run: Folder,
+    rows: dict[Place, Sample],
+    items: Sequence[tuple[str, Sample]],
+    steps: Sequence[Step],
+    settings: Config | None,
 ) -> Thumbnails:
-    """Thumbnails at the best step with which all samples fit on one page, as some of them tell, or at the smallest."""
+    """Thumbnails at the best step with which all samples fit on one page, as some of them tell, or
+    at the smallest.
+    """
     settings = settings or Config()
-    limits = {"max_image_bytes": settings.max_image_bytes, "max_image_pixels": settings.max_image_pixels}
+    limits = {
+        "max_image_bytes": settings.max_image_bytes,
+        "max_image_pixels": settings.max_image_pixels,
+    }
     probe = pictures(run, dict(islice(rows.items(), _PROBED)), steps[0], **limits)
     texts = sum(_size(sample) for _, sample in items)
     for step in steps:
@@ -143,7 +205,9 @@ def _size(sample: Sample) -> int:
 
 
 def _paged(items: Iterable[tuple[str, Sample]], images: Thumbnails) -> list[dict[str, Any]]:
-    """Samples and their images, cut into pages; an image that several samples of a page share is there once."""
+    """Samples and their images, cut into pages; an image that several samples of a page share is
+    there once.
+    """
     pages: list[dict[str, Any]] = [{"samples": [], "images": []}]
     places: dict[str, int] = {}
     left = page.LARGEST - _RESERVED

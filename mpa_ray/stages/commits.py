@@ -1,4 +1,5 @@
-"""Commits: `commits/part-00000012.json` is written after all files of the part, and says what is in them.
+"""Commits: `commits/part-00000012.json` is written after all files of the part, and says what is in
+them.
 
 A resume does the parts that have no commit; all commits add up to what a run found.
 """
@@ -25,10 +26,12 @@ TOKEN_COLUMNS = [name for name in JUDGEMENTS.names if name.endswith("_tokens")]
 def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
     """Writes a part's files and then its commit. Gives back one row: the commit, as JSON.
 
-    Of several attempts at a part, of which all but one were taken for lost, all files are of one in the end (`_written`).
+    Of several attempts at a part, of which all but one were taken for lost, all files are of one in
+    the end (`_written`).
 
     Args:
-        rows: a whole part of JUDGED_ROW, images included; or none, where the stage was ended before the part was complete.
+        rows: a whole part of JUDGED_ROW, images included; or none, where the stage was ended before
+            the part was complete.
         output: the run's folder.
         call: when this call of the run began, in seconds since the epoch.
     """
@@ -55,7 +58,10 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
         "quarantined_images": len(images - annotated),
         "quarantined": dict(
             Counter(
-                f"{stage}/{reason}" for stage, reason in zip(*(rejected.column(c).to_pylist() for c in ("stage", "reason")), strict=True)
+                f"{stage}/{reason}"
+                for stage, reason in zip(
+                    *(rejected.column(c).to_pylist() for c in ("stage", "reason")), strict=True
+                )
             )
         ),
         "verdicts": dict(Counter(judged.column("verdict").to_pylist())),
@@ -69,15 +75,21 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
     if stands is not counts:
         return _as_row(stands)
     logs.in_worker(run_id(output.uri), "commit")
-    logs.LOG.info("committed part %d: %d images, %d quarantined", number, counts["images"], rejected.num_rows)
+    logs.LOG.info(
+        "committed part %d: %d images, %d quarantined", number, counts["images"], rejected.num_rows
+    )
     return _as_row(counts)
 
 
-def _written(output: Folder, number: int, files: Mapping[str, pa.Table], counts: dict[str, Any]) -> dict[str, Any]:
-    """Writes the files and the commit, and gives back the commit that stands: `counts`, or that of another attempt.
+def _written(
+    output: Folder, number: int, files: Mapping[str, pa.Table], counts: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes the files and the commit, and gives back the commit that stands: `counts`, or that of
+    another attempt.
 
-    An attempt writes nothing more once it finds the commit of another. Files of it that the other has not written over would then lie
-    beside the other's: it makes the part wholly its own instead.
+    An attempt writes nothing more once it finds the commit of another. Files of it that the other
+    has not written over would then lie beside the other's: it makes the part wholly its own
+    instead.
     """
     commit = f"commits/{part_name(number, '.json')}"
     done: list[str] = []
@@ -110,7 +122,9 @@ def _as_row(commit: dict[str, Any]) -> pa.Table:
 
 
 def _replace(output: Folder, folder: str, number: int, table: pa.Table) -> None:
-    """Writes a part's file. An empty one is left out, and what an interrupted attempt left under the name is removed."""
+    """Writes a part's file. An empty one is left out, and what an interrupted attempt left under
+    the name is removed.
+    """
     name = f"{folder}/{part_name(number)}"
     if table.num_rows:
         output.write_table(name, table)
@@ -119,13 +133,21 @@ def _replace(output: Folder, folder: str, number: int, table: pa.Table) -> None:
 
 
 def rows_of_source(counts: Mapping[str, Any], *, annotated: bool) -> int:
-    """How many rows of the source a commit, or a sum of commits, is about: images, or annotations where those are the source."""
-    return counts["annotations"] + sum(counts["quarantined"].values()) if annotated else counts["images"]
+    """How many rows of the source a commit, or a sum of commits, is about: images, or annotations
+    where those are the source.
+    """
+    return (
+        counts["annotations"] + sum(counts["quarantined"].values())
+        if annotated
+        else counts["images"]
+    )
 
 
 def share_quarantined(counts: Mapping[str, Any], *, annotated: bool) -> tuple[int, int]:
-    """What a sum of commits lost, and of how many rows of the source: annotations of annotations, or images of images. References that name
-    what was named before are neither: nothing is lost with them."""
+    """What a sum of commits lost, and of how many rows of the source: annotations of annotations,
+    or images of images. References that name what was named before are neither: nothing is lost
+    with them.
+    """
     repeats = counts["quarantined"].get(f"{Stage.IMAGES}/{Reason.DUPLICATE_REFERENCE}", 0)
     lost = sum(counts["quarantined"].values()) if annotated else counts["quarantined_images"]
     return lost - repeats, rows_of_source(counts, annotated=annotated) - repeats
@@ -137,8 +159,10 @@ def committed(output: Folder) -> set[int]:
 
 
 def totals(output: Folder) -> dict[str, Any]:
-    """The sum of all commits: images, annotations, images without any, quarantined rows by stage/reason, verdicts, tokens, vision encoder
-    runs by stage, and annotations that the S-VLM was asked about."""
+    """The sum of all commits: images, annotations, images without any, quarantined rows by
+    stage/reason, verdicts, tokens, vision encoder runs by stage, and annotations that the S-VLM was
+    asked about.
+    """
     return add_up(commits(output))
 
 
@@ -159,7 +183,9 @@ def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
         images += commit["images"]
         annotations += commit["annotations"]
         # Commits that do not say it are of runs whose images had one quarantined row at most.
-        lost += commit.get("quarantined_images", min(commit["images"], sum(commit["quarantined"].values())))
+        lost += commit.get(
+            "quarantined_images", min(commit["images"], sum(commit["quarantined"].values()))
+        )
         quarantined.update(commit["quarantined"])
         verdicts.update(commit["verdicts"])
         tokens.update(commit["tokens"])

@@ -1,10 +1,12 @@
 """Which row killed the process that asked about it.
 
-An engine that dies alone raises EngineDied, and `mpa_ray.stages.row_worker` finds the culprit without help. But a row can also take the
-whole actor with it (a crash in native code, the kernel's out-of-memory killer), and then nothing is left that remembers. So an actor notes
-in the output that it begins a part, and that it is done with it. A part whose note is found by the same call of the run was begun before by
-an actor that is gone, perhaps with its node. It is begun once more as it is; when that ends the actor too, its rows are asked one by one,
-each noted before it is asked, and one that is noted when the next actor comes, for the second time, is the culprit.
+An engine that dies alone raises EngineDied, and `mpa_ray.stages.row_worker` finds the culprit
+without help. But a row can also take the whole actor with it (a crash in native code, the kernel's
+out-of-memory killer), and then nothing is left that remembers. So an actor notes in the output that
+it begins a part, and that it is done with it. A part whose note is found by the same call of the
+run was begun before by an actor that is gone, perhaps with its node. It is begun once more as it
+is; when that ends the actor too, its rows are asked one by one, each noted before it is asked, and
+one that is noted when the next actor comes, for the second time, is the culprit.
 
 Notes of earlier calls say nothing: those were ended together with their actors.
 """
@@ -17,7 +19,8 @@ from mpa_ray.storage.folder import Folder
 
 _FOLDER = "attempts"
 
-# Actors that a part may lose before its rows are asked one by one: one may be a node that was taken away, two are suspicious.
+# Actors that a part may lose before its rows are asked one by one: one may be a node that was taken
+# away, two are suspicious.
 _LOST_BEFORE_CAREFUL = 2
 _DEATHS_OF_A_CULPRIT = 2
 
@@ -53,14 +56,19 @@ class Attempts:
         output: of the run.
         stage: which asks.
         model: which is asked.
-        call: when the dataset was made. Of two that ask one model side by side each has notes of its own, and so has each call of the run.
+        call: when the dataset was made. Of two that ask one model side by side each has notes of
+            its own, and so has each call of the run.
     """
 
     def __init__(self, output: Folder, *, stage: str, model: str, call: float) -> None:
-        self._folder = output.child(f"{_FOLDER}/{stage}-{hashlib.sha256(f'{model} {call!r}'.encode()).hexdigest()[:8]}")
+        self._folder = output.child(
+            f"{_FOLDER}/{stage}-{hashlib.sha256(f'{model} {call!r}'.encode()).hexdigest()[:8]}"
+        )
 
     def begin(self, part: int) -> Attempt:
-        """Notes that this actor begins `part`. The attempt knows of the actors that were lost over it."""
+        """Notes that this actor begins `part`. The attempt knows of the actors that were lost over
+        it.
+        """
         attempt = Attempt()
         if self._folder.exists(part_name(part, ".json")):
             before = Attempt(**self._folder.read_json(part_name(part, ".json")))
@@ -75,8 +83,9 @@ class Attempts:
         self._write(part, attempt)
 
     def answered(self, part: int, attempt: Attempt) -> None:
-        """Notes that the row asked last came back. An actor that ends from here on ends through no row of this part: the actor has others
-        to ask about."""
+        """Notes that the row asked last came back. An actor that ends from here on ends through no
+        row of this part: the actor has others to ask about.
+        """
         attempt.asking = None
         self._write(part, attempt)
 

@@ -1,12 +1,16 @@
-"""How a stage ends before its time in good order: the engine cannot go on (a wrong key, a spent budget), and nothing is broken.
+"""How a stage ends before its time in good order: the engine cannot go on (a wrong key, a spent
+budget), and nothing is broken.
 
-An error raised inside a dataset would throw away every part that is on its way through later stages. So the actor leaves its reason in
-the output instead and lets go of what it was not yet asked; reads that are still to come give empty parts; whatever is complete flows on
-to its commit; and the run, when the stream has ended, says the reason (exit code 3). The same command resumes the run.
+An error raised inside a dataset would throw away every part that is on its way through later
+stages. So the actor leaves its reason in the output instead and lets go of what it was not yet
+asked; reads that are still to come give empty parts; whatever is complete flows on to its commit;
+and the run, when the stream has ended, says the reason (exit code 3). The same command resumes the
+run.
 
-Annotations that were already made in parts that are not complete are kept in `stop/`, and the next call does not ask, or pay for, them
-again. What is lost then is what was asked of images that were not finished, which are at most `images_in_flight`. A call that is killed
-keeps nothing of its parts in flight.
+Annotations that were already made in parts that are not complete are kept in `stop/`, and the next
+call does not ask, or pay for, them again. What is lost then is what was asked of images that were
+not finished, which are at most `images_in_flight`. A call that is killed keeps nothing of its parts
+in flight.
 """
 
 from collections import defaultdict
@@ -54,13 +58,17 @@ def raise_if_stopped(output: Folder, done: str) -> None:
         raise RunError(f"{why}. {done}; the same command resumes the run")
 
 
-def read_unless_stopped(number: int, *, read: Callable[[int], pa.Table], output: Folder, schema: pa.Schema) -> pa.Table:
+def read_unless_stopped(
+    number: int, *, read: Callable[[int], pa.Table], output: Folder, schema: pa.Schema
+) -> pa.Table:
     """The part `number`, or an empty one when the stage was ended."""
     return schema.empty_table() if reason(output) is not None else read(number)
 
 
 def keep(output: Folder, number: int, done: dict[int, list[Row]], schema: pa.Schema) -> None:
-    """Keeps what came of some rows of part `number`, by their place in the part; not their images, which are read again with the part."""
+    """Keeps what came of some rows of part `number`, by their place in the part; not their images,
+    which are read again with the part.
+    """
     fields = [field for field in schema if field.name != _IMAGE]
     rows = [row | {_PLACE: place} for place, result in done.items() for row in result]
     table = pa.Table.from_pylist(rows, schema=pa.schema([*fields, pa.field(_PLACE, pa.int64())]))
@@ -68,12 +76,16 @@ def keep(output: Folder, number: int, done: dict[int, list[Row]], schema: pa.Sch
 
 
 def kept_parts(output: Folder) -> set[str]:
-    """The names of the files that `keep` has written; listed once, because most runs have none and every part would ask."""
+    """The names of the files that `keep` has written; listed once, because most runs have none and
+    every part would ask.
+    """
     return set(output.child(_FOLDER).names(".parquet"))
 
 
 def kept(output: Folder, number: int, rows: list[Row], names: set[str]) -> dict[int, list[Row]]:
-    """What `keep` was given for those of `rows` that are still at their place in part `number`, without images."""
+    """What `keep` was given for those of `rows` that are still at their place in part `number`,
+    without images.
+    """
     found: dict[int, list[Row]] = defaultdict(list)
     if part_name(number) in names:
         for row in output.child(_FOLDER).read_table(part_name(number)).to_pylist():
@@ -84,8 +96,14 @@ def kept(output: Folder, number: int, rows: list[Row], names: set[str]) -> dict[
 
 
 def _came_of(kept: Row, source: Row) -> bool:
-    """Whether `source` is the row that was asked about: the annotation, or the image where there was none yet."""
-    return all(kept[name] == source[name] for name in ("image_id", "sample_id") if source.get(name) is not None)
+    """Whether `source` is the row that was asked about: the annotation, or the image where there
+    was none yet.
+    """
+    return all(
+        kept[name] == source[name]
+        for name in ("image_id", "sample_id")
+        if source.get(name) is not None
+    )
 
 
 def forget(output: Folder) -> None:

@@ -1,4 +1,6 @@
-"""Asking a model labeled questions and scoring it, through the same engines and the same Ray Data pipeline as the Parity Identifier."""
+"""Asking a model labeled questions and scoring it, through the same engines and the same Ray Data
+pipeline as the Parity Identifier.
+"""
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 
 QUESTION_ROW = pa.schema([*SOURCE_ROW, *QUESTION_COLUMNS])
 ANSWERED_ROW = pa.schema([*QUESTION_ROW, pa.field("prediction", pa.string())])
-PREDICTIONS = pa.schema([*QUESTION_COLUMNS, pa.field("image_uri", pa.string()), pa.field("prediction", pa.string())])
+PREDICTIONS = pa.schema(
+    [*QUESTION_COLUMNS, pa.field("image_uri", pa.string()), pa.field("prediction", pa.string())]
+)
 
 
 class Evaluator(RowWorker):
@@ -43,31 +47,56 @@ async def answer_row(row: Row, ask: Ask, *, prompt: str, answering: Sampling) ->
 
 
 def answer(
-    dataset: "Dataset", model: ModelSection, config: Config, *, prompt: str, schema: pa.Schema, output: Folder | None = None
+    dataset: "Dataset",
+    model: ModelSection,
+    config: Config,
+    *,
+    prompt: str,
+    schema: pa.Schema,
+    output: Folder | None = None,
 ) -> "Dataset":
-    """Rows with image and question in, the same with `prediction` and without the image out. `output` is explained at `ask_model`."""
+    """Rows with image and question in, the same with `prediction` and without the image out.
+    `output` is explained at `ask_model`.
+    """
     model = capacity.placed_alone(model, config, what="evaluate")
-    work = partial(answer_row, prompt=prompt, answering=Sampling(max_tokens=config.evaluate.max_tokens))
-    return ask_model(dataset, Evaluator, work, models=[model], schema=schema, config=config, output=output).drop_columns(["image"])
+    work = partial(
+        answer_row, prompt=prompt, answering=Sampling(max_tokens=config.evaluate.max_tokens)
+    )
+    return ask_model(
+        dataset, Evaluator, work, models=[model], schema=schema, config=config, output=output
+    ).drop_columns(["image"])
 
 
-def evaluate(model: ModelSection, *, name: str, config: Config, output: Folder) -> list[dict[str, Any]]:
-    """Answers the benchmark's questions with `model`, writes evaluation/predictions/<name>.parquet, and gives back the scores.
+def evaluate(
+    model: ModelSection, *, name: str, config: Config, output: Folder
+) -> list[dict[str, Any]]:
+    """Answers the benchmark's questions with `model`, writes evaluation/predictions/<name>.parquet,
+    and gives back the scores.
 
     Returns:
-        One a metric, the official one first: {"model", "benchmark", "metric", "score" in percent, "ci95": [low, high] in percent, or None
-        for a score of the whole set that has no per-question scores, "n", "by_kind": {kind: [percent, n]}}
+        One a metric, the official one first: {"model", "benchmark", "metric", "score" in percent,
+        "ci95": [low, high] in percent, or None for a score of the whole set that has no
+        per-question scores, "n", "by_kind": {kind: [percent, n]}}
 
     Raises:
         ConfigurationError: the benchmark lacks something.
-        RunError: an image of the benchmark cannot be read; every question counts, so none is left out.
+        RunError: an image of the benchmark cannot be read; every question counts, so none is left
+            out.
     """
     settings = config.evaluate
     questions = output.child("evaluation/questions")
-    numbers = list(range(benchmark.prepare(settings, questions, predictions=output.child("evaluation/predictions"))))
+    numbers = list(
+        range(
+            benchmark.prepare(
+                settings, questions, predictions=output.child("evaluation/predictions")
+            )
+        )
+    )
     read = partial(_read_questions, questions=questions, max_image_bytes=config.max_image_bytes)
     prompt = BENCHMARKS[settings.format].prompt
-    answered = answer(dataset_of(numbers, read), model, config, prompt=prompt, schema=ANSWERED_ROW, output=output)
+    answered = answer(
+        dataset_of(numbers, read), model, config, prompt=prompt, schema=ANSWERED_ROW, output=output
+    )
     answered.set_name(f"evaluate_{name}")
     asked = sum(table.num_rows for table in questions.tables(["question_id"]))
     progress = Progress(f"evaluate {name}", asked, unit="questions")
@@ -79,22 +108,40 @@ def evaluate(model: ModelSection, *, name: str, config: Config, output: Folder) 
             tables.append(table.select(PREDICTIONS.names))
             progress.add(table.num_rows)
     progress.end()
-    early_stop.raise_if_stopped(output, f"The evaluation of {name} was not finished and is done again")
+    early_stop.raise_if_stopped(
+        output, f"The evaluation of {name} was not finished and is done again"
+    )
     predictions = pa.concat_tables(tables).sort_by("question_id")
     wanted = benchmark.metrics_of(settings, config.task_spec.metric)
     predictions, scores = score(predictions, wanted, seed=config.seed)
     output.write_table(f"evaluation/predictions/{name}.parquet", predictions)
-    shown = (settings.benchmark or "").rstrip("/").rpartition("/")[2].rpartition(".")[0] or settings.format
+    shown = (settings.benchmark or "").rstrip("/").rpartition("/")[2].rpartition(".")[
+        0
+    ] or settings.format
     return [{"model": name, "benchmark": shown} | item for item in scores]
 
 
-def score(predictions: pa.Table, wanted: tuple[str, ...], *, seed: int) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """Scores PREDICTIONS by each metric of `wanted`; the per-question scores become columns of the table that is given back."""
-    said, answers = predictions.column("prediction").to_pylist(), predictions.column("answers").to_pylist()
+def score(
+    predictions: pa.Table, wanted: tuple[str, ...], *, seed: int
+) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """Scores PREDICTIONS by each metric of `wanted`; the per-question scores become columns of the
+    table that is given back.
+    """
+    said, answers = (
+        predictions.column("prediction").to_pylist(),
+        predictions.column("answers").to_pylist(),
+    )
     if wanted == CAPTION_METRICS:
         whole = caption_scores(said, answers)
         return predictions, [
-            {"metric": metric, "score": 100 * whole[metric], "ci95": None, "n": len(said), "by_kind": {}} for metric in wanted
+            {
+                "metric": metric,
+                "score": 100 * whole[metric],
+                "ci95": None,
+                "n": len(said),
+                "by_kind": {},
+            }
+            for metric in wanted
         ]
     found = []
     for metric in wanted:
@@ -114,9 +161,15 @@ def score(predictions: pa.Table, wanted: tuple[str, ...], *, seed: int) -> tuple
 
 
 def _by_kind(predictions: pa.Table, metric: str) -> dict[str, list[float]]:
-    grouped = predictions.group_by("question_kind").aggregate([(metric, "mean"), (metric, "count")]).sort_by("question_kind")
+    grouped = (
+        predictions.group_by("question_kind")
+        .aggregate([(metric, "mean"), (metric, "count")])
+        .sort_by("question_kind")
+    )
     return {
-        row["question_kind"]: [100 * row[f"{metric}_mean"], row[f"{metric}_count"]] for row in grouped.to_pylist() if row["question_kind"]
+        row["question_kind"]: [100 * row[f"{metric}_mean"], row[f"{metric}_count"]]
+        for row in grouped.to_pylist()
+        if row["question_kind"]
     }
 
 
@@ -124,7 +177,8 @@ def _refuse_quarantined(table: pa.Table) -> None:
     for row in table.select(["question_id", "image_uri", "reason", "detail"]).to_pylist():
         if row["reason"] is not None:
             raise RunError(
-                f"benchmark question {row['question_id']} ({row['image_uri']}): {row['reason']}: {row['detail']}; fix the benchmark"
+                f"benchmark question {row['question_id']} ({row['image_uri']}): {row['reason']}:"
+                f" {row['detail']}; fix the benchmark"
             )
 
 
@@ -132,7 +186,15 @@ def _read_questions(number: int, *, questions: Folder, max_image_bytes: int) -> 
     """One part of the benchmark as QUESTION_ROW, images that lie in files fetched."""
     rows = questions.read_table(part_name(number)).to_pylist()
     missing = [row for row in rows if row["image"] is None]
-    for row, content in zip(missing, references.fetch([row["image_uri"] for row in missing], max_image_bytes=max_image_bytes), strict=True):
+    for row, content in zip(
+        missing,
+        references.fetch([row["image_uri"] for row in missing], max_image_bytes=max_image_bytes),
+        strict=True,
+    ):
         failed = isinstance(content, UnreadableImage)
-        row |= {"stage": Stage.IMAGES, "reason": content.reason, "detail": content.detail} if failed else {"image": content}
+        row |= (
+            {"stage": Stage.IMAGES, "reason": content.reason, "detail": content.detail}
+            if failed
+            else {"image": content}
+        )
     return pa.Table.from_pylist([row | {"part": number} for row in rows], schema=QUESTION_ROW)

@@ -1,7 +1,9 @@
-"""What an S-VLM learned and forgot, found without labels: it is asked again about self-consistent rows that were held out of training.
+"""What an S-VLM learned and forgot, found without labels: it is asked again about self-consistent
+rows that were held out of training.
 
-No label is used: an answer is compared with the annotation, which the L-VLM itself answers alike. Training on the parity set alone
-can overwrite what was known, and an accuracy on the task would show it only where there are labels.
+No label is used: an answer is compared with the annotation, which the L-VLM itself answers alike.
+Training on the parity set alone can overwrite what was known, and an accuracy on the task would
+show it only where there are labels.
 """
 
 from functools import partial
@@ -21,14 +23,25 @@ from mpa_ray.tasks import prompts
 from mpa_ray.tasks.matchers import MATCHERS, Matcher
 
 HELD_OUT = pa.schema(
-    [pa.field(name, pa.string()) for name in ("sample_id", "image_uri", "question", "answer", "before", "after", "change")]
+    [
+        pa.field(name, pa.string())
+        for name in ("sample_id", "image_uri", "question", "answer", "before", "after", "change")
+    ]
 )
-_HELD_OUT_ROW = pa.schema([*SOURCE_ROW, *(pa.field(name, pa.string()) for name in ("sample_id", "question", "answer", "before"))])
+_HELD_OUT_ROW = pa.schema(
+    [
+        *SOURCE_ROW,
+        *(pa.field(name, pa.string()) for name in ("sample_id", "question", "answer", "before")),
+    ]
+)
 _ASKED_AGAIN = pa.schema([*_HELD_OUT_ROW, pa.field("prediction", pa.string())])
 
 
-def learned_and_forgotten(model: ModelSection, *, name: str, config: Config, output: Folder) -> dict[str, int]:
-    """Asks the trained S-VLM about the held-out rows and compares with what it answered before. Writes holdout/<name>/.
+def learned_and_forgotten(
+    model: ModelSection, *, name: str, config: Config, output: Folder
+) -> dict[str, int]:
+    """Asks the trained S-VLM about the held-out rows and compares with what it answered before.
+    Writes holdout/<name>/.
 
     Returns:
         How many rows each of CHANGES has.
@@ -38,10 +51,22 @@ def learned_and_forgotten(model: ModelSection, *, name: str, config: Config, out
     """
     judgements = output.child("judgements")
     numbers = [part_number(file) for file in judgements.names(".parquet")]
-    read = partial(_read_held_out, judgements=judgements, share=config.pl.holdout, max_image_bytes=config.max_image_bytes)
+    read = partial(
+        _read_held_out,
+        judgements=judgements,
+        share=config.pl.holdout,
+        max_image_bytes=config.max_image_bytes,
+    )
     matches = MATCHERS[config.matcher]
     counts = dict.fromkeys(CHANGES, 0)
-    asked = answer(dataset_of(numbers, read), model, config, prompt=prompts.ANSWERING, schema=_ASKED_AGAIN, output=output)
+    asked = answer(
+        dataset_of(numbers, read),
+        model,
+        config,
+        prompt=prompts.ANSWERING,
+        schema=_ASKED_AGAIN,
+        output=output,
+    )
     asked.set_name(f"holdout_{name}")
     progress = Progress("held out", len(numbers), unit="parts")
     with Watch(progress.waiting, stage="held out, loading"):
@@ -53,9 +78,14 @@ def learned_and_forgotten(model: ModelSection, *, name: str, config: Config, out
                 row["change"] = _change(row, matches)
                 counts[row["change"]] += 1
             if rows:
-                output.write_table(f"holdout/{name}/{part_name(rows[0]['part'])}", pa.Table.from_pylist(rows, schema=HELD_OUT))
+                output.write_table(
+                    f"holdout/{name}/{part_name(rows[0]['part'])}",
+                    pa.Table.from_pylist(rows, schema=HELD_OUT),
+                )
     progress.end()
-    early_stop.raise_if_stopped(output, "The held-out rows were not all asked again, and all of them are by the next call")
+    early_stop.raise_if_stopped(
+        output, "The held-out rows were not all asked again, and all of them are by the next call"
+    )
     return counts
 
 
@@ -67,17 +97,32 @@ def _change(row: dict[str, Any], matches: Matcher) -> str:
 
 def change(right_before: bool, right_after: bool) -> str:
     """What became of a held-out row that was answered."""
-    return {(False, True): "learned", (True, False): "forgotten", (True, True): "kept", (False, False): "still_wrong"}[
-        right_before, right_after
-    ]
+    return {
+        (False, True): "learned",
+        (True, False): "forgotten",
+        (True, True): "kept",
+        (False, False): "still_wrong",
+    }[right_before, right_after]
 
 
-def _read_held_out(number: int, *, judgements: Folder, share: float, max_image_bytes: int) -> pa.Table:
-    table = judgements.read_table(part_name(number), ["image_id", "image_uri", "sample_id", "question", "answer", "svlm_answer", "verdict"])
+def _read_held_out(
+    number: int, *, judgements: Folder, share: float, max_image_bytes: int
+) -> pa.Table:
+    table = judgements.read_table(
+        part_name(number),
+        ["image_id", "image_uri", "sample_id", "question", "answer", "svlm_answer", "verdict"],
+    )
     keep = [
         verdict in CONSISTENT and is_held_out(sample_id, share)
-        for sample_id, verdict in zip(table.column("sample_id").to_pylist(), table.column("verdict").to_pylist(), strict=True)
+        for sample_id, verdict in zip(
+            table.column("sample_id").to_pylist(), table.column("verdict").to_pylist(), strict=True
+        )
     ]
     rows = with_images(table.filter(pa.array(keep, pa.bool_())), max_image_bytes=max_image_bytes)
-    rows = rows.rename_columns(["before" if column == "svlm_answer" else column for column in rows.column_names])
-    return pa.Table.from_pylist([row | {"part": number} for row in rows.drop_columns(["verdict"]).to_pylist()], schema=_HELD_OUT_ROW)
+    rows = rows.rename_columns(
+        ["before" if column == "svlm_answer" else column for column in rows.column_names]
+    )
+    return pa.Table.from_pylist(
+        [row | {"part": number} for row in rows.drop_columns(["verdict"]).to_pylist()],
+        schema=_HELD_OUT_ROW,
+    )

@@ -1,13 +1,15 @@
-"""Several L-VLMs as a jury: an annotation counts as consistent only where every one of them answers as the annotation does.
+"""Several L-VLMs as a jury: an annotation counts as consistent only where every one of them answers
+as the annotation does.
 
-Eq. 1 asks the L-VLM that wrote an annotation whether it stands by it, and a model may stand by its own mistakes. Here others are asked
-the same question, each by an engine pool of its own between the Pseudo Annotator and the Parity Identifier, and only where all before
-them agreed:
+Eq. 1 asks the L-VLM that wrote an annotation whether it stands by it, and a model may stand by its
+own mistakes. Here others are asked the same question, each by an engine pool of its own between the
+Pseudo Annotator and the Parity Identifier, and only where all before them agreed:
 
     S = E(L-VLM) and E(juror 1) and ... and E(juror n) and not E(S-VLM)
 
-What they said is kept in `jury_answers`, in their order, so that stored rows can be judged again with another matcher. Where a juror
-cannot go on (a wrong key), parts that are not committed are annotated again by the next call.
+What they said is kept in `jury_answers`, in their order, so that stored rows can be judged again
+with another matcher. Where a juror cannot go on (a wrong key), parts that are not committed are
+annotated again by the next call.
 """
 
 from functools import partial
@@ -31,19 +33,34 @@ class Juror(RowWorker):
     stage = Stage.JURY
 
 
-async def jury_row(row: Row, ask: Ask, *, matcher: str, answering: Sampling, exhaustive: bool) -> list[Row]:
-    """The row with one more answer in `jury_answers`; a row that somebody disagreed about stays as it is, unless `exhaustive`."""
+async def jury_row(
+    row: Row, ask: Ask, *, matcher: str, answering: Sampling, exhaustive: bool
+) -> list[Row]:
+    """The row with one more answer in `jury_answers`; a row that somebody disagreed about stays as
+    it is, unless `exhaustive`.
+    """
     said = row.get("jury_answers") or []
-    if not exhaustive and not is_consistent(row["answer"], [row["lvlm_answer"], *said], MATCHERS[matcher]):
+    if not exhaustive and not is_consistent(
+        row["answer"], [row["lvlm_answer"], *said], MATCHERS[matcher]
+    ):
         return [row]
     reply = await ask(prompts.ANSWERING.format(question=row["question"]), answering)
-    spent = {"prompt": reply.prompt_tokens, "cached": reply.cached_tokens, "output": reply.output_tokens}
-    tokens = {f"jury_{kind}_tokens": (row.get(f"jury_{kind}_tokens") or 0) + (count or 0) for kind, count in spent.items()}
+    spent = {
+        "prompt": reply.prompt_tokens,
+        "cached": reply.cached_tokens,
+        "output": reply.output_tokens,
+    }
+    tokens = {
+        f"jury_{kind}_tokens": (row.get(f"jury_{kind}_tokens") or 0) + (count or 0)
+        for kind, count in spent.items()
+    }
     return [row | tokens | {"jury_answers": [*said, reply.text.strip()]}]
 
 
 def identify_jury(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
-    """ANNOTATED_ROW parts in, JURY_ROW parts out; without a jury, the dataset as it is. `output` is explained at `ask_model`."""
+    """ANNOTATED_ROW parts in, JURY_ROW parts out; without a jury, the dataset as it is. `output` is
+    explained at `ask_model`.
+    """
     work = partial(
         jury_row,
         matcher=config.matcher,
@@ -51,5 +68,7 @@ def identify_jury(dataset: "Dataset", config: Config, output: Folder | None = No
         exhaustive=config.identify.exhaustive,
     )
     for juror in config.jury:
-        dataset = ask_model(dataset, Juror, work, models=[juror], schema=JURY_ROW, config=config, output=output)
+        dataset = ask_model(
+            dataset, Juror, work, models=[juror], schema=JURY_ROW, config=config, output=output
+        )
     return dataset

@@ -1,6 +1,8 @@
-"""The L-VLM answers questions that came from elsewhere: the other half of Eq. 1 for annotations it has not checked yet.
+"""The L-VLM answers questions that came from elsewhere: the other half of Eq. 1 for annotations it
+has not checked yet.
 
-What follows is the Parity Identifier, as after the Pseudo Annotator. `parts.read_annotations` reads what is answered here.
+What follows is the Parity Identifier, as after the Pseudo Annotator. `parts.read_annotations` reads
+what is answered here.
 """
 
 from functools import partial
@@ -41,6 +43,16 @@ async def answer_own_row(row: Row, ask: Ask, *, answering: Sampling) -> list[Row
 
 
 def answer_own(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
-    """ANNOTATED_ROW parts in and out, in place of the Pseudo Annotator. `output` is explained at `ask_model`."""
+    """ANNOTATED_ROW parts in and out, in place of the Pseudo Annotator. `output` is explained at
+    `ask_model`.
+    """
     work = partial(answer_own_row, answering=Sampling(max_tokens=config.identify.max_tokens))
-    return ask_model(dataset, OwnAnswerer, work, models=[config.lvlm], schema=ANNOTATED_ROW, config=config, output=output)
+    return ask_model(
+        dataset,
+        OwnAnswerer,
+        work,
+        models=[config.lvlm],
+        schema=ANNOTATED_ROW,
+        config=config,
+        output=output,
+    )

@@ -1,5 +1,6 @@
-"""The Pseudo Annotator and the Parity Identifier in one actor: both models share a card and, where they are
-shown as many pixels, the decoded image."""
+"""The Pseudo Annotator and the Parity Identifier in one actor: both models share a card and, where
+they are shown as many pixels, the decoded image.
+"""
 
 from collections.abc import Awaitable, Callable
 
@@ -17,8 +18,12 @@ class AnnotatorAndIdentifier(RowWorker):
     further_stages = (Stage.PARITY_IDENTIFIER,)
 
 
-async def both_rows(row: Row, ask_lvlm: Ask, ask_svlm: Ask, *, annotate: Work, identify: Work) -> list[Row]:
-    """`annotate` with the L-VLM, and `identify` with the S-VLM for each annotation that came of it."""
+async def both_rows(
+    row: Row, ask_lvlm: Ask, ask_svlm: Ask, *, annotate: Work, identify: Work
+) -> list[Row]:
+    """`annotate` with the L-VLM, and `identify` with the S-VLM for each annotation that came of
+    it.
+    """
     found: list[Row] = []
     for annotated in await annotate(row, ask_lvlm):
         if annotated["reason"] is not None:
@@ -28,7 +33,7 @@ async def both_rows(row: Row, ask_lvlm: Ask, ask_svlm: Ask, *, annotate: Work, i
             found += await identify(annotated, ask_svlm)
         except RequestRejected as error:
             # Of several annotations of an image, this one alone.
-            found.append(quarantined(annotated, Stage.PARITY_IDENTIFIER, Reason.ENGINE_REJECTED, str(error)))
+            found.append(
+                quarantined(annotated, Stage.PARITY_IDENTIFIER, Reason.ENGINE_REJECTED, str(error))
+            )
     return found
-
-

@@ -1,9 +1,13 @@
-"""The stages of a run: a record of each that is finished, and the seconds that each took, over all calls on the output.
+"""The stages of a run: a record of each that is finished, and the seconds that each took, over all
+calls on the output.
 
-    stages/<name>.json   what the stage gave; `seconds`; `calls`, for each call when it began (seconds since the epoch) and its seconds
-    calls/<name>.json    the calls so far of a stage that is not finished, written again every few seconds
+    stages/<name>.json   what the stage gave; `seconds`; `calls`, for each call when it began
+                         (seconds since the epoch) and its seconds
+    calls/<name>.json    the calls so far of a stage that is not finished, written again every
+                         few seconds
 
-All of it is the driver's clock. A call that is killed loses what it took since the file was last written.
+All of it is the driver's clock. A call that is killed loses what it took since the file was last
+written.
 """
 
 import time
@@ -20,14 +24,24 @@ from mpa_ray.storage.lease import Lease
 ANNOTATE = "annotate_and_identify"
 _NOTED_EVERY_S = 10.0
 # For records of earlier versions, which do not say when a stage began.
-_ORDER = ("demo_", ANNOTATE, "train_mpa", "train_", "evaluate_zero_shot", "evaluate_mpa", "evaluate_", "holdout_")
+_ORDER = (
+    "demo_",
+    ANNOTATE,
+    "train_mpa",
+    "train_",
+    "evaluate_zero_shot",
+    "evaluate_mpa",
+    "evaluate_",
+    "holdout_",
+)
 
 Record = dict[str, Any]
 Calls = list[list[float]]
 
 
 def once(output: Folder, name: str, work: Callable[[], Record], held: Lease) -> Record:
-    """What a stage gave and its `seconds`: from its record where it is finished, else from `work`, whose result is recorded.
+    """What a stage gave and its `seconds`: from its record where it is finished, else from `work`,
+    whose result is recorded.
 
     Raises:
         RunError: another run has taken over the output.
@@ -51,7 +65,9 @@ def clock(output: Folder, name: str, held: Lease) -> Iterator[None]:
         # What is lost here is a few seconds of the account; what ends the run is said elsewhere.
         with suppress(StorageError):
             if not held.lost.is_set():
-                output.write_json(f"calls/{name}.json", [*earlier, [began, time.monotonic() - started]])
+                output.write_json(
+                    f"calls/{name}.json", [*earlier, [began, time.monotonic() - started]]
+                )
 
     def note_again() -> None:
         while not ended.wait(_NOTED_EVERY_S):
@@ -95,7 +111,11 @@ def records(output: Folder) -> dict[str, Record]:
 
 def _place(name: str, found: Record) -> tuple[float, int, str]:
     began = min((began for began, _ in found.get("calls", ())), default=0.0)
-    return began, next((place for place, start in enumerate(_ORDER) if name.startswith(start)), len(_ORDER)), name
+    return (
+        began,
+        next((place for place, start in enumerate(_ORDER) if name.startswith(start)), len(_ORDER)),
+        name,
+    )
 
 
 def calls(output: Folder, name: str) -> Calls:

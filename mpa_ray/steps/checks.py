@@ -27,14 +27,20 @@ def check(config: Config, output: Folder) -> None:
 
 def check_inputs(config: Config) -> None:
     if config.images and not Folder.at(config.images).exists():
-        raise ConfigurationError(f"images={config.images!r} does not exist; give a folder or prefix of images, Parquet files or tars")
+        raise ConfigurationError(
+            f"images={config.images!r} does not exist; give a folder or prefix of images, Parquet"
+            " files or tars"
+        )
     tracking.check(config.pl.tracking)
     _check_models(config)
 
 
 def _check_models(config: Config) -> None:
     asked = {"lvlm": config.lvlm} if config.asks_lvlm else {}
-    for flag, model in {**asked, **{f"jury.{number}": juror for number, juror in enumerate(config.jury)}}.items():
+    for flag, model in {
+        **asked,
+        **{f"jury.{number}": juror for number, juror in enumerate(config.jury)},
+    }.items():
         if model.kind.is_api:
             api_key.check_api(flag, model)
         elif not model.kind.loads_checkpoint:
@@ -56,25 +62,38 @@ def check_output(config: Config, output: Folder) -> Config | None:
         return None
     if not output.exists(CONFIG):
         if output.names():
-            raise ConfigurationError(f"output={config.output!r} holds other files and no run; give an empty or new folder")
+            raise ConfigurationError(
+                f"output={config.output!r} holds other files and no run; give an empty or new"
+                " folder"
+            )
         return None
     try:
         before = of_identity(output.read_json(CONFIG))
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, item["loc"])) for item in error.errors())
         raise ConfigurationError(
-            f"output={config.output!r} holds a run of another version of mpa_ray (it differs in {fields}); give another output"
+            f"output={config.output!r} holds a run of another version of mpa_ray (it differs in"
+            f" {fields}); give another output"
         ) from error
     differing = changes(before, config, trained=trained_on_labels(output))
     if differing:
-        listed = "; ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in differing.items())
-        raise ConfigurationError(f"output={config.output!r} holds another run: {listed}. Give another output, or the settings of that run")
+        listed = "; ".join(
+            f"{name} was {was!r} and is {now!r}" for name, (was, now) in differing.items()
+        )
+        raise ConfigurationError(
+            f"output={config.output!r} holds another run: {listed}. Give another output, or the"
+            " settings of that run"
+        )
     return before
 
 
 def trained_on_labels(output: Folder) -> set[str]:
     """The comparisons on human labels whose training has begun."""
-    return {arm for arm in LABELED_ARMS if output.exists(f"stages/train_{arm}.json") or output.exists(f"checkpoints/{arm}")}
+    return {
+        arm
+        for arm in LABELED_ARMS
+        if output.exists(f"stages/train_{arm}.json") or output.exists(f"checkpoints/{arm}")
+    }
 
 
 def warn_of_size(svlm: ModelSection, parameters: int | None) -> None:

@@ -32,7 +32,9 @@ def record_of(
         "training": trained,
         "evaluation": evaluation,
         "ledger": paid,
-        "cost_usd": {step: account["cost_usd"] for step, account in paid.items() if "cost_usd" in account},
+        "cost_usd": {
+            step: account["cost_usd"] for step, account in paid.items() if "cost_usd" in account
+        },
         "stages": {name: one["seconds"] for name, one in finished.items()},
         "wall_seconds": step_times.wall_seconds(finished.values()),
     }

@@ -29,13 +29,18 @@ def train_arm(arm: Arm, config: Config, output: Folder, held: Lease) -> dict[str
         watched = _training_line(work.child(arm.name), arm.name, logs.run_id(output.uri), config)
         own = config.model_copy(update={"pl": settings_of(arm, config)})
         curve = output.child(f"tensorboard/{arm.name}")
-        tracked = tracking.Tracking(names=config.pl.tracking, folder=curve, run=f"{logs.run_id(output.uri)}-{arm.name}")
+        tracked = tracking.Tracking(
+            names=config.pl.tracking, folder=curve, run=f"{logs.run_id(output.uri)}-{arm.name}"
+        )
         with Watch(watched, stage=f"train_{arm.name}"):
             result = level(own, folders, name=arm.name, target=target, work=work, tracking=tracked)
         work.child(arm.name).delete_folder()
         if families.count_parameters(config.svlm) is None:
             warn_of_size(config.svlm, result["parameters"])
-        say(f"train {arm.name}: {result['samples']:,} samples, final loss {result['loss']:.3f}, {result['seconds']:.0f} s in the loop")
+        say(
+            f"train {arm.name}: {result['samples']:,} samples, final loss {result['loss']:.3f},"
+            f" {result['seconds']:.0f} s in the loop"
+        )
         return {"loop_seconds" if key == "seconds" else key: value for key, value in result.items()}
 
     return step_times.once(output, f"train_{arm.name}", training, held)

@@ -1,6 +1,7 @@
 """Where things are kept: one folder, local or in an object store, with whole-or-nothing writes.
 
-A reader never sees half a file: locally a file is written under a temporary name and moved; object stores show an object when it is closed.
+A reader never sees half a file: locally a file is written under a temporary name and moved; object
+stores show an object when it is closed.
 """
 
 import errno
@@ -55,14 +56,16 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The file system of `uri` and the path in it.
 
     Raises:
-        ConfigurationError: the scheme is none of local, s3:// and gs://, it is no URI, or there are keys or options in it.
+        ConfigurationError: the scheme is none of local, s3:// and gs://, it is no URI, or there are
+            keys or options in it.
     """
     refuse_secrets(uri)
     if is_remote(uri):
         if "?" in uri:
             place = uri.partition("?")[0]
             raise ConfigurationError(
-                f"{place}?...: options in a URI are not taken (a ? in a name is written %3F); an endpoint goes into AWS_ENDPOINT_URL"
+                f"{place}?...: options in a URI are not taken (a ? in a name is written %3F); an"
+                " endpoint goes into AWS_ENDPOINT_URL"
             )
         try:
             # Spaces and the like are encoded for Arrow; what is encoded already stays so.
@@ -71,7 +74,9 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
             raise ConfigurationError(f"{uri!r}: {error}") from error
     scheme, separator, _ = uri.partition("://")
     if separator and scheme != "file":
-        raise ConfigurationError(f"{uri!r}: the scheme {scheme}:// is not supported; use a local path, s3:// or gs://")
+        raise ConfigurationError(
+            f"{uri!r}: the scheme {scheme}:// is not supported; use a local path, s3:// or gs://"
+        )
     return pyarrow.fs.LocalFileSystem(), absolute(uri)
 
 
@@ -85,8 +90,10 @@ def refuse_secrets(uri: str) -> None:
     _, at, host = rest.partition("/")[0].rpartition("@")
     if separator and at and scheme != "file":
         raise ConfigurationError(
-            f"{scheme}://...@{host}: there is a user or password in the URI, which would be stored and printed; remove it, and put"
-            " credentials into the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS)"
+            f"{scheme}://...@{host}: there is a user or password in the URI, which would be stored"
+            " and printed; remove it, and put"
+            " credentials into the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,"
+            " GOOGLE_APPLICATION_CREDENTIALS)"
         )
 
 
@@ -110,7 +117,9 @@ def _is_taken(name: str, suffix: str) -> bool:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder or prefix, and the few things we do in it. Picklable, so that workers get it as it is."""
+    """A folder or prefix, and the few things we do in it. Picklable, so that workers get it as it
+    is.
+    """
 
     filesystem: pyarrow.fs.FileSystem
     path: str
@@ -120,7 +129,11 @@ class Folder:
     def at(cls, uri: str | Path) -> "Folder":
         """The folder at a local path, s3:// or gs:// URI; nothing is created."""
         filesystem, path = resolve(str(uri))
-        return cls(filesystem, path.rstrip("/"), str(uri).rstrip("/") if is_remote(str(uri)) else path.rstrip("/"))
+        return cls(
+            filesystem,
+            path.rstrip("/"),
+            str(uri).rstrip("/") if is_remote(str(uri)) else path.rstrip("/"),
+        )
 
     @property
     def is_local(self) -> bool:
@@ -128,17 +141,27 @@ class Folder:
 
     def _patiently(self, work: Callable[[], T], name: str = "") -> T:
         # A local disk that fails once is full, broken or read-only; a service may only be busy.
-        return patiently(work, posixpath.join(self.uri, name).rstrip("/"), attempts=1 if self.is_local else _REMOTE_ATTEMPTS)
+        return patiently(
+            work,
+            posixpath.join(self.uri, name).rstrip("/"),
+            attempts=1 if self.is_local else _REMOTE_ATTEMPTS,
+        )
 
     def child(self, name: str) -> "Folder":
-        return Folder(self.filesystem, posixpath.join(self.path, name), posixpath.join(self.uri, name))
+        return Folder(
+            self.filesystem, posixpath.join(self.path, name), posixpath.join(self.uri, name)
+        )
 
     def exists(self, name: str = "") -> bool:
         path = posixpath.join(self.path, name).rstrip("/")
-        return self._patiently(lambda: self.filesystem.get_file_info(path), name).type != pyarrow.fs.FileType.NotFound
+        return (
+            self._patiently(lambda: self.filesystem.get_file_info(path), name).type
+            != pyarrow.fs.FileType.NotFound
+        )
 
     def names(self, suffix: str = "") -> list[str]:
-        """The names of the files directly in the folder that end in `suffix`, sorted; none where the folder is not there.
+        """The names of the files directly in the folder that end in `suffix`, sorted; none where
+        the folder is not there.
 
         Raises:
             ConfigurationError: there is a file in the folder's place.
@@ -146,15 +169,22 @@ class Folder:
         return sorted(info.base_name for info in self._files(suffix))
 
     def entries(self, suffix: str = "") -> list[Entry]:
-        """What the storage tells of the files that `names` names, in the same order. Raises what `names` does."""
+        """What the storage tells of the files that `names` names, in the same order. Raises what
+        `names` does.
+        """
         if not self.uri.startswith(s3.SCHEME):
             return sorted(Entry(info.base_name, info.size, "") for info in self._files(suffix))
         bucket, _, prefix = f"{self.path}/".partition("/")
         try:
-            found = [Entry(key[len(prefix) :], size, etag) for key, size, etag in s3.objects(bucket, prefix)]
+            found = [
+                Entry(key[len(prefix) :], size, etag)
+                for key, size, etag in s3.objects(bucket, prefix)
+            ]
         except FileNotFoundError:
             return []
-        return sorted(entry for entry in found if "/" not in entry.name and _is_taken(entry.name, suffix))
+        return sorted(
+            entry for entry in found if "/" not in entry.name and _is_taken(entry.name, suffix)
+        )
 
     def _files(self, suffix: str) -> list[pyarrow.fs.FileInfo]:
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
@@ -165,8 +195,14 @@ class Folder:
 
     def folders(self) -> list[str]:
         """The names of the folders directly in this one, sorted; none where it is not there."""
-        infos = self._patiently(lambda: self.filesystem.get_file_info(pyarrow.fs.FileSelector(self.path, allow_not_found=True)))
-        return sorted(info.base_name for info in infos if info.type == pyarrow.fs.FileType.Directory)
+        infos = self._patiently(
+            lambda: self.filesystem.get_file_info(
+                pyarrow.fs.FileSelector(self.path, allow_not_found=True)
+            )
+        )
+        return sorted(
+            info.base_name for info in infos if info.type == pyarrow.fs.FileType.Directory
+        )
 
     def write_bytes(self, name: str, data: bytes | pa.Buffer) -> None:
         """Writes a whole file or nothing; replaces an older one.
@@ -186,8 +222,9 @@ class Folder:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """A file to write in pieces: whole when the context ends well, and nothing where it does not. For an object store it waits on local
-        disk."""
+        """A file to write in pieces: whole when the context ends well, and nothing where it does
+        not. For an object store it waits on local disk.
+        """
         target = posixpath.join(self.path, name)
         if not self.is_local:
             with tempfile.TemporaryFile() as waiting:
@@ -226,8 +263,8 @@ class Folder:
     def create_json(self, name: str, value: Any) -> bool:
         """Writes a file where there is none, and says whether it did.
 
-        Locally and in S3 one of several writers succeeds. pyarrow has no such request for Google's store: there two writers within a
-        moment may both succeed.
+        Locally and in S3 one of several writers succeeds. pyarrow has no such request for Google's
+        store: there two writers within a moment may both succeed.
 
         Raises:
             StorageError: the disk or the service failed, and again when asked again.
@@ -268,32 +305,40 @@ class Folder:
         return self.read_parquet(name, lambda file: file.read(columns=columns))
 
     def read_parquet(self, name: str, read: Callable[[pyarrow.parquet.ParquetFile], T]) -> T:
-        """What `read` takes from an opened Parquet file: its footer, a row group. `read` may be called several times.
+        """What `read` takes from an opened Parquet file: its footer, a row group. `read` may be
+        called several times.
 
         Raises as `read_bytes` does.
         """
         return self._patiently(lambda: self._read_parquet(name, read), name)
 
     def _read_parquet(self, name: str, read: Callable[[pyarrow.parquet.ParquetFile], T]) -> T:
-        # ParquetFile and not read_table: the latter would take `key=value` in a folder's name for a partition column.
+        # ParquetFile and not read_table: the latter would take `key=value` in a folder's name for a
+        # partition column.
         with self.filesystem.open_input_file(posixpath.join(self.path, name)) as stream:
             return read(pyarrow.parquet.ParquetFile(stream))
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The Parquet files of the folder, one table each, in the order of their names; many are read at a time."""
+        """The Parquet files of the folder, one table each, in the order of their names; many are
+        read at a time.
+        """
         return in_parallel(partial(self.read_table, columns=columns), self.names(".parquet"))
 
     def delete(self, name: str) -> None:
         """Deletes a file; one that is not there is as good as deleted."""
         if self.exists(name):
-            self._patiently(lambda: self.filesystem.delete_file(posixpath.join(self.path, name)), name)
+            self._patiently(
+                lambda: self.filesystem.delete_file(posixpath.join(self.path, name)), name
+            )
 
     def delete_folder(self) -> None:
         if self.exists():
             self._patiently(lambda: self.filesystem.delete_dir(self.path))
 
     def delete_unfinished(self) -> None:
-        """Deletes what writers that were killed have left in this folder and those below it. Files in object stores leave nothing."""
+        """Deletes what writers that were killed have left in this folder and those below it. Files
+        in object stores leave nothing.
+        """
         if not self.is_local:
             return
         too_old = time.time() - _UNFINISHED_AFTER_S
@@ -319,14 +364,21 @@ class Folder:
 
 def _copy(source: Folder, target: Folder) -> None:
     def copying() -> None:
-        pyarrow.fs.copy_files(source.path, target.path, source_filesystem=source.filesystem, destination_filesystem=target.filesystem)
+        pyarrow.fs.copy_files(
+            source.path,
+            target.path,
+            source_filesystem=source.filesystem,
+            destination_filesystem=target.filesystem,
+        )
 
     patiently(copying, f"{source.uri} to {target.uri}")
 
 
 @contextmanager
 def _temporary(target: str) -> Iterator[Path]:
-    """A name beside `target`, hidden and used by nobody else; what is under it afterwards is deleted."""
+    """A name beside `target`, hidden and used by nobody else; what is under it afterwards is
+    deleted.
+    """
     parent, base = posixpath.split(target)
     os.makedirs(parent, exist_ok=True)
     temporary = Path(parent, f".{base}.{uuid.uuid4().hex}")
@@ -341,7 +393,9 @@ def _as_json(value: Any) -> bytes:
 
 
 def in_parallel(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """`work` on each of `items`, in their order. Some 32 run at a time, and results wait for nothing but their turn."""
+    """`work` on each of `items`, in their order. Some 32 run at a time, and results wait for
+    nothing but their turn.
+    """
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(_READERS) as pool:
         for item in items:
@@ -352,7 +406,13 @@ def in_parallel(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
             yield waiting.popleft().result()
 
 
-def patiently(work: Callable[[], T], what: str, *, not_there: tuple[int, ...] = (errno.ENOENT,), attempts: int = _ATTEMPTS) -> T:
+def patiently(
+    work: Callable[[], T],
+    what: str,
+    *,
+    not_there: tuple[int, ...] = (errno.ENOENT,),
+    attempts: int = _ATTEMPTS,
+) -> T:
     """`work()`, tried again and again over some seconds.
 
     Args:
@@ -373,6 +433,8 @@ def patiently(work: Callable[[], T], what: str, *, not_there: tuple[int, ...] = 
                 raise FileNotFoundError(f"{what}: {error.strerror or error}") from error
             if attempt == attempts - 1:
                 tried = f"; tried {attempts} times" if attempts > 1 else ""
-                raise StorageError(f"{what}: {error}{tried}. Fix the storage and give the same command again") from error
+                raise StorageError(
+                    f"{what}: {error}{tried}. Fix the storage and give the same command again"
+                ) from error
             time.sleep(random.uniform(0.5, 1.0) * 2**attempt)
     raise AssertionError("unreachable")

@@ -1,8 +1,9 @@
 """One run at a time on an output folder.
 
-On a disk this is the kernel's lock on a file, which is gone with the process that held it, however it ended. An object store has no such
-thing: there the lease is an object that is created only where there is none, renewed every few seconds, and taken over only when it was not
-renewed for long, each by a conditional PUT, of which one of several at the same time succeeds.
+On a disk this is the kernel's lock on a file, which is gone with the process that held it, however
+it ended. An object store has no such thing: there the lease is an object that is created only where
+there is none, renewed every few seconds, and taken over only when it was not renewed for long, each
+by a conditional PUT, of which one of several at the same time succeeds.
 """
 
 import errno
@@ -27,7 +28,8 @@ from mpa_ray.storage.folder import Folder
 RENEW_EVERY_S = 10.0
 EXPIRES_AFTER_S = 45.0
 _NAME = "lease.json"
-# Why there can be no such folder, or nothing in it; a full or failing disk is another matter, and has room again later.
+# Why there can be no such folder, or nothing in it; a full or failing disk is another matter, and
+# has room again later.
 _NO_PLACE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
     *(errno.ENOENT, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
@@ -36,7 +38,8 @@ _NO_PLACE = (
 
 @contextmanager
 def lease(output: Folder, *, say: Callable[[str], None] = print) -> Iterator["Lease"]:
-    """Holds `output` for this process. Where it is lost, what runs in the main thread is interrupted, and other threads ask `Lease.check`.
+    """Holds `output` for this process. Where it is lost, what runs in the main thread is
+    interrupted, and other threads ask `Lease.check`.
 
     Args:
         output: of the run.
@@ -53,7 +56,8 @@ def lease(output: Folder, *, say: Callable[[str], None] = print) -> Iterator["Le
         with _object_lease(output, say) as held:
             yield held
     else:
-        # Google's store has conditional PUTs too, but not through the libraries we have; see docs/scaling.md.
+        # Google's store has conditional PUTs too, but not through the libraries we have; see
+        # docs/scaling.md.
         yield Lease()
 
 
@@ -64,10 +68,13 @@ class Lease:
         self.lost = Event()
 
     def check(self) -> None:
-        """Raises RunError where another run took the output over, because this one was not heard of for long."""
+        """Raises RunError where another run took the output over, because this one was not heard of
+        for long.
+        """
         if self.lost.is_set():
             raise RunError(
-                "another run has taken over this output, because this one could not renew its lease; nothing more is written here"
+                "another run has taken over this output, because this one could not renew its"
+                " lease; nothing more is written here"
             )
 
 
@@ -95,16 +102,22 @@ def _lock_file(output: Folder) -> IO[str]:
         if error.errno not in _NO_PLACE:
             raise
         raise ConfigurationError(
-            f"output={output.uri!r} cannot be made or written: {error.strerror}; give a folder that you may write to"
+            f"output={output.uri!r} cannot be made or written: {error.strerror}; give a folder"
+            " that you may write to"
         ) from error
 
 
 def _refused(output: Folder, holder: str) -> ConfigurationError:
-    return ConfigurationError(f"output={output.uri!r} is in use by {holder}; wait for it, or give another output")
+    return ConfigurationError(
+        f"output={output.uri!r} is in use by {holder}; wait for it, or give another output"
+    )
 
 
 def _holder() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    return (
+        f"process {os.getpid()} on {socket.gethostname()}, since"
+        f" {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    )
 
 
 @contextmanager
@@ -151,7 +164,8 @@ def _object_lease(output: Folder, say: Callable[[str], None]) -> Iterator[Lease]
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], None]]:
-    """Gives what another thread calls to raise KeyboardInterrupt in this one, whatever it waits for.
+    """Gives what another thread calls to raise KeyboardInterrupt in this one, whatever it waits
+    for.
 
     Only the main thread can be interrupted; of work in another one it does nothing.
     """
@@ -170,8 +184,12 @@ def _interruptible() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGUSR1, signal.SIG_DFL if before is None else before)
 
 
-def _take(store: "_Object", output: Folder, content: dict[str, Any], say: Callable[[str], None]) -> str:
-    """Creates the lease, or takes over one that is not renewed. Its age is measured by watching it: clocks of two machines may differ."""
+def _take(
+    store: "_Object", output: Folder, content: dict[str, Any], say: Callable[[str], None]
+) -> str:
+    """Creates the lease, or takes over one that is not renewed. Its age is measured by watching it:
+    clocks of two machines may differ.
+    """
     first, began = None, time.monotonic()
     while True:
         etag = store.put(content | {"renewed": time.time()}, if_match=None)
@@ -183,13 +201,19 @@ def _take(store: "_Object", output: Folder, content: dict[str, Any], say: Callab
         holder, current = found
         if first is None:
             first = current
-            say(f"{output.uri} is held by {holder}; looking for up to {EXPIRES_AFTER_S:.0f} s whether it still runs")
+            say(
+                f"{output.uri} is held by {holder}; looking for up to {EXPIRES_AFTER_S:.0f} s"
+                " whether it still runs"
+            )
         elif current != first:
             raise _refused(output, holder)
         elif time.monotonic() - began > EXPIRES_AFTER_S:
             etag = store.put(content | {"renewed": time.time()}, if_match=current)
             if etag:
-                say(f"{output.uri}: taken over from {holder}, which was not heard of for {EXPIRES_AFTER_S:.0f} s")
+                say(
+                    f"{output.uri}: taken over from {holder}, which was not heard of for"
+                    f" {EXPIRES_AFTER_S:.0f} s"
+                )
                 return etag
         time.sleep(RENEW_EVERY_S / 10)
 
@@ -203,13 +227,15 @@ class _Object:
         self._key = f"{prefix}/{_NAME}".lstrip("/")
 
     def put(self, content: dict[str, Any], *, if_match: str | None) -> str | None:
-        """Writes where there is nothing (None) or where the object is still `if_match`; gives back the new ETag, or None where it was not
-        so. Raises StorageError."""
+        """Writes where there is nothing (None) or where the object is still `if_match`; gives back
+        the new ETag, or None where it was not so. Raises StorageError.
+        """
         condition = {"IfMatch": if_match} if if_match else {"IfNoneMatch": "*"}
         done = self._ask("put_object", Body=json.dumps(content).encode(), **condition)
         if done:
             return done["ETag"]
-        # A request whose answer was lost is repeated, and the second one finds what the first has written.
+        # A request whose answer was lost is repeated, and the second one finds what the first has
+        # written.
         found = self._read()
         return found[1] if found and found[0] == content else None
 
@@ -223,16 +249,24 @@ class _Object:
         return (json.loads(found["Body"].read()), found["ETag"]) if found else None
 
     def _ask(self, operation: str, **options: Any) -> dict[str, Any] | None:
-        """The answer, or None where the object is not there, or is not as the condition wants it."""
+        """The answer, or None where the object is not there, or is not as the condition wants
+        it.
+        """
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             return getattr(self._client, operation)(Bucket=self._bucket, Key=self._key, **options)
         except (BotoCoreError, ClientError) as error:
-            # 409: a request on the same key was under way; 404: the object to match is gone, or its bucket is.
-            if isinstance(error, ClientError) and error.response["ResponseMetadata"].get("HTTPStatusCode") in (409, 412):
+            # 409: a request on the same key was under way; 404: the object to match is gone, or its
+            # bucket is.
+            if isinstance(error, ClientError) and error.response["ResponseMetadata"].get(
+                "HTTPStatusCode"
+            ) in (409, 412):
                 return None
-            if isinstance(error, ClientError) and error.response["Error"].get("Code") in ("NoSuchKey", "404"):
+            if isinstance(error, ClientError) and error.response["Error"].get("Code") in (
+                "NoSuchKey",
+                "404",
+            ):
                 return None
             raise StorageError(f"{s3.SCHEME}{self._bucket}/{self._key}: {error}") from error
 

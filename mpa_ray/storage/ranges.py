@@ -1,7 +1,9 @@
-"""Reading files by range, wherever they lie, so that a failing disk or service is never taken for a bad file.
+"""Reading files by range, wherever they lie, so that a failing disk or service is never taken for a
+bad file.
 
-What is not there raises FileNotFoundError. Any other failure is tried again, a little later each time, and then raises StorageError: the
-rows that are in the file are not at fault and must not be quarantined for it.
+What is not there raises FileNotFoundError. Any other failure is tried again, a little later each
+time, and then raises StorageError: the rows that are in the file are not at fault and must not be
+quarantined for it.
 """
 
 import errno
@@ -19,17 +21,26 @@ from mpa_ray.storage import s3
 from mpa_ray.storage.folder import is_remote, patiently, resolve
 
 # The name leads nowhere, whatever state the disk is in.
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
+_NOT_THERE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EACCES,
+    errno.EPERM,
+)
 
 
 class Ranges(io.RawIOBase):
-    """A file to seek and read in, from a function that reads a range. pyarrow and tarfile take it as they take any file.
+    """A file to seek and read in, from a function that reads a range. pyarrow and tarfile take it
+    as they take any file.
 
     Args:
         read_range: gives the bytes from a place on, at most so many, fewer only at the end.
         size: of the file, in bytes.
         ahead: at least so many bytes are read at a time, and kept for the next request.
-        largest: a request for more bytes at once is refused with `error`; a header must not make us read gigabytes.
+        largest: a request for more bytes at once is refused with `error`; a header must not make us
+            read gigabytes.
         error: what is raised then.
     """
 
@@ -44,7 +55,12 @@ class Ranges(io.RawIOBase):
     ) -> None:
         super().__init__()
         self.bytes = size
-        self._read_range, self._ahead, self._largest, self._error = read_range, ahead, largest, error
+        self._read_range, self._ahead, self._largest, self._error = (
+            read_range,
+            ahead,
+            largest,
+            error,
+        )
         self._place = 0
         self._kept, self._kept_from = b"", 0
 
@@ -66,7 +82,10 @@ class Ranges(io.RawIOBase):
         left = max(0, self.bytes - self._place)
         wanted = left if size is None or size < 0 else min(size, left)
         if self._largest is not None and wanted > self._largest:
-            raise self._error(f"{wanted} bytes are asked for at byte {self._place}, more than there can be in one piece ({self._largest})")
+            raise self._error(
+                f"{wanted} bytes are asked for at byte {self._place}, more than there can be in"
+                f" one piece ({self._largest})"
+            )
         data = self.at(self._place, wanted)
         self._place += len(data)
         return data
@@ -84,12 +103,17 @@ class Ranges(io.RawIOBase):
             return self._read_range(start, length)
         skip = start - self._kept_from
         if skip < 0 or skip + length > len(self._kept):
-            self._kept, self._kept_from, skip = self._read_range(start, max(length, self._ahead)), start, 0
+            self._kept, self._kept_from, skip = (
+                self._read_range(start, max(length, self._ahead)),
+                start,
+                0,
+            )
         return self._kept[skip : skip + length]
 
 
 def whole(path: str, *, limit: int) -> tuple[int, bytes | None]:
-    """A file's size and its bytes; None in their place where they are more than `limit`. `path` is a local path, or a URI, percent-encoded.
+    """A file's size and its bytes; None in their place where they are more than `limit`. `path` is
+    a local path, or a URI, percent-encoded.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -103,23 +127,35 @@ def whole(path: str, *, limit: int) -> tuple[int, bytes | None]:
 
 @contextmanager
 def opened(path: str, **bounds: Any) -> Iterator[Ranges]:
-    """A file to seek and read in; `bounds` are explained at `Ranges`. Raises as `whole` does, also while it is read."""
+    """A file to seek and read in; `bounds` are explained at `Ranges`. Raises as `whole` does, also
+    while it is read.
+    """
     if path.startswith(s3.SCHEME):
         bucket, key = s3.place_of(path)
-        yield Ranges(lambda start, length: s3.read(bucket, key, start=start, length=length)[1] or b"", s3.size(bucket, key), **bounds)
+        yield Ranges(
+            lambda start, length: s3.read(bucket, key, start=start, length=length)[1] or b"",
+            s3.size(bucket, key),
+            **bounds,
+        )
     elif is_remote(path):
         yield from _opened_by_pyarrow(path, bounds)
     else:
         descriptor, size = patiently(lambda: _open_local(path), path, not_there=_NOT_THERE)
         try:
-            yield Ranges(lambda start, length: patiently(lambda: _pread(descriptor, start, length), path), size, **bounds)
+            yield Ranges(
+                lambda start, length: patiently(lambda: _pread(descriptor, start, length), path),
+                size,
+                **bounds,
+            )
         finally:
             os.close(descriptor)
 
 
 def _open_local(path: str) -> tuple[int, int]:
     if "\0" in path or ("://" in path and not path.startswith("/")):
-        raise FileNotFoundError(f"{path!r} is no name of a file here; local paths, s3:// and gs:// are read")
+        raise FileNotFoundError(
+            f"{path!r} is no name of a file here; local paths, s3:// and gs:// are read"
+        )
     # Looked at before it is opened: a named pipe without a writer would keep us waiting for ever.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise FileNotFoundError(f"{path} is no file")
@@ -145,4 +181,8 @@ def _opened_by_pyarrow(path: str, bounds: dict[str, Any]) -> Iterator[Ranges]:
     if info.type != pyarrow.fs.FileType.File:
         raise FileNotFoundError(f"{path} is not there")
     with patiently(lambda: filesystem.open_input_file(place), path) as stream:
-        yield Ranges(lambda start, length: patiently(lambda: stream.read_at(length, start), path), info.size, **bounds)
+        yield Ranges(
+            lambda start, length: patiently(lambda: stream.read_at(length, start), path),
+            info.size,
+            **bounds,
+        )

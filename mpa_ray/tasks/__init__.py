@@ -1,4 +1,6 @@
-"""What a question is: the tasks, what is asked for, how replies are read, compared and scored. It imports no other room."""
+"""What a question is: the tasks, what is asked for, how replies are read, compared and scored. It
+imports no other room.
+"""
 
 from mpa_ray.tasks.tasks import TASKS, MatcherName, MetricName, Task
 

@@ -1,9 +1,11 @@
 """A question and its answer, out of what an L-VLM really wrote.
 
-The prompts ask for "Question: Q, Answer: A" (the paper's format). Models also write two lines, Markdown, lists, JSON, several pairs, labels
-in other languages, and explanations after the answer. Read in this order: JSON objects; labelled text; a line that ends in a question mark
-with a short line after it. What is not clearly one question and one concise answer is refused with a reason, because a wrong pair costs
-more than a lost image. Unlike the authors' released code, which needs and drops it, the question mark is kept as written.
+The prompts ask for "Question: Q, Answer: A" (the paper's format). Models also write two lines,
+Markdown, lists, JSON, several pairs, labels in other languages, and explanations after the answer.
+Read in this order: JSON objects; labelled text; a line that ends in a question mark with a short
+line after it. What is not clearly one question and one concise answer is refused with a reason,
+because a wrong pair costs more than a lost image. Unlike the authors' released code, which needs
+and drops it, the question mark is kept as written.
 """
 
 import json
@@ -31,27 +33,45 @@ _BREAK = re.compile(r"\s*(?:$|[-=*_~`]{3}|#{1,6}\s)")
 _BULLET = re.compile(r"(?:[-*+•·>]\s+)")
 _NUMBERING = re.compile(r"\(?\d{1,2}[.):]\s+")
 _WRAPPERS = (
-    ("**", "**"), ("__", "__"), ("_", "_"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"), ("「", "」"), ("『", "』"),
+    ("**", "**"), ("__", "__"), ("_", "_"), ('"', '"'), ("'", "'"),
+    ("“", "”"), ("‘", "’"), ("«", "»"), ("「", "」"), ("『", "』"),
     ("<", ">"), ("[", "]"), ("{", "}"),
 )  # fmt: skip
 _OPENINGS = tuple(opening for opening, _ in _WRAPPERS)
 
 _PARENTHESIS = re.compile(
-    r"\s?[(（](?:because|since|as (?:shown|seen|indicated)|explanation|reason|note|based on|this is|it is)\b[^()（）]*[)）]?\.?$",
+    r"\s?[(（](?:because|since|as (?:shown|seen|indicated)|explanation|reason|note|based on|this"
+    r" is|it is)\b[^()（）]*[)）]?\.?$",
     re.IGNORECASE,
 )
 _BECAUSE = re.compile(r"(?<=\S)\s?[,;.–—-]\s?because\b.*$", re.IGNORECASE)
 _SPECIAL_TOKEN = re.compile(r"<\|[^<>|\n]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk|image)>")
 _DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)")
 _REFUSAL = re.compile(
-    r"(?:(?:i['’]m|i am)\s(?:(?:very |so )?sorry[,. ]|unable|not able)|sorry,?\s(?:but\s)?(?:i|there|the image|this image)\b"
-    r"|i\s(?:cannot|can\snot|can['’]t|could\snot|couldn['’]t|won['’]t)\b|as an ai\b|unfortunately,?\s(?:i|the image)\b"
-    r"|es tut mir leid|lo siento|je suis désolé|désolé|mi dispiace|desculpe|извините|к сожалению|抱歉|很抱歉|对不起|我无法|申し訳|죄송)",
+    r"(?:(?:i['’]m|i am)\s(?:(?:very |so )?sorry[,. ]|unable|not"
+    r" able)|sorry,?\s(?:but\s)?(?:i|there|the image|this image)\b"
+    r"|i\s(?:cannot|can\snot|can['’]t|could\snot|couldn['’]t|won['’]t)\b|as an"
+    r" ai\b|unfortunately,?\s(?:i|the image)\b"
+    r"|es tut mir leid|lo siento|je suis désolé|désolé|mi dispiace|desculpe|извините|к"
+    r" сожалению|抱歉|很抱歉|对不起|我无法|申し訳|죄송)",
     re.IGNORECASE,
 )
 _PLACEHOLDERS = {
-    "question": frozenset({"q", "question", "the question", "your question", "your question here", "question here", "...", "…"}),
-    "answer": frozenset({"answer", "the answer", "your answer", "your answer here", "answer here", "...", "…"}),
+    "question": frozenset(
+        {
+            "q",
+            "question",
+            "the question",
+            "your question",
+            "your question here",
+            "question here",
+            "...",
+            "…",
+        }
+    ),
+    "answer": frozenset(
+        {"answer", "the answer", "your answer", "your answer here", "answer here", "...", "…"}
+    ),
 }
 
 
@@ -64,7 +84,9 @@ class Annotation:
 
 
 class UnparsableAnnotation(ValueError):
-    """The reply holds no usable question and answer; the message is the reason, from a short list, so that it can be counted."""
+    """The reply holds no usable question and answer; the message is the reason, from a short list,
+    so that it can be counted.
+    """
 
 
 @dataclass
@@ -74,13 +96,16 @@ class _Pair:
 
 
 def parse_annotations(text: str, *, limit: int = 1) -> list[Annotation]:
-    """The first `limit` usable question-answer pairs of a reply, at least one; a question asked twice counts once.
+    """The first `limit` usable question-answer pairs of a reply, at least one; a question asked
+    twice counts once.
 
-    An answer over several lines is refused. Text after a blank line, a trailing "Explanation: ..." and "(because ...)" are dropped, as are
-    Markdown, wrapping quotes, and a single full stop at the answer's end.
+    An answer over several lines is refused. Text after a blank line, a trailing "Explanation: ..."
+    and "(because ...)" are dropped, as are Markdown, wrapping quotes, and a single full stop at the
+    answer's end.
 
     Raises:
-        UnparsableAnnotation: no pair is usable. The reason is that of the first pair, if there is any.
+        UnparsableAnnotation: no pair is usable. The reason is that of the first pair, if there is
+            any.
         ValueError: `limit` < 1.
     """
     if limit < 1:
@@ -100,7 +125,9 @@ def parse_annotations(text: str, *, limit: int = 1) -> list[Annotation]:
         if len(found) == limit:
             break
     if not found:
-        raise problem or UnparsableAnnotation("refusal" if _REFUSAL.match(reply) else "no question and answer found")
+        raise problem or UnparsableAnnotation(
+            "refusal" if _REFUSAL.match(reply) else "no question and answer found"
+        )
     return list(found.values())
 
 
@@ -156,7 +183,10 @@ def _labelled_pairs(reply: str) -> list[_Pair]:
             if not pairs:
                 pairs.append(_Pair(_question_at_end(reply[: label.start])))
             pairs[-1].answers.append(content)
-    return [pair if pair.answers else next(iter(_unlabelled_pairs(pair.question)), pair) for pair in pairs]
+    return [
+        pair if pair.answers else next(iter(_unlabelled_pairs(pair.question)), pair)
+        for pair in pairs
+    ]
 
 
 def _unlabelled_pairs(text: str) -> list[_Pair]:
@@ -180,7 +210,9 @@ def _question_at_end(text: str) -> str:
 
 def _checked(pair: _Pair) -> Annotation:
     if len(pair.answers) != 1:
-        raise UnparsableAnnotation("several answers to one question" if pair.answers else "no answer")
+        raise UnparsableAnnotation(
+            "several answers to one question" if pair.answers else "no answer"
+        )
     if not _is_plain(pair.question + pair.answers[0]):
         raise UnparsableAnnotation("control characters")
     if _SPECIAL_TOKEN.search(pair.question + pair.answers[0]):
@@ -207,11 +239,16 @@ def _checked(pair: _Pair) -> Annotation:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether no character is a replacement for damaged bytes, a half of a surrogate pair or a control, but tabs and line ends."""
+    """Whether no character is a replacement for damaged bytes, a half of a surrogate pair or a
+    control, but tabs and line ends.
+    """
     if "\ufffd" in text:
         return False
     # None of those is printable, and nearly every text is.
-    return text.isprintable() or not any(unicodedata.category(character) in {"Cc", "Cs"} and character not in "\n\t" for character in text)
+    return text.isprintable() or not any(
+        unicodedata.category(character) in {"Cc", "Cs"} and character not in "\n\t"
+        for character in text
+    )
 
 
 def _first_paragraph(text: str) -> list[str]:
@@ -228,7 +265,9 @@ def _first_paragraph(text: str) -> list[str]:
 def _concise(line: str) -> str:
     answer = _unwrap(line)
     answer = _unwrap(_BECAUSE.sub("", _PARENTHESIS.sub("", answer)))
-    ends_in_its_only_stop = answer.endswith((".", "。")) and answer[-1] not in _DECIMAL_POINT.sub("", answer[:-1])
+    ends_in_its_only_stop = answer.endswith((".", "。")) and answer[-1] not in _DECIMAL_POINT.sub(
+        "", answer[:-1]
+    )
     return answer[:-1].rstrip() if ends_in_its_only_stop else answer
 
 
@@ -239,7 +278,13 @@ def _unwrap(text: str) -> str:
             bare = bare[:-1]
         for opening, closing in _WRAPPERS if bare.startswith(_OPENINGS) else ():
             inner = bare[len(opening) : -len(closing)]
-            if bare.startswith(opening) and bare.endswith(closing) and inner and opening not in inner and closing not in inner:
+            if (
+                bare.startswith(opening)
+                and bare.endswith(closing)
+                and inner
+                and opening not in inner
+                and closing not in inner
+            ):
                 bare = inner
         if bare == text:
             break
@@ -252,4 +297,6 @@ def _without_markup(line: str) -> str:
 
 
 def _unquote(text: str) -> str:
-    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+    return (
+        text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+    )

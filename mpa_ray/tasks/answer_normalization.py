@@ -3,7 +3,8 @@
 Two evaluators share the tables and the two steps below and differ in what they do around them:
 
 - VQA v2 and OK-VQA, `vqaEval.py` of github.com/GT-Vision-Lab/VQA: `process_vqa_answer`.
-- TextVQA, `EvalAIAnswerProcessor` of github.com/facebookresearch/mmf (`m4c_evaluators.py`): `process_textvqa_answer`.
+- TextVQA, `EvalAIAnswerProcessor` of github.com/facebookresearch/mmf (`m4c_evaluators.py`):
+  `process_textvqa_answer`.
 
 Their oddities are kept, because a published score contains them; each is named where it happens.
 """
@@ -19,8 +20,9 @@ ARTICLES = frozenset({"a", "an", "the"})
 
 PUNCTUATION = tuple(';/[]"{}()=+\\_-><@`,?!')
 
-# Pairs "without the apostrophe", "with it", as the evaluators list them, their slips included: "somebody'd" loses its apostrophe, the
-# entries with a capital are out of reach (words are lower-cased first), and two map to themselves.
+# Pairs "without the apostrophe", "with it", as the evaluators list them, their slips included:
+# "somebody'd" loses its apostrophe, the entries with a capital are out of reach (words are
+# lower-cased first), and two map to themselves.
 _CONTRACTIONS = """
     aint>ain't arent>aren't cant>can't couldve>could've couldnt>couldn't couldn'tve>couldn't've couldnt've>couldn't've didnt>didn't
     doesnt>doesn't dont>don't hadnt>hadn't hadnt've>hadn't've hadn'tve>hadn't've hasnt>hasn't havent>haven't hed>he'd hed've>he'd've
@@ -41,7 +43,8 @@ _CONTRACTIONS = """
     """
 CONTRACTIONS = dict(pair.split(">") for pair in _CONTRACTIONS.split())
 
-# "(?!<=" was meant to be the look-behind "(?<!": as it stands, every period goes that no digit follows, so "1995." becomes "1995".
+# "(?!<=" was meant to be the look-behind "(?<!": as it stands, every period goes that no digit
+# follows, so "1995." becomes "1995".
 _PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
 
 # The evaluators pass re.UNICODE, which is 32, in the place of `count`.
@@ -51,10 +54,12 @@ _COMMA_BETWEEN_DIGITS = re.compile(r"\d,\d")
 
 
 def strip_punctuation(text: str) -> str:
-    """Drop or blank each punctuation mark, then drop periods (`processPunctuation` of both evaluators).
+    """Drop or blank each punctuation mark, then drop periods (`processPunctuation` of both
+    evaluators).
 
-    A mark that touches a space anywhere in `text` is dropped everywhere, any other is replaced by a space; one comma between two
-    digits anywhere has every mark dropped, so "1,000-piece" becomes "1000piece".
+    A mark that touches a space anywhere in `text` is dropped everywhere, any other is replaced by a
+    space; one comma between two digits anywhere has every mark dropped, so "1,000-piece" becomes
+    "1000piece".
     """
     digits_grouped = _COMMA_BETWEEN_DIGITS.search(text) is not None
     stripped = text
@@ -65,7 +70,9 @@ def strip_punctuation(text: str) -> str:
 
 
 def map_words(text: str) -> str:
-    """Lower-case, turn number words to digits, drop articles, restore apostrophes (`processDigitArticle` of both evaluators)."""
+    """Lower-case, turn number words to digits, drop articles, restore apostrophes
+    (`processDigitArticle` of both evaluators).
+    """
     words = (NUMBER_WORDS.get(word, word) for word in text.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
@@ -81,6 +88,8 @@ def process_vqa_answer(answer: str) -> str:
 
 
 def process_textvqa_answer(answer: str) -> str:
-    """The TextVQA evaluator's normalisation: lower case first, "," and "?" dropped, "'s" made a word of its own, then as VQA v2."""
+    """The TextVQA evaluator's normalisation: lower case first, "," and "?" dropped, "'s" made a
+    word of its own, then as VQA v2.
+    """
     words = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return map_words(strip_punctuation(trim_vqa_answer(words)))

@@ -23,9 +23,15 @@ METRICS: dict[str, Score] = {
     "textvqa_accuracy": metrics.textvqa_accuracy,
     "vqa_accuracy": metrics.vqa_accuracy,
     "anls": metrics.anls,
-    "relaxed_accuracy": lambda prediction, answers: metrics.relaxed_accuracy(prediction, answers[0]),
-    "exact_match": lambda prediction, answers: float(any(MATCHERS["exact"](prediction, answer) for answer in answers)),
-    "word_recognition_rate": lambda prediction, answers: metrics.word_recognition_rate([prediction], [answers[0]]),
+    "relaxed_accuracy": lambda prediction, answers: metrics.relaxed_accuracy(
+        prediction, answers[0]
+    ),
+    "exact_match": lambda prediction, answers: float(
+        any(MATCHERS["exact"](prediction, answer) for answer in answers)
+    ),
+    "word_recognition_rate": lambda prediction, answers: metrics.word_recognition_rate(
+        [prediction], [answers[0]]
+    ),
     "mpa_compat_accuracy": metrics.mpa_compat_accuracy,
 }
 """Scores of one question, 0 to 1; a benchmark's score is their mean."""
@@ -40,8 +46,10 @@ class Benchmark:
 
     Attributes:
         read: gives its questions, in the order of its files.
-        metrics: the official score first, then the paper's own under its own name; None: the task's.
-        prompt: what is asked; the benchmarks that have no questions of their own bring a whole prompt as the question.
+        metrics: the official score first, then the paper's own under its own name; None: the
+            task's.
+        prompt: what is asked; the benchmarks that have no questions of their own bring a whole
+            prompt as the question.
     """
 
     read: Reader
@@ -56,7 +64,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "chartqa": Benchmark(read=read_chartqa, metrics=("relaxed_accuracy", "mpa_compat_accuracy")),
     "okvqa": Benchmark(read=read_okvqa, metrics=("vqa_accuracy", "mpa_compat_accuracy")),
     "pathvqa": Benchmark(read=read_pathvqa, metrics=("exact_match", "mpa_compat_accuracy")),
-    "icdar2015": Benchmark(read=read_icdar2015, metrics=("word_recognition_rate",), prompt="{question}"),
+    "icdar2015": Benchmark(
+        read=read_icdar2015, metrics=("word_recognition_rate",), prompt="{question}"
+    ),
     "textcaps": Benchmark(read=read_textcaps, metrics=CAPTION_METRICS, prompt="{question}"),
 }
 """What `evaluate.format` and `labels.format` can be."""

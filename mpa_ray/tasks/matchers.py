@@ -1,7 +1,8 @@
-"""Eq. 1 of the paper, E(X) = [X = A]: when are two answers the same? And Eq. 2, which rows teach something.
+"""Eq. 1 of the paper, E(X) = [X = A]: when are two answers the same? And Eq. 2, which rows teach
+something.
 
-The paper leaves "=" open. `MATCHERS` holds the readings a task can choose from, each a function of (prediction, answer); `answer` is the
-annotation's. None of them matches an empty answer.
+The paper leaves "=" open. `MATCHERS` holds the readings a task can choose from, each a function of
+(prediction, answer); `answer` is the annotation's. None of them matches an empty answer.
 """
 
 import re
@@ -17,21 +18,49 @@ Matcher = Callable[[str, str], bool]
 _ANLS_MATCH = 0.5
 
 _DIGITS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
-_TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
+_TEENS = [
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = {
+    "twenty": 20,
+    "thirty": 30,
+    "forty": 40,
+    "fifty": 50,
+    "sixty": 60,
+    "seventy": 70,
+    "eighty": 80,
+    "ninety": 90,
+}
 # "none" is 0 to the official VQA evaluators too.
 _NUMBER_WORDS = {"none": "0", "zero": "0"}
 _NUMBER_WORDS |= {word: str(value) for value, word in enumerate(_DIGITS + _TEENS, start=1)}
 _NUMBER_WORDS |= {word: str(value) for word, value in _TENS.items()}
-_NUMBER_WORDS |= {f"{word}-{digit}": str(value + unit) for word, value in _TENS.items() for unit, digit in enumerate(_DIGITS, start=1)}
+_NUMBER_WORDS |= {
+    f"{word}-{digit}": str(value + unit)
+    for word, value in _TENS.items()
+    for unit, digit in enumerate(_DIGITS, start=1)
+}
 
-# Marks that belong to what they touch, unlike a full stop or a quote: "50%", "#1", "@home", "AT&T", "1/2".
+# Marks that belong to what they touch, unlike a full stop or a quote: "50%", "#1", "@home", "AT&T",
+# "1/2".
 _MARKS_WITH_MEANING = frozenset("%‰#@&/\\§")
 _EDGE_CATEGORIES = frozenset({"Po", "Ps", "Pe", "Pi", "Pf"})
-# Neither is punctuation to Unicode: the backtick is a modifier, the underscore a connector. Both come from Markdown.
+# Neither is punctuation to Unicode: the backtick is a modifier, the underscore a connector. Both
+# come from Markdown.
 _MARKUP = frozenset("`_")
 
-_PLAIN = str.maketrans({"’": "'", "‘": "'", "‐": "-", "‑": "-", "‒": "-", "–": "-", "—": "-", "−": "-"})
+_PLAIN = str.maketrans(
+    {"’": "'", "‘": "'", "‐": "-", "‑": "-", "‒": "-", "–": "-", "—": "-", "−": "-"}
+)
 
 _DIGIT_GROUP_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _DOTTED_LETTERS = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]?")
@@ -41,12 +70,14 @@ _PERCENT = re.compile(r"(?<=\d) ?(?:%|percent(?!\w)|per cent(?!\w))")
 # An annotation's answer is compared twice, and short answers come up again and again.
 @lru_cache(maxsize=1 << 16)
 def normalize_answer(answer: str) -> str:
-    """An answer as `exact` compares it: what is a matter of writing goes, what is a matter of meaning stays.
+    """An answer as `exact` compares it: what is a matter of writing goes, what is a matter of
+    meaning stays.
 
-    Unicode compatibility forms, case, spacing and the script of decimal digits are unified. From every word's edges go quotes, brackets,
-    sentence punctuation of any script and Markdown; leading English articles go; number words to ninety-nine become digits; "1,000" becomes
-    "1000", "p.m." becomes "pm", "50 percent" becomes "50%". Decimals stay as written: "5" and "5.0" differ ("relaxed" is for values). An
-    answer made of punctuation alone stays as it is.
+    Unicode compatibility forms, case, spacing and the script of decimal digits are unified. From
+    every word's edges go quotes, brackets, sentence punctuation of any script and Markdown; leading
+    English articles go; number words to ninety-nine become digits; "1,000" becomes "1000", "p.m."
+    becomes "pm", "50 percent" becomes "50%". Decimals stay as written: "5" and "5.0" differ
+    ("relaxed" is for values). An answer made of punctuation alone stays as it is.
     """
     folded = answer.lower() if answer.isascii() else _unify(answer)
     words = [word for word in map(_normalize_word, folded.split()) if word]
@@ -58,7 +89,9 @@ def normalize_answer(answer: str) -> str:
 
 
 def _unify(answer: str) -> str:
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", answer).casefold()).translate(_PLAIN)
+    folded = unicodedata.normalize(
+        "NFKC", unicodedata.normalize("NFKC", answer).casefold()
+    ).translate(_PLAIN)
     return "".join(_ascii_digit(character) for character in folded)
 
 
@@ -103,12 +136,16 @@ def matches_exactly(prediction: str, answer: str) -> bool:
 
 
 def matches_by_anls(prediction: str, answer: str) -> bool:
-    """A normalised Levenshtein similarity of at least 0.5: forgives slips in reading text, and also "left" for "lift"."""
+    """A normalised Levenshtein similarity of at least 0.5: forgives slips in reading text, and also
+    "left" for "lift".
+    """
     return bool(answer.strip()) and anls(prediction, [answer]) >= _ANLS_MATCH
 
 
 def matches_relaxed(prediction: str, answer: str) -> bool:
-    """ChartQA's 5% rule on normalised answers, so that "1,000" is a number and "Yes." is "yes". Years within 5% match too."""
+    """ChartQA's 5% rule on normalised answers, so that "1,000" is a number and "Yes." is "yes".
+    Years within 5% match too.
+    """
     normalized = normalize_answer(answer)
     return bool(normalized) and relaxed_accuracy(normalize_answer(prediction), normalized) == 1.0
 
@@ -123,7 +160,7 @@ MATCHERS: dict[str, Matcher] = {
 
 
 def is_consistent(answer: str, said: Iterable[str], matches: Matcher) -> bool:
-    """Whether everyone who was asked (the L-VLM, and a jury where there is one) answers as the annotation does."""
+    """Whether everyone who was asked (the L-VLM, and a jury where there is one) answers as the
+    annotation does.
+    """
     return all(matches(one, answer) for one in said)
-
-

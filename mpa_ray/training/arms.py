@@ -47,15 +47,25 @@ def arms(config: Config) -> list[Arm]:
         "consistent": Arm(name="consistent", train_on="consistent"),
         "human_labels": Arm(name="human_labels", train_on="labels", labeled=0),
         "few_shot_full": Arm(name="few_shot_full", train_on="labels", labeled=config.few_shot),
-        "few_shot_lora": Arm(name="few_shot_lora", train_on="labels", labeled=config.few_shot, lora_rank=_FEW_SHOT_LORA_RANK),
+        "few_shot_lora": Arm(
+            name="few_shot_lora",
+            train_on="labels",
+            labeled=config.few_shot,
+            lora_rank=_FEW_SHOT_LORA_RANK,
+        ),
     }
-    mpa = Arm(name="mpa", train_on=config.pl.train_on, replay=config.pl.replay, lora_rank=config.pl.lora_rank)
+    mpa = Arm(
+        name="mpa",
+        train_on=config.pl.train_on,
+        replay=config.pl.replay,
+        lora_rank=config.pl.lora_rank,
+    )
     return [mpa, *(ablations[name] for name in config.ablations)]
 
 
 def training_folders(arm: Arm, output: Folder, config: Config) -> list[Folder]:
-    """PARITY folders that hold the arm's rows; rows that are not in parity/ are written to training/<arm>/ first, their images fetched
-    again.
+    """PARITY folders that hold the arm's rows; rows that are not in parity/ are written to
+    training/<arm>/ first, their images fetched again.
 
     Raises:
         RunError: an image of a row is gone.
@@ -63,9 +73,15 @@ def training_folders(arm: Arm, output: Folder, config: Config) -> list[Folder]:
     if arm.train_on == "parity" and not arm.replay:
         return [Folder.at(config.parity) if config.parity else output.child("parity")]
     if arm.labeled is not None:
-        return [labeled_rows(config, output.child(f"training/{arm.name}"), count=arm.labeled, seed=config.seed)]
+        return [
+            labeled_rows(
+                config, output.child(f"training/{arm.name}"), count=arm.labeled, seed=config.seed
+            )
+        ]
     target = output.child(f"training/{arm.name}")
-    verdicts = {"parity": {Verdict.SVLM_CORRECT}, "consistent": CONSISTENT, "all": set(Verdict)}[arm.train_on]
+    verdicts = {"parity": {Verdict.SVLM_CORRECT}, "consistent": CONSISTENT, "all": set(Verdict)}[
+        arm.train_on
+    ]
     keep = partial(
         _selected,
         verdicts=frozenset(map(str, verdicts)),
@@ -75,7 +91,13 @@ def training_folders(arm: Arm, output: Folder, config: Config) -> list[Folder]:
     )
     judgements = output.child("judgements")
     numbers = [part_number(name) for name in judgements.names(".parquet")]
-    write = partial(_write_rows, judgements=judgements, target=target, keep=keep, max_image_bytes=config.max_image_bytes)
+    write = partial(
+        _write_rows,
+        judgements=judgements,
+        target=target,
+        keep=keep,
+        max_image_bytes=config.max_image_bytes,
+    )
     for _ in dataset_of(numbers, write).iter_batches(batch_size=None):
         pass
     return [output.child("parity"), target] if arm.train_on == "parity" else [target]
@@ -86,21 +108,31 @@ def _salt(arm: Arm, config: Config) -> str:
 
 
 def _bound(arm: Arm, output: Folder, config: Config) -> float:
-    """The draw below which a row is taken: 1 for all of them, or what gives exactly the number wanted."""
+    """The draw below which a row is taken: 1 for all of them, or what gives exactly the number
+    wanted.
+    """
     if not arm.same_size_as_parity and not arm.replay:
         return 1.0
     import ray
 
-    return ray.get(ray.remote(num_cpus=1)(_draw_bound).remote(output.child("judgements"), arm, config.pl.holdout, _salt(arm, config)))
+    return ray.get(
+        ray.remote(num_cpus=1)(_draw_bound).remote(
+            output.child("judgements"), arm, config.pl.holdout, _salt(arm, config)
+        )
+    )
 
 
 def _draw_bound(judgements: Folder, arm: Arm, holdout: float, salt: str) -> float:
-    """Runs as a task, so that the ids of all rows are never in the driver's memory; their draws take 8 bytes a row."""
+    """Runs as a task, so that the ids of all rows are never in the driver's memory; their draws
+    take 8 bytes a row.
+    """
     draws: list[float] = []
     parity = 0
     candidates = {Verdict.SVLM_CORRECT} if arm.replay else set(Verdict)
     for table in judgements.tables(["sample_id", "verdict"]):
-        for sample_id, verdict in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        for sample_id, verdict in zip(
+            *(column.to_pylist() for column in table.columns), strict=True
+        ):
             if is_held_out(sample_id, holdout):
                 continue
             parity += verdict == Verdict.PARITY
@@ -112,18 +144,35 @@ def _draw_bound(judgements: Folder, arm: Arm, holdout: float, salt: str) -> floa
 
 
 def _selected(
-    sample_ids: Iterable[str], verdicts_of: Iterable[str], *, verdicts: frozenset[str], bound: float, holdout: float, salt: str
+    sample_ids: Iterable[str],
+    verdicts_of: Iterable[str],
+    *,
+    verdicts: frozenset[str],
+    bound: float,
+    holdout: float,
+    salt: str,
 ) -> list[bool]:
     return [
-        verdict in verdicts and not is_held_out(sample_id, holdout) and draw(sample_id, salt) < bound
+        verdict in verdicts
+        and not is_held_out(sample_id, holdout)
+        and draw(sample_id, salt) < bound
         for sample_id, verdict in zip(sample_ids, verdicts_of, strict=True)
     ]
 
 
-def _write_rows(number: int, *, judgements: Folder, target: Folder, keep: Any, max_image_bytes: int) -> pa.Table:
+def _write_rows(
+    number: int, *, judgements: Folder, target: Folder, keep: Any, max_image_bytes: int
+) -> pa.Table:
     """Writes the chosen rows of one part with their images; gives back how many."""
-    table = judgements.read_table(part_name(number), ["image_id", "image_uri", "sample_id", "question", "answer", "verdict"])
-    table = table.filter(pa.array(keep(table.column("sample_id").to_pylist(), table.column("verdict").to_pylist()), pa.bool_()))
+    table = judgements.read_table(
+        part_name(number), ["image_id", "image_uri", "sample_id", "question", "answer", "verdict"]
+    )
+    table = table.filter(
+        pa.array(
+            keep(table.column("sample_id").to_pylist(), table.column("verdict").to_pylist()),
+            pa.bool_(),
+        )
+    )
     rows = with_images(table, max_image_bytes=max_image_bytes)
     if rows.num_rows:
         target.write_table(part_name(number), with_image_struct(rows))
@@ -141,8 +190,12 @@ def count_rows(folders: list[Folder], holdout: float) -> int:
 
 
 def settings_of(arm: Arm, config: Config) -> LevelSection:
-    """The training settings of an arm. Human labels are no pseudo-labels, so none of them is held out."""
-    return config.pl.model_copy(update={"lora_rank": arm.lora_rank} | ({"holdout": 0.0} if arm.labeled is not None else {}))
+    """The training settings of an arm. Human labels are no pseudo-labels, so none of them is held
+    out.
+    """
+    return config.pl.model_copy(
+        update={"lora_rank": arm.lora_rank} | ({"holdout": 0.0} if arm.labeled is not None else {})
+    )
 
 
 def model_folder(output: Folder, arm: str) -> Folder:

@@ -1,11 +1,14 @@
-"""Model FLOPs utilization (MFU): the share of a card's arithmetic that training uses, after Chowdhery et al. (PaLM, 2022), appendix B."""
+"""Model FLOPs utilization (MFU): the share of a card's arithmetic that training uses, after
+Chowdhery et al. (PaLM, 2022), appendix B.
+"""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-# Dense bf16 tensor FLOP/s without sparsity, by a part of the card's name, from NVIDIA's data sheets. The first that fits counts.
+# Dense bf16 tensor FLOP/s without sparsity, by a part of the card's name, from NVIDIA's data
+# sheets. The first that fits counts.
 _PEAK = (
     ("H200", 989e12),
     ("H100 PCIe", 756e12),
@@ -21,18 +24,26 @@ _PEAK = (
 
 
 def flops_per_token(model: "torch.nn.Module") -> int:
-    """What a token takes, forward and backward: 6 FLOPs a weight that is trained, and 4 a frozen one, of which no gradient is made.
+    """What a token takes, forward and backward: 6 FLOPs a weight that is trained, and 4 a frozen
+    one, of which no gradient is made.
 
-    Embeddings are looked up and the head is computed for answer tokens alone, so neither counts. What gradient checkpointing computes again
-    is not counted, by definition; attention over the sequence and the vision tower's patches, more than the tokens they become, are not
-    counted either, so the true share is a little higher.
+    Embeddings are looked up and the head is computed for answer tokens alone, so neither counts.
+    What gradient checkpointing computes again is not counted, by definition; attention over the
+    sequence and the vision tower's patches, more than the tokens they become, are not counted
+    either, so the true share is a little higher.
 
     Args:
         model: before its weights are split over workers.
     """
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    left_out = {id(weight) for module in ends if module is not None for weight in module.parameters()}
-    return sum((6 if weight.requires_grad else 4) * weight.numel() for weight in model.parameters() if id(weight) not in left_out)
+    left_out = {
+        id(weight) for module in ends if module is not None for weight in module.parameters()
+    }
+    return sum(
+        (6 if weight.requires_grad else 4) * weight.numel()
+        for weight in model.parameters()
+        if id(weight) not in left_out
+    )
 
 
 def mfu(*, tokens_per_second: float, flops_per_token: int, workers: int, card: str) -> float | None:

@@ -1,5 +1,7 @@
-"""Where a training's curve goes while it is trained: TensorBoard's files in the output and, where asked for, W&B and MLflow, each by its
-own library and set up by its own environment variables. The first training worker alone tracks."""
+"""Where a training's curve goes while it is trained: TensorBoard's files in the output and, where
+asked for, W&B and MLflow, each by its own library and set up by its own environment variables. The
+first training worker alone tracks.
+"""
 
 import importlib.util
 import os
@@ -26,7 +28,8 @@ class Tracking:
     Attributes:
         names: of "tensorboard", "wandb" and "mlflow".
         folder: where TensorBoard's files go; None: nowhere.
-        run: the name of the training wherever it is tracked, the same when it goes on after a failure.
+        run: the name of the training wherever it is tracked, the same when it goes on after a
+            failure.
     """
 
     names: tuple[str, ...] = ()
@@ -55,11 +58,16 @@ def check(names: Iterable[str]) -> None:
     """
     for name in names:
         if importlib.util.find_spec(_PACKAGES[name]) is None:
-            raise ConfigurationError(f"pl.tracking={name}: {_PACKAGES[name]} is not installed; pip install 'mpa_ray[{name}]', or remove it")
+            raise ConfigurationError(
+                f"pl.tracking={name}: {_PACKAGES[name]} is not installed; pip install"
+                f" 'mpa_ray[{name}]', or remove it"
+            )
 
 
 def trackers(tracking: Tracking, *, settings: Mapping[str, Any], done: int) -> list[Tracker]:
-    """The trackers of a training that goes on after `done` steps. `settings` are shown beside the curve."""
+    """The trackers of a training that goes on after `done` steps. `settings` are shown beside the
+    curve.
+    """
     found: list[Tracker] = []
     for name in tracking.names:
         if name == "tensorboard" and tracking.folder is not None:
@@ -72,7 +80,9 @@ def trackers(tracking: Tracking, *, settings: Mapping[str, Any], done: int) -> l
 
 
 class TensorBoard:
-    """Event files: written on local disk, where they can be appended to, and copied into the output."""
+    """Event files: written on local disk, where they can be appended to, and copied into the
+    output.
+    """
 
     def __init__(self, folder: Folder, *, done: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter
@@ -80,17 +90,27 @@ class TensorBoard:
 
         self._folder = folder
         self._local = tempfile.TemporaryDirectory(prefix="mpa-tensorboard-")
-        # Not `SummaryWriter`: it writes from a queue, and its `flush` does not wait for what is in there.
+        # Not `SummaryWriter`: it writes from a queue, and its `flush` does not wait for what is in
+        # there.
         self._writer = EventsWriter(os.path.join(self._local.name, "events"))
-        # Steps after the checkpoint that training goes on from are done again, and their points in older files do not count.
-        self._writer.write_event(Event(wall_time=time.time(), step=done + 1, session_log=SessionLog(status=SessionLog.START)))
+        # Steps after the checkpoint that training goes on from are done again, and their points in
+        # older files do not count.
+        self._writer.write_event(
+            Event(
+                wall_time=time.time(),
+                step=done + 1,
+                session_log=SessionLog(status=SessionLog.START),
+            )
+        )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
         for name, value in values.items():
-            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+            self._writer.write_event(
+                Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+            )
 
     def keep(self) -> None:
         self._writer.flush()
@@ -109,7 +129,9 @@ class Wandb:
         import wandb
 
         project = os.environ.get("WANDB_PROJECT", _PROJECT)
-        self._run = wandb.init(project=project, id=run, name=run, resume="allow", config=dict(settings))
+        self._run = wandb.init(
+            project=project, id=run, name=run, resume="allow", config=dict(settings)
+        )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -122,7 +144,9 @@ class Wandb:
 
 
 class Mlflow:
-    """MLflow, set up by MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME. A server that fails does not end the training."""
+    """MLflow, set up by MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME. A server that fails does
+    not end the training.
+    """
 
     def __init__(self, run: str, settings: Mapping[str, Any]) -> None:
         from mlflow import MlflowClient
@@ -132,13 +156,19 @@ class Mlflow:
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
         known = self._client.get_experiment_by_name(experiment)
         place = known.experiment_id if known else self._client.create_experiment(experiment)
-        earlier = self._client.search_runs([place], filter_string=f"tags.`mpa_ray.run` = '{run}'", max_results=1)
+        earlier = self._client.search_runs(
+            [place], filter_string=f"tags.`mpa_ray.run` = '{run}'", max_results=1
+        )
         if earlier:
             self._id = earlier[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
         else:
-            self._id = self._client.create_run(place, run_name=run, tags={"mpa_ray.run": run}).info.run_id
-            self._client.log_batch(self._id, params=[Param(name, str(value)) for name, value in settings.items()])
+            self._id = self._client.create_run(
+                place, run_name=run, tags={"mpa_ray.run": run}
+            ).info.run_id
+            self._client.log_batch(
+                self._id, params=[Param(name, str(value)) for name, value in settings.items()]
+            )
         self._waiting: list[Any] = []
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,6 +1,8 @@
-"""What each training worker does: load the S-VLM, train all of it with DeepSpeed ZeRO, save it as a Hugging Face checkpoint.
+"""What each training worker does: load the S-VLM, train all of it with DeepSpeed ZeRO, save it as a
+Hugging Face checkpoint.
 
-The loss is Eq. 3 of the paper: the answer's negative log likelihood, summed over its tokens and averaged over the samples of a batch.
+The loss is Eq. 3 of the paper: the answer's negative log likelihood, summed over its tokens and
+averaged over the samples of a batch.
 """
 
 import math
@@ -18,7 +20,12 @@ import numpy as np
 from mpa_ray.config import LevelSection, ModelSection
 from mpa_ray.models import checkpoint as models
 from mpa_ray.models import families
-from mpa_ray.models.chat_template import end_tokens, image_arguments, load_processor, settle_generation
+from mpa_ray.models.chat_template import (
+    end_tokens,
+    image_arguments,
+    load_processor,
+    settle_generation,
+)
 from mpa_ray.storage.folder import Folder
 from mpa_ray.training.collator import IGNORED, Collator
 from mpa_ray.training.mfu import flops_per_token, mfu
@@ -61,7 +68,9 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """A worker's part of one optimizer step: micro-batches of (indices, how many of them are learned), the same number for all workers."""
+    """A worker's part of one optimizer step: micro-batches of (indices, how many of them are
+    learned), the same number for all workers.
+    """
 
     micro_batches: list[tuple[list[int], int]]
     batch_size: int
@@ -73,21 +82,37 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """What steps took: their samples, the tokens of these, and the seconds, those of writing checkpoints included."""
+    """What steps took: their samples, the tokens of these, and the seconds, those of writing
+    checkpoints included.
+    """
 
     samples: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
     def __add__(self, other: "Timed") -> "Timed":
-        return Timed(samples=self.samples + other.samples, tokens=self.tokens + other.tokens, seconds=self.seconds + other.seconds)
+        return Timed(
+            samples=self.samples + other.samples,
+            tokens=self.tokens + other.tokens,
+            seconds=self.seconds + other.seconds,
+        )
 
 
-def shares(order: np.ndarray, *, batch_size: int, micro_batch_size: int, rank: int, workers: int, start: int = 0) -> Iterator[Share]:
-    """The worker's share of every step from sample `start` of `order` on. Every sample is learned exactly once, by one worker.
+def shares(
+    order: np.ndarray,
+    *,
+    batch_size: int,
+    micro_batch_size: int,
+    rank: int,
+    workers: int,
+    start: int = 0,
+) -> Iterator[Share]:
+    """The worker's share of every step from sample `start` of `order` on. Every sample is learned
+    exactly once, by one worker.
 
-    A last batch that is not full is trained on as it is. Where a batch does not divide evenly, workers repeat a sample without learning it,
-    so that all of them make the same calls: ZeRO waits for each.
+    A last batch that is not full is trained on as it is. Where a batch does not divide evenly,
+    workers repeat a sample without learning it, so that all of them make the same calls: ZeRO waits
+    for each.
     """
     for first in range(start, len(order), batch_size):
         batch = order[first : first + batch_size]
@@ -102,15 +127,22 @@ def shares(order: np.ndarray, *, batch_size: int, micro_batch_size: int, rank: i
         yield Share(micro_batches=micro, batch_size=len(batch))
 
 
-def of_like_length(micro_batches: list[list[Sample]], *, learned: int) -> list[tuple[list[Sample], int]]:
-    """The samples of a step in micro-batches of the same sizes, short ones with short ones, so that little of a batch is padding. Gradients
-    add up over the step, so nothing else changes. With each comes how many of it are learned: the first `learned` samples of all.
+def of_like_length(
+    micro_batches: list[list[Sample]], *, learned: int
+) -> list[tuple[list[Sample], int]]:
+    """The samples of a step in micro-batches of the same sizes, short ones with short ones, so that
+    little of a batch is padding. Gradients add up over the step, so nothing else changes. With each
+    comes how many of it are learned: the first `learned` samples of all.
 
-    How long a sample is for the model is estimated, alike for all families: pixels by 28 x 28, and characters by four.
+    How long a sample is for the model is estimated, alike for all families: pixels by 28 x 28, and
+    characters by four.
     """
 
     def length(sample: Sample) -> float:
-        return sample.image.width * sample.image.height / 784 + (len(sample.question) + len(sample.answer)) / 4
+        return (
+            sample.image.width * sample.image.height / 784
+            + (len(sample.question) + len(sample.answer)) / 4
+        )
 
     samples = [sample for micro_batch in micro_batches for sample in micro_batch]
     ordered = iter(sorted(samples[:learned], key=length) + samples[learned:])
@@ -123,7 +155,9 @@ def of_like_length(micro_batches: list[list[Sample]], *, learned: int) -> list[t
 
 
 def learning_rate(step: int, steps: int, settings: LevelSection) -> float:
-    """Of the optimizer step `step` (from 0): a linear warm-up, then a cosine down to a tenth of the peak."""
+    """Of the optimizer step `step` (from 0): a linear warm-up, then a cosine down to a tenth of the
+    peak.
+    """
     warmup = math.ceil(settings.warmup * steps)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
@@ -134,8 +168,9 @@ def learning_rate(step: int, steps: int, settings: LevelSection) -> float:
 def answer_loss(model: Any, batch: Batch) -> tuple["torch.Tensor", int]:
     """The summed negative log likelihood of the answer tokens in a batch, and how many they are.
 
-    The head is computed where an answer token is predicted and nowhere else: with a vocabulary of 150,000, logits of the prompts would be
-    the largest tensor of the step. `labels` may be on the CPU while the rest is on a card, which then need not be waited for.
+    The head is computed where an answer token is predicted and nowhere else: with a vocabulary of
+    150,000, logits of the prompts would be the largest tensor of the step. `labels` may be on the
+    CPU while the rest is on a card, which then need not be waited for.
     """
     import torch
 
@@ -146,12 +181,14 @@ def answer_loss(model: Any, batch: Batch) -> tuple["torch.Tensor", int]:
     predicting = targets != IGNORED
     learned = int(predicting.sum())
     if not learned:
-        # A filled-up micro-batch that teaches nothing: the passes are made all the same, because the other workers wait in theirs.
+        # A filled-up micro-batch that teaches nothing: the passes are made all the same, because
+        # the other workers wait in theirs.
         predicting[0, -1] = True
     positions = predicting.any(0).nonzero()[:, 0]
     places = predicting[:, positions].flatten().nonzero()[:, 0].to(device)
 
-    # Models keep the same positions of every row; of those, an answer that is shorter or lies elsewhere needs few.
+    # Models keep the same positions of every row; of those, an answer that is shorter or lies
+    # elsewhere needs few.
     def needed(_: Any, given: tuple["torch.Tensor", ...]) -> tuple["torch.Tensor", ...]:
         return (given[0].flatten(0, 1)[places],)
 
@@ -160,12 +197,16 @@ def answer_loss(model: Any, batch: Batch) -> tuple["torch.Tensor", int]:
         logits = model(**inputs, logits_to_keep=positions.to(device), use_cache=False).logits
     finally:
         hook.remove()
-    loss = torch.nn.functional.cross_entropy(logits.float(), targets[predicting].to(device), ignore_index=IGNORED, reduction="sum")
+    loss = torch.nn.functional.cross_entropy(
+        logits.float(), targets[predicting].to(device), ignore_index=IGNORED, reduction="sum"
+    )
     return loss, learned
 
 
 def load_svlm(svlm: ModelSection, precision: str) -> tuple[Any, Any, "torch.dtype"]:
-    """The S-VLM to train, in `precision`; its processor; and the precision its weights were published in."""
+    """The S-VLM to train, in `precision`; its processor; and the precision its weights were
+    published in.
+    """
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -189,7 +230,8 @@ def train(loop_config: dict[str, Training]) -> None:
     import torch
 
     if on_cpu:
-        # Compiling the shared-memory collectives takes minutes and pays only for large CPU jobs; gloo does without.
+        # Compiling the shared-memory collectives takes minutes and pays only for large CPU jobs;
+        # gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
     context = ray.train.get_context()
@@ -197,7 +239,9 @@ def train(loop_config: dict[str, Training]) -> None:
     torch.manual_seed(training.seed)
 
     samples = TrainingSet(training.folders, holdout=settings.holdout, **training.limits)
-    order = np.concatenate([samples.order(training.seed + epoch) for epoch in range(settings.epochs)])
+    order = np.concatenate(
+        [samples.order(training.seed + epoch) for epoch in range(settings.epochs)]
+    )
     steps = math.ceil(len(order) / settings.batch_size)
     show_every = max(1, steps // _TIMES_SHOWN)
 
@@ -212,51 +256,85 @@ def train(loop_config: dict[str, Training]) -> None:
     flops = flops_per_token(model)
     collator = Collator(processor, end_tokens=ends, image_arguments=image_arguments(training.svlm))
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+        [p for p in model.parameters() if p.requires_grad],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=settings.weight_decay,
     )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(settings, workers))
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=deepspeed_config(settings, workers)
+    )
     engine.train()
     card = "" if on_cpu else torch.cuda.get_device_name()
 
     def batches(start: int) -> Iterator[tuple[Share, list[Batch]]]:
         for share in shares(
-            order, batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, rank=rank, workers=workers, start=start
+            order,
+            batch_size=settings.batch_size,
+            micro_batch_size=settings.micro_batch_size,
+            rank=rank,
+            workers=workers,
+            start=start,
         ):
-            drawn = of_like_length([[samples[index] for index in indices] for indices, _ in share.micro_batches], learned=share.learned)
+            drawn = of_like_length(
+                [[samples[index] for index in indices] for indices, _ in share.micro_batches],
+                learned=share.learned,
+            )
             yield share, [collator(micro_batch, learned=learned) for micro_batch, learned in drawn]
 
     done, curve, groups = 0, [], []
     before = Timed()
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
-        # DeepSpeed makes Adam's state with the first step; what this one does to the weights is overwritten.
+        # DeepSpeed makes Adam's state with the first step; what this one does to the weights is
+        # overwritten.
         take_step(engine, next(batches(0))[1], scale=0.0, rate=0.0)
         progress = load_state(engine, checkpoint)
         done, curve, groups = progress["samples"], progress["curve"], progress.get("workers", [])
         before = Timed(**progress.get("timed", {}))
     groups = [*groups, [len(curve) + 1, workers]]
     if rank == 0:
-        written, last = len(curve) // settings.checkpoint_every, (steps - 1) // settings.checkpoint_every
+        written, last = (
+            len(curve) // settings.checkpoint_every,
+            (steps - 1) // settings.checkpoint_every,
+        )
         room = {"parameters": parameters, "trained": trained, "dtype": published_dtype}
         require_room(training.target, **room, written=written, to_come=last - written)
 
-    shown = trackers(training.tracking, settings=settings.model_dump(mode="json"), done=len(curve)) if rank == 0 else []
+    shown = (
+        trackers(training.tracking, settings=settings.model_dump(mode="json"), done=len(curve))
+        if rank == 0
+        else []
+    )
     now, started, metrics = Timed(), time.monotonic(), {}
     for share, micro_batches in read_ahead(partial(batches, done), _BATCHES_AHEAD):
-        # DeepSpeed averages gradients over the workers; Eq. 3 divides their sum by the samples of the whole batch.
+        # DeepSpeed averages gradients over the workers; Eq. 3 divides their sum by the samples of
+        # the whole batch.
         rate = learning_rate(len(curve), steps, settings)
-        loss, learned, seen = take_step(engine, micro_batches, scale=workers / share.batch_size, rate=rate)
+        loss, learned, seen = take_step(
+            engine, micro_batches, scale=workers / share.batch_size, rate=rate
+        )
         done += share.batch_size
         curve.append([len(curve) + 1, loss / share.batch_size, loss / learned])
-        # This group's, which may have more workers than one before it or fewer; and those of all steps that are in the weights.
-        now = Timed(samples=now.samples + share.batch_size, tokens=now.tokens + int(seen), seconds=time.monotonic() - started)
+        # This group's, which may have more workers than one before it or fewer; and those of all
+        # steps that are in the weights.
+        now = Timed(
+            samples=now.samples + share.batch_size,
+            tokens=now.tokens + int(seen),
+            seconds=time.monotonic() - started,
+        )
         timed = before + now
         metrics = {
             "samples": done,
             "of": len(order),
             "loss": curve[-1][1],
             "tokens_per_second": timed.tokens / timed.seconds,
-            "mfu": mfu(tokens_per_second=now.tokens / now.seconds, flops_per_token=flops, workers=workers, card=card),
+            "mfu": mfu(
+                tokens_per_second=now.tokens / now.seconds,
+                flops_per_token=flops,
+                workers=workers,
+                card=card,
+            ),
             "seconds_to_go": now.seconds * (len(order) - done) / now.samples,
             "workers": groups,
             "timed_samples": timed.samples,
@@ -275,7 +353,8 @@ def train(loop_config: dict[str, Training]) -> None:
             training.progress.write_json("progress.json", metrics)
             for tracker in shown:
                 tracker.keep()
-        # Only a checkpoint is reported to Ray: each report waits until the controller, which looks every second or two, has seen it.
+        # Only a checkpoint is reported to Ray: each report waits until the controller, which looks
+        # every second or two, has seen it.
         if done < len(order) and len(curve) % settings.checkpoint_every == 0:
             with tempfile.TemporaryDirectory() as folder:
                 kept = {"samples": done, "curve": curve, "workers": groups, "timed": asdict(timed)}
@@ -290,12 +369,18 @@ def train(loop_config: dict[str, Training]) -> None:
 
 
 def taught_tokens(batch: Batch) -> int:
-    """Tokens of the samples that teach something, prompts included; samples that only fill up a worker's share are left out."""
+    """Tokens of the samples that teach something, prompts included; samples that only fill up a
+    worker's share are left out.
+    """
     return int(batch["attention_mask"][(batch["labels"] != IGNORED).any(1)].sum())
 
 
-def take_step(engine: Any, micro_batches: list[Batch], *, scale: float, rate: float) -> tuple[float, float, float]:
-    """One optimizer step. Gives back, summed over all workers: the loss, the answer tokens, the tokens of samples that are learned."""
+def take_step(
+    engine: Any, micro_batches: list[Batch], *, scale: float, rate: float
+) -> tuple[float, float, float]:
+    """One optimizer step. Gives back, summed over all workers: the loss, the answer tokens, the
+    tokens of samples that are learned.
+    """
     import torch
 
     for group in engine.optimizer.param_groups:
@@ -303,7 +388,9 @@ def take_step(engine: Any, micro_batches: list[Batch], *, scale: float, rate: fl
     losses, learned, tokens = [], 0, 0
     for number, batch in enumerate(micro_batches):
         moved = {
-            name: value if name == "labels" else value.to(engine.device, engine.module.dtype if value.is_floating_point() else None)
+            name: value
+            if name == "labels"
+            else value.to(engine.device, engine.module.dtype if value.is_floating_point() else None)
             for name, value in batch.items()
         }
         loss, answered = answer_loss(engine, moved)
@@ -314,7 +401,9 @@ def take_step(engine: Any, micro_batches: list[Batch], *, scale: float, rate: fl
         learned += answered
         tokens += taught_tokens(batch)
     # The card is waited for once a step, here.
-    total = torch.tensor([float(torch.stack(losses).double().sum()), learned, tokens], dtype=torch.float64)
+    total = torch.tensor(
+        [float(torch.stack(losses).double().sum()), learned, tokens], dtype=torch.float64
+    )
     if engine.world_size > 1:
         summed = total.to(engine.device)
         torch.distributed.all_reduce(summed)
@@ -327,11 +416,15 @@ def with_lora(model: Any, rank: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     model.enable_input_require_grads()
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+    return get_peft_model(
+        model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    )
 
 
 def deepspeed_config(settings: LevelSection, workers: int) -> dict[str, Any]:
-    """DeepSpeed's settings. We set the accumulation's boundaries ourselves, because a last batch has fewer micro-batches."""
+    """DeepSpeed's settings. We set the accumulation's boundaries ourselves, because a last batch
+    has fewer micro-batches.
+    """
     return {
         "train_batch_size": settings.micro_batch_size * workers,
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
@@ -339,7 +432,8 @@ def deepspeed_config(settings: LevelSection, workers: int) -> dict[str, Any]:
         "gradient_clipping": settings.max_grad_norm,
         "bf16": {"enabled": settings.precision == "bfloat16"},
         "zero_optimization": {"stage": settings.zero_stage or 2},
-        # The optimizer is torch's AdamW: DeepSpeed's own ones are compiled at first use, and it has tested only those with ZeRO.
+        # The optimizer is torch's AdamW: DeepSpeed's own ones are compiled at first use, and it has
+        # tested only those with ZeRO.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,

@@ -21,8 +21,10 @@ _ABORTED_IN_S = 20.0
 
 @cache
 def trainer_type() -> type["TorchTrainer"]:
-    """Ray Train's trainer, but Ctrl-C stays the caller's, an error that the next attempt would meet again is not tried again, and every
-    failure is one line. Ray Train would take SIGINT for itself for as long as the process lives."""
+    """Ray Train's trainer, but Ctrl-C stays the caller's, an error that the next attempt would meet
+    again is not tried again, and every failure is one line. Ray Train would take SIGINT for itself
+    for as long as the process lives.
+    """
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError
     from ray.train.torch import TorchTrainer
@@ -32,12 +34,15 @@ def trainer_type() -> type["TorchTrainer"]:
         _controller: Any = None
 
         def fit(self) -> "Result":
-            """Trains. Raises ConfigurationError or RunError where that failed, and KeyboardInterrupt, the workers ended."""
+            """Trains. Raises ConfigurationError or RunError where that failed, and
+            KeyboardInterrupt, the workers ended.
+            """
             try:
                 return super().fit()
             except KeyboardInterrupt:
                 if self._controller is not None:
-                    # It ends its workers, gives back what they had, and then itself: the error that there is no answer is the answer.
+                    # It ends its workers, gives back what they had, and then itself: the error that
+                    # there is no answer is the answer.
                     with suppress(RayActorError, GetTimeoutError):
                         ray.get(self._controller.abort.remote(), timeout=_ABORTED_IN_S)
                 raise
@@ -46,7 +51,9 @@ def trainer_type() -> type["TorchTrainer"]:
 
         def _initialize_and_run_controller(self, **arguments: Any) -> "Result":
             policy = policy_type()(self.run_config.failure_config)
-            policy.storage_is_local = isinstance(self.run_config.storage_filesystem, pyarrow.fs.LocalFileSystem)
+            policy.storage_is_local = isinstance(
+                self.run_config.storage_filesystem, pyarrow.fs.LocalFileSystem
+            )
             return super()._initialize_and_run_controller(**arguments | {"failure_policy": policy})
 
         def _register_sigint_handler(self, controller: Any) -> None:
@@ -57,8 +64,13 @@ def trainer_type() -> type["TorchTrainer"]:
 
 @cache
 def policy_type() -> type["FailurePolicy"]:
-    """A worker that is lost is replaced; what the run itself refuses, or a disk that is full, would only be met again."""
-    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+    """A worker that is lost is replaced; what the run itself refuses, or a disk that is full, would
+    only be met again.
+    """
+    from ray.train.v2._internal.execution.failure_handling import (
+        DefaultFailurePolicy,
+        FailureDecision,
+    )
 
     class OnceForOurs(DefaultFailurePolicy):
         storage_is_local = True
@@ -66,7 +78,9 @@ def policy_type() -> type["FailurePolicy"]:
         def make_decision(self, training_failed_error: "TrainingFailedError") -> FailureDecision:
             for cause in _causes(training_failed_error):
                 # A service may be back by then, a disk is not.
-                if meant_for_people(cause) and (self.storage_is_local or not isinstance(cause, StorageError)):
+                if meant_for_people(cause) and (
+                    self.storage_is_local or not isinstance(cause, StorageError)
+                ):
                     return FailureDecision.RAISE
             return super().make_decision(training_failed_error)
 
@@ -89,6 +103,6 @@ def failure(error: Exception, name: str) -> ConfigurationError | RunError:
     text = " ".join(str(causes[0]).split())
     shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     return RunError(
-        f"{name}: training failed: {type(causes[0]).__name__}: {shown}. Ray's logs have the traceback"
-        " (docs/watching.md); the same command goes on from the newest checkpoint"
+        f"{name}: training failed: {type(causes[0]).__name__}: {shown}. Ray's logs have the"
+        " traceback (docs/watching.md); the same command goes on from the newest checkpoint"
     )

@@ -1,6 +1,8 @@
-"""What the Parity Leveler reads: rows of Parquet folders, by index, in an order that depends on the seed alone.
+"""What the Parity Leveler reads: rows of Parquet folders, by index, in an order that depends on the
+seed alone.
 
-Order and position do not depend on the number of workers, so a restart on another number goes on at the sample where the last one stopped.
+Order and position do not depend on the number of workers, so a restart on another number goes on at
+the sample where the last one stopped.
 """
 
 from collections import OrderedDict, deque
@@ -18,7 +20,8 @@ from mpa_ray.images import decode
 from mpa_ray.images.draw import is_held_out
 from mpa_ray.storage.folder import Folder
 
-# Rows are shuffled among so many neighbours in a shuffled order of files, and so many files are kept open for them.
+# Rows are shuffled among so many neighbours in a shuffled order of files, and so many files are
+# kept open for them.
 _WINDOW = 2048
 _OPEN_FILES = 128
 _READERS = 32
@@ -36,17 +39,38 @@ class Sample:
 
 
 class TrainingSet:
-    """The rows of several PARITY folders that are not held out, by index. Only their places are in memory."""
+    """The rows of several PARITY folders that are not held out, by index. Only their places are in
+    memory.
+    """
 
-    def __init__(self, folders: list[Folder], *, holdout: float, max_pixels: int, max_image_pixels: int, max_image_bytes: int) -> None:
+    def __init__(
+        self,
+        folders: list[Folder],
+        *,
+        holdout: float,
+        max_pixels: int,
+        max_image_pixels: int,
+        max_image_bytes: int,
+    ) -> None:
         self._files = [(folder, name) for folder in folders for name in folder.names(".parquet")]
-        self._limits = {"max_pixels": max_pixels, "max_image_pixels": max_image_pixels, "max_image_bytes": max_image_bytes}
+        self._limits = {
+            "max_pixels": max_pixels,
+            "max_image_pixels": max_image_pixels,
+            "max_image_bytes": max_image_bytes,
+        }
         self._open: OrderedDict[int, pa.Table] = OrderedDict()
 
         def rows_of(file: tuple[Folder, str]) -> np.ndarray:
             folder, name = file
             ids = folder.read_table(name, ["sample_id"]).column(0).to_pylist()
-            return np.array([row for row, sample_id in enumerate(ids) if not is_held_out(sample_id or "", holdout)], dtype=np.int32)
+            return np.array(
+                [
+                    row
+                    for row, sample_id in enumerate(ids)
+                    if not is_held_out(sample_id or "", holdout)
+                ],
+                dtype=np.int32,
+            )
 
         with ThreadPoolExecutor(_READERS) as pool:
             rows = list(pool.map(rows_of, self._files))
@@ -57,15 +81,22 @@ class TrainingSet:
         return len(self._row)
 
     def order(self, seed: int) -> np.ndarray:
-        """All indices, shuffled; neighbours come from few files, so that reading them does not open every file for every batch."""
+        """All indices, shuffled; neighbours come from few files, so that reading them does not open
+        every file for every batch.
+        """
         rng = np.random.default_rng(seed)
         rank = rng.permutation(len(self._files))
         by_file = np.argsort(rank[self._file], kind="stable")
-        windows = [rng.permutation(by_file[start : start + _WINDOW]) for start in range(0, len(by_file), _WINDOW)]
+        windows = [
+            rng.permutation(by_file[start : start + _WINDOW])
+            for start in range(0, len(by_file), _WINDOW)
+        ]
         return np.concatenate(windows) if windows else by_file
 
     def __getitem__(self, index: int) -> Sample:
-        """Raises RunError where a row's image, which was readable when it was annotated, no longer is."""
+        """Raises RunError where a row's image, which was readable when it was annotated, no longer
+        is.
+        """
         table = self._table(int(self._file[index]))
         row = table.slice(int(self._row[index]), 1).to_pylist()[0]
         try:
@@ -73,7 +104,8 @@ class TrainingSet:
         except decode.UnreadableImage as error:
             folder, name = self._files[self._file[index]]
             raise RunError(
-                f"{folder.uri}/{name}, sample {row['sample_id']}: its image cannot be read ({error}); remove the row and run again"
+                f"{folder.uri}/{name}, sample {row['sample_id']}: its image cannot be read"
+                f" ({error}); remove the row and run again"
             ) from error
         return Sample(image=image, question=row["question"], answer=row["answer"])
 

@@ -1,7 +1,9 @@
-"""What training leaves behind: checkpoints to go on from, on any number of workers and at any ZeRO stage, and the trained model itself.
+"""What training leaves behind: checkpoints to go on from, on any number of workers and at any ZeRO
+stage, and the trained model itself.
 
-DeepSpeed's own checkpoints are cut for one number of workers. Here every parameter is gathered whole, one at a time, and the workers share
-the writing; a restart takes what it needs. Per parameter: the float32 weights and Adam's two moments, 12 bytes in all.
+DeepSpeed's own checkpoints are cut for one number of workers. Here every parameter is gathered
+whole, one at a time, and the workers share the writing; a restart takes what it needs. Per
+parameter: the float32 weights and Adam's two moments, 12 bytes in all.
 """
 
 import json
@@ -25,7 +27,15 @@ KEPT = 2
 """Checkpoints that are kept; another one is there while it is written."""
 
 
-def require_room(target: Folder, *, parameters: int, dtype: "torch.dtype", trained: int, written: int, to_come: int) -> None:
+def require_room(
+    target: Folder,
+    *,
+    parameters: int,
+    dtype: "torch.dtype",
+    trained: int,
+    written: int,
+    to_come: int,
+) -> None:
     """Spares a training that its disk has no room for.
 
     Args:
@@ -49,13 +59,17 @@ def require_room(target: Folder, *, parameters: int, dtype: "torch.dtype", train
     free = shutil.disk_usage(place).free
     if needed > free:
         raise StorageError(
-            f"{target.uri}: {free / 2**30:.2f} GiB are free on its disk, and the model and {further} checkpoints take"
+            f"{target.uri}: {free / 2**30:.2f} GiB are free on its disk, and the model and"
+            f" {further} checkpoints take"
             f" {needed / 2**30:.2f}; make room and give the same command again"
         )
 
 
-def save_state(engine: Any, folder: Path, progress: dict[str, Any], *, rank: int, workers: int) -> None:
-    """Writes this worker's share of a checkpoint: every `workers`-th parameter. All workers must call it, because gathering needs them all.
+def save_state(
+    engine: Any, folder: Path, progress: dict[str, Any], *, rank: int, workers: int
+) -> None:
+    """Writes this worker's share of a checkpoint: every `workers`-th parameter. All workers must
+    call it, because gathering needs them all.
 
     Args:
         engine: DeepSpeed's.
@@ -68,21 +82,30 @@ def save_state(engine: Any, folder: Path, progress: dict[str, Any], *, rank: int
     from safetensors.torch import save_file
 
     tensors = {}
-    trained = [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
+    trained = [
+        (name, parameter)
+        for name, parameter in engine.module.named_parameters()
+        if parameter.requires_grad
+    ]
     for number, (name, parameter) in enumerate(trained):
         whole = {"weight": safe_get_full_fp32_param(parameter)}
         whole |= {moment: safe_get_full_optimizer_state(parameter, moment) for moment in _MOMENTS}
         if number % workers == rank:
-            tensors |= {f"{kind}/{name}": tensor.detach().float().cpu().clone().contiguous() for kind, tensor in whole.items()}
+            tensors |= {
+                f"{kind}/{name}": tensor.detach().float().cpu().clone().contiguous()
+                for kind, tensor in whole.items()
+            }
     save_file(tensors, folder / f"state-{rank:04d}.safetensors")
     if rank == 0:
         (folder / _PROGRESS).write_text(json.dumps(progress))
 
 
 def load_state(engine: Any, checkpoint: "Checkpoint") -> dict[str, Any]:
-    """Puts a checkpoint's weights and moments into `engine`, whatever number of workers wrote it. Gives back its progress.
+    """Puts a checkpoint's weights and moments into `engine`, whatever number of workers wrote it.
+    Gives back its progress.
 
-    The engine must have taken a step (any), because DeepSpeed makes the moments with the first. All workers must call it.
+    The engine must have taken a step (any), because DeepSpeed makes the moments with the first. All
+    workers must call it.
     """
     import deepspeed
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
@@ -100,9 +123,12 @@ def load_state(engine: Any, checkpoint: "Checkpoint") -> dict[str, Any]:
                         safe_set_full_optimizer_state(parameters[name], value, kind)
                         continue
                     safe_set_full_fp32_param(parameters[name], value)
-                    # The weights the forward pass uses are a copy, which DeepSpeed would refresh only after the next step.
+                    # The weights the forward pass uses are a copy, which DeepSpeed would refresh
+                    # only after the next step.
                     partitioned = hasattr(parameters[name], "ds_id")
-                    with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0, enabled=partitioned):
+                    with deepspeed.zero.GatheredParameters(
+                        [parameters[name]], modifier_rank=0, enabled=partitioned
+                    ):
                         parameters[name].data.copy_(value)
     _set_adam_step(engine, len(progress["curve"]))
     return progress
@@ -118,16 +144,24 @@ def _set_adam_step(engine: Any, step: int) -> None:
             state["step"] = torch.full_like(torch.as_tensor(state["step"]), step)
 
 
-def save_model(engine: Any, processor: Any, target: Folder, *, dtype: "torch.dtype", rank: int) -> None:
-    """Writes the trained model to `target` as `from_pretrained` and vLLM load it, in the precision `dtype`. All workers must call it."""
+def save_model(
+    engine: Any, processor: Any, target: Folder, *, dtype: "torch.dtype", rank: int
+) -> None:
+    """Writes the trained model to `target` as `from_pretrained` and vLLM load it, in the precision
+    `dtype`. All workers must call it.
+    """
     from deepspeed.utils import safe_get_full_fp32_param
 
     if hasattr(engine.module, "merge_and_unload"):
-        # LoRA: its weights are whole in every worker (ZeRO stage 3 is refused), and merged they are an ordinary checkpoint.
+        # LoRA: its weights are whole in every worker (ZeRO stage 3 is refused), and merged they are
+        # an ordinary checkpoint.
         if rank == 0:
             merged = engine.module.merge_and_unload()
             # Not `state_dict`, which has tied weights twice.
-            state = {name: parameter.detach().to("cpu", dtype) for name, parameter in merged.named_parameters()}
+            state = {
+                name: parameter.detach().to("cpu", dtype)
+                for name, parameter in merged.named_parameters()
+            }
             _upload(merged, state, processor, target, dtype)
         return
     state = {}
@@ -139,21 +173,42 @@ def save_model(engine: Any, processor: Any, target: Folder, *, dtype: "torch.dty
         _upload(engine.module, state, processor, target, dtype)
 
 
-def _upload(model: Any, parameters: dict[str, "torch.Tensor"], processor: Any, target: Folder, dtype: "torch.dtype") -> None:
+def _upload(
+    model: Any,
+    parameters: dict[str, "torch.Tensor"],
+    processor: Any,
+    target: Folder,
+    dtype: "torch.dtype",
+) -> None:
     saved = set(model.state_dict())
-    state = parameters | {name: buffer.cpu() for name, buffer in model.named_buffers() if name in saved}
+    state = parameters | {
+        name: buffer.cpu() for name, buffer in model.named_buffers() if name in saved
+    }
     with tempfile.TemporaryDirectory(prefix="mpa-model-") as local:
         model.save_pretrained(local, state_dict=state)
-        # `save_pretrained` writes the precision the model was trained in, and who loads the folder would take it for that of the weights.
+        # `save_pretrained` writes the precision the model was trained in, and who loads the folder
+        # would take it for that of the weights.
         config = Path(local) / "config.json"
-        config.write_text(json.dumps(_with_dtype(json.loads(config.read_text()), str(dtype).removeprefix("torch.")), indent=2) + "\n")
+        config.write_text(
+            json.dumps(
+                _with_dtype(json.loads(config.read_text()), str(dtype).removeprefix("torch.")),
+                indent=2,
+            )
+            + "\n"
+        )
         processor.save_pretrained(local)
         target.upload(local)
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """A model's configuration, its parts' included, with another precision wherever one is named."""
+    """A model's configuration, its parts' included, with another precision wherever one is
+    named.
+    """
     return {
-        name: dtype if name == "dtype" else _with_dtype(value, dtype) if isinstance(value, dict) else value
+        name: dtype
+        if name == "dtype"
+        else _with_dtype(value, dtype)
+        if isinstance(value, dict)
+        else value
         for name, value in config.items()
     }

@@ -1,4 +1,6 @@
-"""The typed configuration: what excludes what, what a run is known by, and that every field says what it means."""
+"""The typed configuration: what excludes what, what a run is known by, and that every field says
+what it means.
+"""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +10,17 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from mpa_ray.config import Config, LevelSection, ModelSection, Section, changes, digest, identity, keep_used, of_identity
+from mpa_ray.config import (
+    Config,
+    LevelSection,
+    ModelSection,
+    Section,
+    changes,
+    digest,
+    identity,
+    keep_used,
+    of_identity,
+)
 from mpa_ray.tasks import TASKS
 from mpa_ray.tasks.benchmarks import METRICS
 from mpa_ray.tasks.matchers import MATCHERS
@@ -29,7 +41,8 @@ def test_every_field_says_what_it_means() -> None:
     silent = {
         name
         for name, field in fields()
-        if not field.description and not (isinstance(field.annotation, type) and issubclass(field.annotation, Section))
+        if not field.description
+        and not (isinstance(field.annotation, type) and issubclass(field.annotation, Section))
     }
     assert silent <= _SPEAKING
 
@@ -50,15 +63,33 @@ def test_the_defaults_are_valid_and_frozen() -> None:
         ({"parity": "y", "images": "x"}, "y' and images exclude each other"),
         ({"parity": "y", "rounds": 2}, "y' and rounds exclude each other"),
         ({"parity": "y", "pl": {"replay": 0.5}}, "y' and pl.replay exclude each other"),
-        ({"parity": "y", "ablations": ["no_pi_all"]}, r"y' and ablations=\['no_pi_all'\] exclude each other"),
-        ({"annotate": {"constrained": True}, "lvlm": {"engine": "transformers"}}, "it cannot hold a reply to a form"),
+        (
+            {"parity": "y", "ablations": ["no_pi_all"]},
+            r"y' and ablations=\['no_pi_all'\] exclude each other",
+        ),
+        (
+            {"annotate": {"constrained": True}, "lvlm": {"engine": "transformers"}},
+            "it cannot hold a reply to a form",
+        ),
         ({"pl": {"node_labels": {"ray.io/market-type": "!spot"}}}, "String should match pattern"),
-        ({"pl": {"node_labels": {"a": "b"}, "workers": 2, "min_workers": 1}}, "min_workers=1 and node_labels=.* exclude each other"),
-        ({"pl": {"replay": 0.5, "train_on": "all"}}, "replay=0.5 and train_on='all' exclude each other"),
+        (
+            {"pl": {"node_labels": {"a": "b"}, "workers": 2, "min_workers": 1}},
+            "min_workers=1 and node_labels=.* exclude each other",
+        ),
+        (
+            {"pl": {"replay": 0.5, "train_on": "all"}},
+            "replay=0.5 and train_on='all' exclude each other",
+        ),
         ({"pl": {"replay": 0.5, "train_on": "consistent"}}, "exclude each other"),
-        ({"lvlm": {"min_replicas": 3, "max_replicas": 2}}, "max_replicas=2 is below min_replicas=3"),
+        (
+            {"lvlm": {"min_replicas": 3, "max_replicas": 2}},
+            "max_replicas=2 is below min_replicas=3",
+        ),
         ({"lvlm": {"gpus_per_replica": 1.5}}, "must be a whole number"),
-        ({"lvlm": {"engine": "transformers", "engine_options": {"seed": 1}}}, "takes no engine_options"),
+        (
+            {"lvlm": {"engine": "transformers", "engine_options": {"seed": 1}}},
+            "takes no engine_options",
+        ),
         ({"svlm": {"engine": "openai"}}, "its weights must be here too"),
         ({"ablations": ["consistent", "consistent"]}, "names one twice"),
         ({"lvlm": {"modle": "x"}}, "Extra inputs are not permitted"),
@@ -90,7 +121,9 @@ def test_replay_belongs_to_the_parity_set() -> None:
 
 def test_missing_settings_are_named_as_flags() -> None:
     assert Config().missing() == ["--images", "--output", "--lvlm.model", "--svlm.model"]
-    whole = Config(images="i", output="o", lvlm=ModelSection(model="a/b"), svlm=ModelSection(model="c/d"))
+    whole = Config(
+        images="i", output="o", lvlm=ModelSection(model="a/b"), svlm=ModelSection(model="c/d")
+    )
     assert whole.missing() == []
 
 
@@ -126,12 +159,20 @@ def test_a_run_is_known_by_what_changes_its_result() -> None:
 
 def test_the_identity_is_flat_and_names_settings_as_flags_do() -> None:
     flat = identity(Config(images="i"))
-    assert flat["images"] == str(Path("i").absolute()) and flat["lvlm.engine"] == "vllm" and flat["pl.holdout"] == 0.1
+    assert (
+        flat["images"] == str(Path("i").absolute())
+        and flat["lvlm.engine"] == "vllm"
+        and flat["pl.holdout"] == 0.1
+    )
     assert "output" not in flat and "lvlm.max_replicas" not in flat and "pl.workers" not in flat
     assert set(flat) <= {name for name, _ in fields()}
 
 
-SIGNS = {"name": "signs", "prompt": "Reply: Question: <question>, Answer: <answer>", "metric": "exact_match"}
+SIGNS = {
+    "name": "signs",
+    "prompt": "Reply: Question: <question>, Answer: <answer>",
+    "metric": "exact_match",
+}
 
 
 def stored(config: Config) -> Config:
@@ -145,7 +186,10 @@ def stored(config: Config) -> Config:
         {"task": SIGNS},
         {"task": "chartqa"},
         {"jury": [{"model": "a/b"}, {"model": "gpt-4o", "engine": "openai"}]},
-        {"lvlm": {"model": "a/b", "engine_options": {"seed": 1}}, "pl": {"node_labels": {"a": "b"}}},
+        {
+            "lvlm": {"model": "a/b", "engine_options": {"seed": 1}},
+            "pl": {"node_labels": {"a": "b"}},
+        },
         {"parity": "p"},
         {"demo": {"images": 3}, "ablations": ["human_labels"]},
     ],
@@ -164,7 +208,9 @@ def test_changes_are_named_with_both_values() -> None:
 
 
 @pytest.mark.parametrize("model", ["svlm", "lvlm", "jury"])
-def test_a_model_whose_folder_is_gone_is_the_model_it_was(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_whose_folder_is_gone_is_the_model_it_was(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def config(name: str) -> Config:
         section = {"model": name}
         return Config.model_validate({model: [section] if model == "jury" else section})
@@ -186,9 +232,21 @@ LABELS = {"benchmark": "labels.parquet"}
     [
         ((), {"ablations": ["few_shot_full"], "labels": LABELS, "few_shot": 10}, []),
         (("no_pi_all",), {"ablations": ["no_pi_all", "human_labels"], "labels": LABELS}, []),
-        (("human_labels",), {"ablations": ["human_labels"], "labels": LABELS}, ["labels.benchmark"]),
-        (("human_labels",), {"ablations": ["few_shot_lora"], "labels": LABELS, "few_shot": 10}, ["labels.benchmark"]),
-        (("few_shot_full",), {"ablations": ["few_shot_lora"], "labels": LABELS, "few_shot": 10}, ["few_shot", "labels.benchmark"]),
+        (
+            ("human_labels",),
+            {"ablations": ["human_labels"], "labels": LABELS},
+            ["labels.benchmark"],
+        ),
+        (
+            ("human_labels",),
+            {"ablations": ["few_shot_lora"], "labels": LABELS, "few_shot": 10},
+            ["labels.benchmark"],
+        ),
+        (
+            ("few_shot_full",),
+            {"ablations": ["few_shot_lora"], "labels": LABELS, "few_shot": 10},
+            ["few_shot", "labels.benchmark"],
+        ),
         (("few_shot_full",), {"few_shot": 10}, []),
         (("human_labels",), {"ablations": ["no_pi_all"]}, []),
     ],
@@ -204,7 +262,9 @@ def test_labels_that_were_used_stay_where_a_call_names_none() -> None:
     before = Config.model_validate({"labels": LABELS, "few_shot": 10})
     kept = keep_used(Config(), before, {"few_shot_full"})
     assert (kept.labels, kept.few_shot) == (before.labels, 10)
-    assert keep_used(Config(), before, {"human_labels"}).few_shot == 100, "which that comparison does not read"
+    assert keep_used(Config(), before, {"human_labels"}).few_shot == 100, (
+        "which that comparison does not read"
+    )
     assert keep_used(Config(), before, {"no_pi_all"}) == Config()
     again = Config.model_validate({"ablations": ["human_labels"], "labels": LABELS})
     assert keep_used(again, before, {"human_labels"}) == again

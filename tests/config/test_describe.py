@@ -26,10 +26,15 @@ class Outer(Section):
 
 
 def test_names_defaults_and_meanings() -> None:
-    found = {setting.name: setting for setting in settings(Outer, values=Outer(inner=Inner(depth=7)))}
+    found = {
+        setting.name: setting for setting in settings(Outer, values=Outer(inner=Inner(depth=7)))
+    }
     assert list(found) == ["inner.depth", "share", "price", "names", "on"]
     assert [setting.default for setting in found.values()] == ["7", "0.5", "", "a", "false"]
-    assert (found["share"].meaning, found["share"].gist) == ("The share. More of it below.", "The share.")
+    assert (found["share"].meaning, found["share"].gist) == (
+        "The share. More of it below.",
+        "The share.",
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,8 +61,17 @@ def test_every_setting_of_a_run_says_what_it_means() -> None:
 
 
 def test_help_is_wrapped() -> None:
-    found = [Setting(name="a.very_long_name_of_some_setting", kind="text", default="x", meaning="Word " * 30 + "end. Further.")]
+    found = [
+        Setting(
+            name="a.very_long_name_of_some_setting",
+            kind="text",
+            default="x",
+            meaning="Word " * 30 + "end. Further.",
+        )
+    ]
     lines = help_lines(found, width=80, whole=False)
     assert max(map(len, lines)) <= 80
     assert lines[0] == "  --a.very_long_name_of_some_setting"
-    assert "Further" not in " ".join(lines) and "Further" in " ".join(help_lines(found, width=80, whole=True))
+    assert "Further" not in " ".join(lines) and "Further" in " ".join(
+        help_lines(found, width=80, whole=True)
+    )

@@ -25,7 +25,9 @@ from mpa_ray.demo.render import DOMAINS, SIDE, benchmark_rows, contact_sheet, re
 from mpa_ray.tasks import prompts
 
 SIGN = SignFacts(word="stop", number="42", color="red", shape="circle")
-CHART = ChartFacts(bars=(Bar(color="blue", value=3), Bar(color="pink", value=9), Bar(color="black", value=1)))
+CHART = ChartFacts(
+    bars=(Bar(color="blue", value=3), Bar(color="pink", value=9), Bar(color="black", value=1))
+)
 
 
 def fingerprint(image: Image.Image) -> str:
@@ -41,7 +43,10 @@ def test_an_image_is_a_function_of_its_arguments_alone(kind, domain):
     again, facts_again = render(kind, seed=3, index=8, domain=domain)
     assert (fingerprint(again), facts_again) == (fingerprint(image), facts)
     assert (image.size, image.mode) == ((SIDE, SIDE), "RGB")
-    others = [render(kind, seed=4, index=8, domain=domain), render(kind, seed=3, index=10, domain=domain)]
+    others = [
+        render(kind, seed=4, index=8, domain=domain),
+        render(kind, seed=3, index=10, domain=domain),
+    ]
     assert fingerprint(image) not in {fingerprint(other) for other, _ in others}
 
 
@@ -81,7 +86,11 @@ def test_written_images_carry_no_labels(tmp_path):
 
 
 def test_a_benchmark_shares_no_image_with_unlabeled_ones_even_at_the_same_seed():
-    unlabeled = {fingerprint(render("mixed", seed=seed, index=index)[0]) for seed in (0, 1) for index in range(1_000)}
+    unlabeled = {
+        fingerprint(render("mixed", seed=seed, index=index)[0])
+        for seed in (0, 1)
+        for index in range(1_000)
+    }
     assert len(unlabeled) == 2_000
     for seed in (0, 7):
         for row in benchmark_rows(kind="mixed", count=500, seed=seed):
@@ -102,11 +111,15 @@ def test_benchmark_rows(kind):
     heard = {row["question"] for row in rows}
     if kind == "sign":
         assert heard == {wording for asked_kind in asked for wording in WORDINGS[asked_kind]}
-    assert [row["question"] for row in benchmark_rows(kind=kind, count=3, seed=2)] == [row["question"] for row in rows[:3]]
+    assert [row["question"] for row in benchmark_rows(kind=kind, count=3, seed=2)] == [
+        row["question"] for row in rows[:3]
+    ]
 
 
 def test_benchmark_rows_ask_the_kinds_they_are_told_to():
-    rows = list(benchmark_rows(kind="mixed", count=200, seed=0, question_kinds=["sign_is", "chart_has"]))
+    rows = list(
+        benchmark_rows(kind="mixed", count=200, seed=0, question_kinds=["sign_is", "chart_has"])
+    )
     assert {row["question_kind"] for row in rows} == {"sign_is", "chart_has"}
     share_of_yes = sum(row["answers"] == ["Yes"] for row in rows) / len(rows)
     assert 0.4 < share_of_yes < 0.6
@@ -151,7 +164,12 @@ def test_true_answer(question, facts, answer):
 
 
 def test_no_wording_stands_for_two_kinds():
-    spelled = [wording.format(color=color) for wordings in WORDINGS.values() for wording in wordings for color in COLORS]
+    spelled = [
+        wording.format(color=color)
+        for wordings in WORDINGS.values()
+        for wording in wordings
+        for color in COLORS
+    ]
     distinct_without_color = {wording for wordings in WORDINGS.values() for wording in wordings}
     assert len(distinct_without_color) == 4 * len(WORDINGS)
     with_color = sum("{color}" in wording for wording in distinct_without_color)
@@ -178,10 +196,16 @@ def test_fonts_come_with_the_package(monkeypatch):
     rendering._font.cache_clear()
     asked_for = []
     load = ImageFont.truetype
-    monkeypatch.setattr(ImageFont, "truetype", lambda font, *rest, **more: asked_for.append(font) or load(font, *rest, **more))
+    monkeypatch.setattr(
+        ImageFont,
+        "truetype",
+        lambda font, *rest, **more: asked_for.append(font) or load(font, *rest, **more),
+    )
     for face in rendering.FACES:
         assert rendering._font(face, 19).getlength("STOP") > 0
-    files = [font for font in asked_for if not isinstance(font, io.BytesIO)]  # Pillow's built-in face is loaded from memory
+    files = [
+        font for font in asked_for if not isinstance(font, io.BytesIO)
+    ]  # Pillow's built-in face is loaded from memory
     assert len(files) == 5
     assert all(font.parent == rendering.FONTS and font.stat().st_size < 10_000 for font in files)
     assert "Bitstream Vera" in (rendering.FONTS / "LICENSE").read_text()

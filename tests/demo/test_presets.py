@@ -20,20 +20,37 @@ def test_the_demo_needs_nothing_but_an_output() -> None:
     config = validate(presets.preset("demo"))
     assert config.missing() == ["--output"]
     assert (config.lvlm.model, config.svlm.model) == (str(demo.LVLM), str(demo.SVLM))
-    assert config.lvlm.gpus_per_replica == config.svlm.gpus_per_replica == config.pl.gpus_per_worker == 0
+    assert (
+        config.lvlm.gpus_per_replica
+        == config.svlm.gpus_per_replica
+        == config.pl.gpus_per_worker
+        == 0
+    )
 
 
 @pytest.mark.parametrize("name", ["images", "annotations", "parity"])
 @pytest.mark.parametrize("by", ["flag", "file"])
-def test_with_inputs_of_ones_own_the_demo_is_its_models_alone(name: str, by: str, tmp_path: Path) -> None:
+def test_with_inputs_of_ones_own_the_demo_is_its_models_alone(
+    name: str, by: str, tmp_path: Path
+) -> None:
     settings = tmp_path / "own.yaml"
     settings.write_text(f"{name}: {tmp_path}")
-    argv = ["--preset", "demo", "--output", "o", *(["--config", str(settings)] if by == "file" else [f"--{name}", str(tmp_path)])]
+    argv = [
+        "--preset",
+        "demo",
+        "--output",
+        "o",
+        *(["--config", str(settings)] if by == "file" else [f"--{name}", str(tmp_path)]),
+    ]
     config = cli.parse(Config(), argv)
     assert (config.demo.images, config.ablations, config.evaluate.benchmark) == (0, (), None)
     assert getattr(config, name) == str(tmp_path) and config.svlm.model == str(demo.SVLM)
-    assert cli.parse(Config(**{name: str(tmp_path)}), argv[:4]).demo.images == 0, "as of a job of one's own"
-    assert cli.parse(Config(), [*argv, "--ablations", "human_labels", "--labels.benchmark", "l"]).ablations == ("human_labels",)
+    assert cli.parse(Config(**{name: str(tmp_path)}), argv[:4]).demo.images == 0, (
+        "as of a job of one's own"
+    )
+    assert cli.parse(
+        Config(), [*argv, "--ablations", "human_labels", "--labels.benchmark", "l"]
+    ).ablations == ("human_labels",)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +70,11 @@ def test_table_11(model: str, batch_size: int, rate: float) -> None:
 
 
 def test_what_is_set_stays() -> None:
-    filled = hyperparameters.with_hyperparameters(LevelSection(batch_size=3, warmup=0.5), "OpenGVLab/InternVL2-4B")
+    filled = hyperparameters.with_hyperparameters(
+        LevelSection(batch_size=3, warmup=0.5), "OpenGVLab/InternVL2-4B"
+    )
     assert (filled.batch_size, filled.learning_rate, filled.warmup) == (3, 4e-5, 0.5)
-    filled = hyperparameters.with_hyperparameters(LevelSection(learning_rate=3e-6), "OpenGVLab/InternVL2-4B")
+    filled = hyperparameters.with_hyperparameters(
+        LevelSection(learning_rate=3e-6), "OpenGVLab/InternVL2-4B"
+    )
     assert (filled.batch_size, filled.learning_rate) == (6, 3e-6)

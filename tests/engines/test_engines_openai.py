@@ -1,4 +1,6 @@
-"""The API engine against a server that follows a script of faults: what each does to the request, the run, the ledger and the waiting."""
+"""The API engine against a server that follows a script of faults: what each does to the request,
+the run, the ledger and the waiting.
+"""
 
 import asyncio
 import base64
@@ -70,7 +72,9 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """Waiting takes no time: a clock of its own goes on by what is slept. The list has every wait that was asked for."""
+    """Waiting takes no time: a clock of its own goes on by what is slept. The list has every wait
+    that was asked for.
+    """
     now, asked = time.monotonic(), []
 
     async def sleep(seconds: float) -> None:
@@ -90,15 +94,35 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 
 def settings(server: ScriptedApi, **changes: Any) -> ModelSection:
-    return ModelSection(**({"model": "guide-1", "engine": "openai", "base_url": server.url, "api_key_env": KEY_NAME} | changes))
+    return ModelSection(
+        **(
+            {
+                "model": "guide-1",
+                "engine": "openai",
+                "base_url": server.url,
+                "api_key_env": KEY_NAME,
+            }
+            | changes
+        )
+    )
 
 
-def ask(server: ScriptedApi, count: int = 1, *, output: Folder | None = None, sampling: Sampling = GREEDY, **changes: Any) -> list[Any]:
+def ask(
+    server: ScriptedApi,
+    count: int = 1,
+    *,
+    output: Folder | None = None,
+    sampling: Sampling = GREEDY,
+    **changes: Any,
+) -> list[Any]:
     """`count` requests at once; an error takes the place of its reply."""
     engine = engines.load(settings(server, **changes), stage="pseudo_annotator", output=output)
 
     async def work() -> list[Any]:
-        asked = (engine.ask(PICTURE, f"question {n}", image_id=str(n), sampling=sampling) for n in range(count))
+        asked = (
+            engine.ask(PICTURE, f"question {n}", image_id=str(n), sampling=sampling)
+            for n in range(count)
+        )
         return await asyncio.gather(*asked, return_exceptions=True)
 
     return asyncio.run(work())
@@ -107,27 +131,67 @@ def ask(server: ScriptedApi, count: int = 1, *, output: Folder | None = None, sa
 def account(output: Folder) -> dict[str, Any]:
     """What the only ledger file says, without names."""
     (name,) = output.child("ledger").names(".json")
-    return {key: value for key, value in output.read_json(f"ledger/{name}").items() if isinstance(value, int) and value}
+    return {
+        key: value
+        for key, value in output.read_json(f"ledger/{name}").items()
+        if isinstance(value, int) and value
+    }
 
 
 def test_a_request_says_what_it_must_and_a_reply_what_it_cost() -> None:
-    usage = {"prompt_tokens": 120, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 64}}
+    usage = {
+        "prompt_tokens": 120,
+        "completion_tokens": 7,
+        "prompt_tokens_details": {"cached_tokens": 64},
+    }
     with ScriptedApi(says("a red square", usage=usage)) as server:
-        (reply,) = ask(server, sampling=Sampling(max_tokens=48, temperature=0.7, top_p=0.9, seed=11))
-    assert reply == Reply(text="a red square", prompt_tokens=120, cached_tokens=64, output_tokens=7, finish_reason="stop")
+        (reply,) = ask(
+            server, sampling=Sampling(max_tokens=48, temperature=0.7, top_p=0.9, seed=11)
+        )
+    assert reply == Reply(
+        text="a red square",
+        prompt_tokens=120,
+        cached_tokens=64,
+        output_tokens=7,
+        finish_reason="stop",
+    )
     (request,) = server.requests
-    assert request["path"] == "/v1/chat/completions" and request["headers"]["authorization"] == f"Bearer {KEY}"
+    assert (
+        request["path"] == "/v1/chat/completions"
+        and request["headers"]["authorization"] == f"Bearer {KEY}"
+    )
     (message,) = request["messages"]
     image, text = message["content"]
-    assert message["role"] == "user" and image["type"] == "image_url" and text == {"type": "text", "text": "question 0"}
+    assert (
+        message["role"] == "user"
+        and image["type"] == "image_url"
+        and text == {"type": "text", "text": "question 0"}
+    )
     data = image["image_url"]["url"].removeprefix("data:image/png;base64,")
-    assert Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB").tobytes() == PICTURE.tobytes()
-    rest = {name: value for name, value in request.items() if name not in ("messages", "path", "headers", "at")}
-    assert rest == {"model": "guide-1", "max_tokens": 48, "temperature": 0.7, "top_p": 0.9, "seed": 11}
+    assert (
+        Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB").tobytes() == PICTURE.tobytes()
+    )
+    rest = {
+        name: value
+        for name, value in request.items()
+        if name not in ("messages", "path", "headers", "at")
+    }
+    assert rest == {
+        "model": "guide-1",
+        "max_tokens": 48,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "seed": 11,
+    }
 
 
 def test_options_go_over_our_fields_and_null_takes_one_out() -> None:
-    options = {"temperature": None, "max_tokens": None, "max_completion_tokens": 300, "reasoning_effort": "low"}
+    options = {
+        "temperature": None,
+        "max_tokens": None,
+        "max_completion_tokens": 300,
+        "reasoning_effort": "low",
+    }
     with ScriptedApi(says("yes")) as server:
         ask(server, engine_options=options)
     (request,) = server.requests
@@ -136,7 +200,12 @@ def test_options_go_over_our_fields_and_null_takes_one_out() -> None:
 
 
 def test_the_newer_name_of_max_tokens_is_found_out_once() -> None:
-    refusal = status(400, message="Use 'max_completion_tokens' instead.", code="unsupported_parameter", param="max_tokens")
+    refusal = status(
+        400,
+        message="Use 'max_completion_tokens' instead.",
+        code="unsupported_parameter",
+        param="max_tokens",
+    )
     with ScriptedApi(refusal) as server:
         replies = ask(server, 3)
     assert all(isinstance(reply, Reply) for reply in replies)
@@ -145,10 +214,19 @@ def test_the_newer_name_of_max_tokens_is_found_out_once() -> None:
 
 
 def test_another_refused_setting_ends_the_run_and_names_it() -> None:
-    with ScriptedApi(status(400, message="Only the default (1) is supported.", code="unsupported_value", param="temperature")) as server:
+    with ScriptedApi(
+        status(
+            400,
+            message="Only the default (1) is supported.",
+            code="unsupported_value",
+            param="temperature",
+        )
+    ) as server:
         (error,) = ask(server)
     assert type(error) is RunError
-    assert "refuses 'temperature'" in str(error) and "engine_options={temperature: null}" in str(error)
+    assert "refuses 'temperature'" in str(error) and "engine_options={temperature: null}" in str(
+        error
+    )
 
 
 @pytest.mark.parametrize("size", [(256, 256), (1000, 700)])
@@ -157,11 +235,15 @@ def test_small_and_drawn_images_are_sent_without_loss(size: tuple[int, int]) -> 
     drawn.paste("navy", (10, 10, 100, 100))
     url = api.data_url(drawn)
     assert url.startswith("data:image/png;base64,")
-    assert Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).tobytes() == drawn.tobytes()
+    assert (
+        Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).tobytes() == drawn.tobytes()
+    )
 
 
 def test_large_photographs_are_sent_as_jpeg_with_full_colour() -> None:
-    smooth = np.linspace(0, 255, 600 * 500 * 3).reshape(500, 600, 3) + np.random.default_rng(0).normal(0, 6, (500, 600, 3))
+    smooth = np.linspace(0, 255, 600 * 500 * 3).reshape(500, 600, 3) + np.random.default_rng(
+        0
+    ).normal(0, 6, (500, 600, 3))
     photograph = Image.fromarray(smooth.clip(0, 255).astype(np.uint8))
     url = api.data_url(photograph)
     assert url.startswith("data:image/jpeg;base64,")
@@ -170,9 +252,19 @@ def test_large_photographs_are_sent_as_jpeg_with_full_colour() -> None:
     assert len(data) < photograph.width * photograph.height * 3 / 3
     assert np.abs(again - np.asarray(photograph, np.float64)).mean() < 4
     lines = Image.new("RGB", (700, 700))
-    lines.putdata([(255, x % 256, y % 256) if x % 2 else (0, y % 256, x % 256) for y in range(700) for x in range(700)])
-    red = np.asarray(Image.open(io.BytesIO(base64.b64decode(api.data_url(lines).partition(",")[2]))), np.float64)[..., 0]
-    assert red[:, 1::2].mean() - red[:, ::2].mean() > 150, "columns one pixel wide keep their colour"
+    lines.putdata(
+        [
+            (255, x % 256, y % 256) if x % 2 else (0, y % 256, x % 256)
+            for y in range(700)
+            for x in range(700)
+        ]
+    )
+    red = np.asarray(
+        Image.open(io.BytesIO(base64.b64decode(api.data_url(lines).partition(",")[2]))), np.float64
+    )[..., 0]
+    assert red[:, 1::2].mean() - red[:, ::2].mean() > 150, (
+        "columns one pixel wide keep their colour"
+    )
 
 
 REJECTIONS = {
@@ -238,7 +330,11 @@ def test_a_request_at_fault_is_rejected_at_once_and_others_go_on(kind: str) -> N
 def test_a_reply_that_is_rejected_is_paid_for(kind: str, tmp_path: Path) -> None:
     with ScriptedApi(REJECTIONS[kind][0]) as server:
         ask(server, output=Folder.at(tmp_path))
-    assert account(Folder.at(tmp_path)) == {"requests": 1, "prompt_tokens": PROMPT_TOKENS, "output_tokens": OUTPUT_TOKENS}
+    assert account(Folder.at(tmp_path)) == {
+        "requests": 1,
+        "prompt_tokens": PROMPT_TOKENS,
+        "output_tokens": OUTPUT_TOKENS,
+    }
 
 
 def test_when_nothing_at_all_is_accepted_the_rows_are_not_at_fault(tmp_path: Path) -> None:
@@ -309,7 +405,9 @@ ENDS = {
 
 
 @pytest.mark.parametrize("kind", ENDS)
-def test_what_no_request_can_survive_ends_the_run_with_one_request(kind: str, tmp_path: Path) -> None:
+def test_what_no_request_can_survive_ends_the_run_with_one_request(
+    kind: str, tmp_path: Path
+) -> None:
     step, words = ENDS[kind]
     with ScriptedApi(otherwise=step) as server:
         results = ask(server, 5, output=Folder.at(tmp_path))
@@ -351,7 +449,9 @@ FAULTS: dict[str, tuple[Step, bool]] = {
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_passing_fault_is_tried_again_and_counted_where_it_may_have_been_billed(kind: str, tmp_path: Path, waits: list[float]) -> None:
+def test_a_passing_fault_is_tried_again_and_counted_where_it_may_have_been_billed(
+    kind: str, tmp_path: Path, waits: list[float]
+) -> None:
     step, may_cost = FAULTS[kind]
     with ScriptedApi(says("fine"), step, step) as server:
         replies = ask(
@@ -386,7 +486,9 @@ def test_a_server_that_does_not_recover_ends_the_run_and_blames_no_row(
     )
 
 
-def test_no_server_at_all_ends_the_run_and_costs_nothing(tmp_path: Path, waits: list[float]) -> None:
+def test_no_server_at_all_ends_the_run_and_costs_nothing(
+    tmp_path: Path, waits: list[float]
+) -> None:
     with ScriptedApi() as server:
         pass
     (error,) = ask(server, output=Folder.at(tmp_path))
@@ -505,7 +607,9 @@ def test_a_budget_allows_for_the_probe(tmp_path: Path, waits: list[float]) -> No
         ({"retry-after-ms": "1500", "Retry-After": "9"}, 1.5),
     ],
 )
-def test_retry_after_is_honoured(headers: dict[str, str], seconds: float, waits: list[float], tmp_path: Path) -> None:
+def test_retry_after_is_honoured(
+    headers: dict[str, str], seconds: float, waits: list[float], tmp_path: Path
+) -> None:
     with ScriptedApi(status(429, headers=headers)) as server:
         (reply,) = ask(server, output=Folder.at(tmp_path))
     assert isinstance(reply, Reply)
@@ -541,7 +645,9 @@ def test_a_wait_of_nothing_is_no_leave_to_ask_at_once(
 @pytest.mark.parametrize(("seconds_from_now", "wait"), [(900, 900), (-900, 0)])
 def test_retry_after_may_be_a_date(seconds_from_now: float, wait: float) -> None:
     date = datetime.now(UTC) + timedelta(seconds=seconds_from_now)
-    assert api.retry_after({"retry-after": format_datetime(date, usegmt=True)}) == pytest.approx(wait, abs=60)
+    assert api.retry_after({"retry-after": format_datetime(date, usegmt=True)}) == pytest.approx(
+        wait, abs=60
+    )
 
 
 @pytest.mark.parametrize(
@@ -554,7 +660,9 @@ def test_a_retry_after_that_says_nothing_is_none(value: str, waits: list[float])
     assert isinstance(reply, Reply) and 0.5 <= waits[0] <= 1
 
 
-def test_throttled_without_retry_after_waits_longer_each_time_and_does_not_count_as_a_fault(waits: list[float]) -> None:
+def test_throttled_without_retry_after_waits_longer_each_time_and_does_not_count_as_a_fault(
+    waits: list[float],
+) -> None:
     with ScriptedApi(*[status(429)] * 12) as server:
         (reply,) = ask(server)
     assert isinstance(reply, Reply)
@@ -574,11 +682,22 @@ def test_throttled_by_one_request_all_wait(waits: list[float]) -> None:
     assert asyncio.run(work()) == pytest.approx(300)
 
 
-@pytest.mark.parametrize("step", [status(429, headers={"Retry-After": "90000"}), status(503, headers={"Retry-After": "1800"}), status(429)])
+@pytest.mark.parametrize(
+    "step",
+    [
+        status(429, headers={"Retry-After": "90000"}),
+        status(503, headers={"Retry-After": "1800"}),
+        status(429),
+    ],
+)
 def test_throttled_for_more_than_an_hour_ends_the_run(step: Step, waits: list[float]) -> None:
     with ScriptedApi(otherwise=step) as server:
         (error,) = ask(server)
-    assert type(error) is RunError and "asks to wait" in str(error) and "requests_per_minute" in str(error)
+    assert (
+        type(error) is RunError
+        and "asks to wait" in str(error)
+        and "requests_per_minute" in str(error)
+    )
 
 
 NO_USAGE: dict[str, Any] = {
@@ -609,9 +728,14 @@ NO_USAGE: dict[str, Any] = {
 def test_missing_usage_counts_at_what_was_set_aside(kind: str, tmp_path: Path) -> None:
     with ScriptedApi(body({**completion("yes"), "usage": NO_USAGE[kind]})) as server:
         (reply,) = ask(server, output=Folder.at(tmp_path))
-    assert reply == Reply(text="yes", prompt_tokens=0, cached_tokens=0, output_tokens=0, finish_reason="stop")
+    assert reply == Reply(
+        text="yes", prompt_tokens=0, cached_tokens=0, output_tokens=0, finish_reason="stop"
+    )
     said = account(Folder.at(tmp_path))
-    assert set(said) == {"unsure_prompt_tokens", "unsure_output_tokens"} and said["unsure_output_tokens"] == 16
+    assert (
+        set(said) == {"unsure_prompt_tokens", "unsure_output_tokens"}
+        and said["unsure_output_tokens"] == 16
+    )
 
 
 @pytest.mark.parametrize(
@@ -899,14 +1023,20 @@ def test_a_nap_ends_when_the_run_has_ended(waits: list[float]) -> None:
 
 # The ledger and the budget
 
-PRICES = {"usd_per_million_input_tokens": 2.5, "usd_per_million_cached_tokens": 1.25, "usd_per_million_output_tokens": 10.0}
+PRICES = {
+    "usd_per_million_input_tokens": 2.5,
+    "usd_per_million_cached_tokens": 1.25,
+    "usd_per_million_output_tokens": 10.0,
+}
 # What a reply of the scripted server costs.
 EACH = (PROMPT_TOKENS * 2.5 + OUTPUT_TOKENS * 10) / 1e6
 
 
 def test_money_is_tokens_times_prices() -> None:
     priced = ModelSection(engine="openai", **PRICES)
-    assert usd(Tokens(prompt=1_000_000, cached=400_000, output=100_000), priced) == pytest.approx(0.6 * 2.5 + 0.4 * 1.25 + 0.1 * 10)
+    assert usd(Tokens(prompt=1_000_000, cached=400_000, output=100_000), priced) == pytest.approx(
+        0.6 * 2.5 + 0.4 * 1.25 + 0.1 * 10
+    )
     uncached = ModelSection(engine="openai", **PRICES | {"usd_per_million_cached_tokens": None})
     assert usd(Tokens(prompt=1_000_000, cached=400_000), uncached) == pytest.approx(2.5)
 
@@ -917,7 +1047,9 @@ def test_totals_say_what_each_step_cost(tmp_path: Path) -> None:
         ask(server, 3, output=output, **PRICES)
         ask(server, 4, output=output, **PRICES)
         totals = ledger.totals(output, settings(server, **PRICES))
-        assert "cost_usd" not in ledger.totals(output, settings(server))["annotate_and_identify"], "without prices nobody knows"
+        assert "cost_usd" not in ledger.totals(output, settings(server))["annotate_and_identify"], (
+            "without prices nobody knows"
+        )
     assert set(totals) == {"annotate_and_identify"}
     step = totals["annotate_and_identify"]
     assert (step["requests"], step["prompt_tokens"], step["output_tokens"]) == (7, 700, 70)
@@ -929,14 +1061,18 @@ def test_totals_say_what_each_step_cost(tmp_path: Path) -> None:
 def test_the_budget_is_never_passed_and_nearly_used(in_flight: int, tmp_path: Path) -> None:
     output, bound = Folder.at(tmp_path), 40.5 * EACH
     with ScriptedApi() as server:
-        engine = engines.load(settings(server, max_cost_usd=bound, **PRICES), stage="pseudo_annotator", output=output)
+        engine = engines.load(
+            settings(server, max_cost_usd=bound, **PRICES), stage="pseudo_annotator", output=output
+        )
 
         async def work() -> list[Any]:
             slots = asyncio.Semaphore(in_flight)
 
             async def one(n: int) -> Any:
                 async with slots:
-                    return await engine.ask(PICTURE, f"question {n}", image_id=str(n), sampling=GREEDY)
+                    return await engine.ask(
+                        PICTURE, f"question {n}", image_id=str(n), sampling=GREEDY
+                    )
 
             return await asyncio.gather(*(one(n) for n in range(100)), return_exceptions=True)
 
@@ -944,7 +1080,9 @@ def test_the_budget_is_never_passed_and_nearly_used(in_flight: int, tmp_path: Pa
         totals = ledger.totals(output, settings(server, **PRICES))["annotate_and_identify"]
     errors = [result for result in results if isinstance(result, Exception)]
     assert {type(error) for error in errors} <= {BudgetSpent, RunError}
-    assert "the budget is spent: $0.0" in str(errors[0]) and "Raise it (--lvlm.max_cost_usd" in str(errors[0])
+    assert "the budget is spent: $0.0" in str(errors[0]) and "Raise it (--lvlm.max_cost_usd" in str(
+        errors[0]
+    )
     assert totals["requests"] == len(server.requests) == 100 - len(errors)
     assert totals["at_most_usd"] == totals["cost_usd"] <= bound
     assert totals["requests"] >= 38, "only the last reservation is left unused"
@@ -1044,21 +1182,28 @@ def test_lost_replies_count_against_the_budget(tmp_path: Path, waits: list[float
 
 
 def test_a_killed_process_leaves_a_ledger_that_is_not_too_low(tmp_path: Path) -> None:
-    """Whatever the server has served by the time of the kill, the file already allows for it; and not for more than the budget."""
+    """Whatever the server has served by the time of the kill, the file already allows for it; and
+    not for more than the budget.
+    """
     program = (
         "import sys; sys.path.insert(0, 'tests')\n"
-        "import asyncio\nfrom PIL import Image\nfrom mpa_ray import engines\nfrom mpa_ray.config import ModelSection\n"
+        "import asyncio\nfrom PIL import Image\nfrom mpa_ray import engines\nfrom mpa_ray.config"
+        " import ModelSection\n"
         "from mpa_ray.engines import Sampling\nfrom mpa_ray.storage.folder import Folder\n"
         "model = ModelSection.model_validate_json(sys.argv[1])\n"
         "engine = engines.load(model, stage='pseudo_annotator', output=Folder.at(sys.argv[2]))\n"
         "async def work():\n"
-        "    asks = (engine.ask(Image.new('RGB', (28, 28)), 'q', image_id='i', sampling=Sampling(max_tokens=16)) for _ in range(20000))\n"
+        "    asks = (engine.ask(Image.new('RGB', (28, 28)), 'q', image_id='i',"
+        " sampling=Sampling(max_tokens=16)) for _ in range(20000))\n"
         "    await asyncio.gather(*asks)\n"
         "asyncio.run(work())\n"
     )
     with ScriptedApi() as server:
         model = settings(server, max_cost_usd=10.0, **PRICES)
-        process = subprocess.Popen([sys.executable, "-c", program, model.model_dump_json(), str(tmp_path)], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, model.model_dump_json(), str(tmp_path)],
+            stderr=subprocess.DEVNULL,
+        )
         try:
             deadline = time.monotonic() + 300
             while len(server.requests) < 150 and time.monotonic() < deadline:
@@ -1082,7 +1227,10 @@ def every_file(folder: Path) -> bytes:
 
 
 def test_the_key_is_in_no_message_log_or_file_even_when_the_server_repeats_it(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], waits: list[float]
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    waits: list[float],
 ) -> None:
     told = f"Incorrect API key provided: {KEY}. Bearer {KEY}"
     steps = [
@@ -1100,10 +1248,20 @@ def test_the_key_is_in_no_message_log_or_file_even_when_the_server_repeats_it(
     with ScriptedApi(*steps) as server:
         for _ in range(4):
             results += ask(server, output=Folder.at(tmp_path), **PRICES)
-    assert [type(result) for result in results] == [Reply, RequestRejected, RequestRejected, RunError]
+    assert [type(result) for result in results] == [
+        Reply,
+        RequestRejected,
+        RequestRejected,
+        RunError,
+    ]
     assert len(server.requests) == len(steps)
     said = "".join(f"{result!r} {result}" for result in results)
-    said += "".join(line for result in results if isinstance(result, Exception) for line in traceback.format_exception(result))
+    said += "".join(
+        line
+        for result in results
+        if isinstance(result, Exception)
+        for line in traceback.format_exception(result)
+    )
     assert "***" in said
     captured = capfd.readouterr()
     for text in (said, caplog.text, captured.out, captured.err, every_file(tmp_path).decode()):
@@ -1112,10 +1270,16 @@ def test_the_key_is_in_no_message_log_or_file_even_when_the_server_repeats_it(
 
 def test_the_key_is_no_part_of_a_configuration() -> None:
     config = Config(lvlm=ModelSection(model="guide-1", engine="openai", api_key_env=KEY_NAME))
-    assert KEY not in config.model_dump_json() and KEY not in repr(config) and KEY not in json.dumps(identity(config))
+    assert (
+        KEY not in config.model_dump_json()
+        and KEY not in repr(config)
+        and KEY not in json.dumps(identity(config))
+    )
 
 
-def test_without_a_key_openai_is_refused_before_anything_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_key_openai_is_refused_before_anything_loads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv(KEY_NAME)
     model = ModelSection(model="gpt-4o", engine="openai", api_key_env=KEY_NAME)
     with pytest.raises(ConfigurationError, match=f"variable {KEY_NAME} is not set"):
@@ -1148,11 +1312,20 @@ def test_a_server_of_ones_own_may_need_no_key(monkeypatch: pytest.MonkeyPatch) -
         ({"revision": "main"}, "revision='main' cannot be asked of an API"),
         ({"dtype": "float16"}, "dtype='float16' cannot be asked of an API"),
         ({"engine_options": {"n": 4}}, "this field of a request is set by mpa_ray"),
-        ({"engine_options": {"max_tokens": None}, "max_cost_usd": 1.0, **PRICES}, "the cost of a reply would have no bound"),
+        (
+            {"engine_options": {"max_tokens": None}, "max_cost_usd": 1.0, **PRICES},
+            "the cost of a reply would have no bound",
+        ),
         ({"base_url": "localhost:8000"}, "base_url='localhost:8000' is no address"),
-        ({"engine": "vllm", "base_url": "http://h/v1"}, "base_url='http://h/v1' is for models behind an API"),
+        (
+            {"engine": "vllm", "base_url": "http://h/v1"},
+            "base_url='http://h/v1' is for models behind an API",
+        ),
         ({"engine": "vllm", "max_cost_usd": 1.0}, "max_cost_usd=1.0 is for models behind an API"),
-        ({"engine": "transformers", "requests_per_minute": 9}, "requests_per_minute=9.0 is for models behind an API"),
+        (
+            {"engine": "transformers", "requests_per_minute": 9},
+            "requests_per_minute=9.0 is for models behind an API",
+        ),
         ({"engine": "transformers", "engine_options": {"a": 1}}, "takes no engine_options"),
     ],
 )
@@ -1164,9 +1337,16 @@ def test_combinations_that_cannot_work_are_refused(changes: dict[str, Any], word
 
 
 @pytest.mark.parametrize(
-    "changes", [{"base_url": f"https://user:{KEY}@host/v1"}, {"base_url": f"https://host/v1?key={KEY}"}, {"api_key_env": KEY}]
+    "changes",
+    [
+        {"base_url": f"https://user:{KEY}@host/v1"},
+        {"base_url": f"https://host/v1?key={KEY}"},
+        {"api_key_env": KEY},
+    ],
 )
-def test_a_key_where_it_does_not_belong_is_refused_without_repeating_it(changes: dict[str, Any]) -> None:
+def test_a_key_where_it_does_not_belong_is_refused_without_repeating_it(
+    changes: dict[str, Any],
+) -> None:
     from mpa_ray.config.parse import validate
 
     with pytest.raises(ConfigurationError) as caught:
@@ -1181,20 +1361,38 @@ def test_the_small_model_is_not_behind_an_api() -> None:
 
 def test_rates_prices_and_address_may_change_between_calls() -> None:
     before = Config(lvlm=ModelSection(model="m", engine="openai"))
-    changes = {"base_url": "http://h/v1", "requests_per_minute": 9, "max_cost_usd": 1, "request_timeout_s": 9} | PRICES
-    assert identity(before) == identity(Config(lvlm=ModelSection(model="m", engine="openai", **changes)))
+    changes = {
+        "base_url": "http://h/v1",
+        "requests_per_minute": 9,
+        "max_cost_usd": 1,
+        "request_timeout_s": 9,
+    } | PRICES
+    assert identity(before) == identity(
+        Config(lvlm=ModelSection(model="m", engine="openai", **changes))
+    )
     assert identity(before) != identity(Config(lvlm=ModelSection(model="other", engine="openai")))
 
 
 def test_the_client_is_imported_only_by_the_engine() -> None:
-    program = "import sys, mpa_ray.pipeline, mpa_ray.engines.openai, mpa_ray.engines.ledger; print({'openai', 'httpx2'} & set(sys.modules))"
+    program = (
+        "import sys, mpa_ray.pipeline, mpa_ray.engines.openai, mpa_ray.engines.ledger;"
+        " print({'openai', 'httpx2'} & set(sys.modules))"
+    )
     environment = os.environ | {"PYTHONPATH": "."}
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
     assert result.stdout.strip() == "set()"
 
 
 def test_the_summary_says_what_was_paid_and_what_may_have_been() -> None:
-    paid = {"requests": 1200, "prompt_tokens": 120_000, "output_tokens": 9_000, "cost_usd": 0.39, "at_most_usd": 0.41}
+    paid = {
+        "requests": 1200,
+        "prompt_tokens": 120_000,
+        "output_tokens": 9_000,
+        "cost_usd": 0.39,
+        "at_most_usd": 0.41,
+    }
     free = {"requests": 4, "prompt_tokens": 400, "output_tokens": 40}
     record = {
         "images": 600,
@@ -1208,5 +1406,8 @@ def test_the_summary_says_what_was_paid_and_what_may_have_been() -> None:
         "ledger": {"annotate_and_identify": paid, "evaluate_lvlm": free},
     }
     text = summary.table(record)
-    assert "API: 1,200 requests, 120,000 tokens in, 9,000 out, $0.3900 (at most $0.4100, with requests that had no reply)" in text
+    assert (
+        "API: 1,200 requests, 120,000 tokens in, 9,000 out, $0.3900 (at most $0.4100, with"
+        " requests that had no reply)" in text
+    )
     assert "API: 4 requests, 400 tokens in, 40 out\n" in text

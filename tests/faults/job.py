@@ -12,13 +12,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def _hear_ctrl_c() -> None:
-    """A shell's background job ignores SIGINT, and so does all that it starts: the tests would, too."""
+    """A shell's background job ignores SIGINT, and so does all that it starts: the tests would,
+    too.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A job of `images` rendered images in parts of 16, from PA to the evaluation; PL trains the embedded S-VLM for real.
+    """A job of `images` rendered images in parts of 16, from PA to the evaluation; PL trains the
+    embedded S-VLM for real.
 
     Attributes:
         output: the run's folder.
@@ -36,7 +39,9 @@ class Job:
 
     def command(self) -> list[str]:
         rendered = {"--demo.images": self.images, "--demo.questions": 16}
-        flags = (rendered if self.source is None else {"--demo.images": 0, "--images": self.source}) | {
+        flags = (
+            rendered if self.source is None else {"--demo.images": 0, "--images": self.source}
+        ) | {
             "--preset": "demo",
             "--output": self.output,
             "--lvlm.engine": "instant:lvlm",
@@ -48,11 +53,23 @@ class Job:
             "--pl.max_failures": -1,
             "--evaluate.lvlm": "false",
         }
-        return [sys.executable, "jobs/mpa_textvqa.py", *(str(part) for pair in flags.items() for part in pair), *self.flags]
+        return [
+            sys.executable,
+            "jobs/mpa_textvqa.py",
+            *(str(part) for pair in flags.items() for part in pair),
+            *self.flags,
+        ]
 
     def start(self) -> "subprocess.Popen[bytes]":
-        path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-        environment = {"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        path = os.pathsep.join(
+            [str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        )
+        environment = {
+            "RAY_AUTH_MODE": "disabled",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": path,
+        }
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 self.command(),

@@ -1,4 +1,6 @@
-"""One call of the Parity Leveler in a process that may be killed: folder, workers, learning rate, fewest workers, nodes to wait for."""
+"""One call of the Parity Leveler in a process that may be killed: folder, workers, learning rate,
+fewest workers, nodes to wait for.
+"""
 
 import sys
 import time
@@ -21,7 +23,9 @@ def _see_nodes_come(place: Path, nodes: int) -> None:
         time.sleep(0.1)
 
 
-def main(place: Path, workers: int, learning_rate: float, min_workers: int | None = None, nodes: int = 0) -> None:
+def main(
+    place: Path, workers: int, learning_rate: float, min_workers: int | None = None, nodes: int = 0
+) -> None:
     settings = LevelSection(
         workers=workers,
         min_workers=min_workers,
@@ -40,7 +44,13 @@ def main(place: Path, workers: int, learning_rate: float, min_workers: int | Non
     with ray_session():
         if nodes:
             _see_nodes_come(place, nodes)
-        level(config, [Folder.at(place / "parity")], name="mpa", target=Folder.at(place / "model"), work=Folder.at(place / "work"))
+        level(
+            config,
+            [Folder.at(place / "parity")],
+            name="mpa",
+            target=Folder.at(place / "model"),
+            work=Folder.at(place / "work"),
+        )
 
 
 if __name__ == "__main__":

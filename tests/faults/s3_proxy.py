@@ -1,4 +1,6 @@
-"""An S3 that misbehaves: hands requests on to a real server, except when it is told to do something else with one."""
+"""An S3 that misbehaves: hands requests on to a real server, except when it is told to do something
+else with one.
+"""
 
 import contextlib
 import http.client
@@ -10,10 +12,16 @@ from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+SLOW_DOWN = (
+    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request"
+    b" rate.</Message></Error>"
+)
+DENIED = (
+    b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+)
 
-# Of a request's method and path: "slow_down", "reset", "truncate", "lost", "slow", "read_only", or None for none.
+# Of a request's method and path: "slow_down", "reset", "truncate", "lost", "slow", "read_only", or
+# None for none.
 Fault = Callable[[str, str], str | None]
 
 
@@ -61,19 +69,39 @@ class Proxy:
                 connection = http.client.HTTPConnection("127.0.0.1", upstream, timeout=20)
                 # The body is whole by now, and goes on in one piece.
                 dropped = ("transfer-encoding", "expect", "connection", "content-length")
-                headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
-                connection.request(self.command, self.path, body, headers | {"Content-Length": str(len(body))})
+                headers = {
+                    name: value
+                    for name, value in self.headers.items()
+                    if name.lower() not in dropped
+                }
+                connection.request(
+                    self.command, self.path, body, headers | {"Content-Length": str(len(body))}
+                )
                 response = connection.getresponse()
                 data = response.read()
-                headers = {name: value for name, value in response.getheaders() if name.lower() not in ("connection", "transfer-encoding")}
+                headers = {
+                    name: value
+                    for name, value in response.getheaders()
+                    if name.lower() not in ("connection", "transfer-encoding")
+                }
                 connection.close()
                 if chosen == "lost":
                     self.reset()
                 elif chosen == "truncate" and len(data) > 1 and self.command == "GET":
-                    self.answer(response.status, headers | {"Content-Length": str(len(data))}, data[: len(data) // 2])
+                    self.answer(
+                        response.status,
+                        headers | {"Content-Length": str(len(data))},
+                        data[: len(data) // 2],
+                    )
                     self.reset()
                 else:
-                    self.answer(response.status, headers if self.command == "HEAD" else headers | {"Content-Length": str(len(data))}, data)
+                    self.answer(
+                        response.status,
+                        headers
+                        if self.command == "HEAD"
+                        else headers | {"Content-Length": str(len(data))},
+                        data,
+                    )
 
             def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
                 self.send_response_only(status)
@@ -85,7 +113,9 @@ class Proxy:
                     self.wfile.flush()
 
             def reset(self) -> None:
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
                 # The file made of the connection would keep it open.
                 self.rfile.close()
                 self.connection.close()

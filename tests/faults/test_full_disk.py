@@ -1,4 +1,6 @@
-"""A disk that fills up during a run: said, nothing half is taken for whole, and the same command goes on when there is room."""
+"""A disk that fills up during a run: said, nothing half is taken for whole, and the same command
+goes on when there is room.
+"""
 
 import contextlib
 import os
@@ -27,10 +29,19 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_when_the_model_is_written_ends_the_training_once(disk: Path, tmp_path: Path) -> None:
-    """`pl.max_failures` has no bound here: a training that was begun again would be begun for ever."""
+def test_a_disk_that_is_full_when_the_model_is_written_ends_the_training_once(
+    disk: Path, tmp_path: Path
+) -> None:
+    """`pl.max_failures` has no bound here: a training that was begun again would be begun for
+    ever.
+    """
     subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
-    run = Job(output=str(disk / "out"), log=tmp_path / "log", environment={"RAY_TMPDIR": "/tmp"}, images=160)
+    run = Job(
+        output=str(disk / "out"),
+        log=tmp_path / "log",
+        environment={"RAY_TMPDIR": "/tmp"},
+        images=160,
+    )
     process = run.start()
     try:
         while not list(Path(run.output).glob("checkpoints/mpa/progress.json")):
@@ -44,21 +55,38 @@ def test_a_disk_that_is_full_when_the_model_is_written_ends_the_training_once(di
         process.terminate()
         process.wait(60)
     last = run.log.read_text().rstrip().rpartition("\n")[2]
-    assert last.startswith("error: ") and "No space left on device" in last and "Traceback" not in run.log.read_text()
+    assert (
+        last.startswith("error: ")
+        and "No space left on device" in last
+        and "Traceback" not in run.log.read_text()
+    )
     parts = {path.name: path.stat().st_mtime_ns for path in Path(run.output, "commits").iterdir()}
     (disk / "other").unlink()
     run.finish(calls=1)
-    assert {path.name: path.stat().st_mtime_ns for path in Path(run.output, "commits").iterdir()} == parts
+    assert {
+        path.name: path.stat().st_mtime_ns for path in Path(run.output, "commits").iterdir()
+    } == parts
     assert_accounted_for(Folder.at(run.output))
 
 
 @pytest.mark.slow
 def test_a_full_disk_ends_the_run_in_one_line_and_costs_nothing(disk: Path, tmp_path: Path) -> None:
-    run = Job(output=str(disk / "out"), log=tmp_path / "log", environment={"RAY_TMPDIR": "/tmp"}, images=160)
+    run = Job(
+        output=str(disk / "out"),
+        log=tmp_path / "log",
+        environment={"RAY_TMPDIR": "/tmp"},
+        images=160,
+    )
     assert run.start().wait(300) == 3
     last = run.log.read_text().rstrip().rpartition("\n")[2]
-    assert last.startswith("error: ") and "No space left on device" in last and "Fix the storage and give the same command again" in last
-    assert not list(disk.rglob("*.json")) or all(path.stat().st_size for path in disk.rglob("*.json")), "no file is empty"
+    assert (
+        last.startswith("error: ")
+        and "No space left on device" in last
+        and "Fix the storage and give the same command again" in last
+    )
+    assert not list(disk.rglob("*.json")) or all(
+        path.stat().st_size for path in disk.rglob("*.json")
+    ), "no file is empty"
     subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
     run.finish(calls=1)
     assert_accounted_for(Folder.at(run.output))

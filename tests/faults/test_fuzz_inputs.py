@@ -32,13 +32,20 @@ from tests.images.test_decode import FILES, mutated
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SECONDS_OF_DECODING = 20
-DECODER = Decoder(max_pixels=10_000, max_image_pixels=1_000_000, max_image_bytes=1 << 20, max_decode_seconds=SECONDS_OF_DECODING)
+DECODER = Decoder(
+    max_pixels=10_000,
+    max_image_pixels=1_000_000,
+    max_image_bytes=1 << 20,
+    max_decode_seconds=SECONDS_OF_DECODING,
+)
 SEEDS = st.integers(0, 2**32)
 
 
 def fuzz(examples: int) -> Any:
     times = 50 if os.environ.get("HYPOTHESIS_PROFILE") == "chaos" else 1
-    return settings(max_examples=times * examples, deadline=None, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=times * examples, deadline=None, suppress_health_check=list(HealthCheck)
+    )
 
 
 @fuzz(100)
@@ -48,22 +55,35 @@ def test_images(file: int, seed: int) -> None:
         image = DECODER.image_now(mutated(FILES[file], random.Random(seed)))
         assert image.mode == "RGB" and 0 < image.width * image.height <= 10_000
     except UnreadableImage as error:
-        # A decoder that dies or hangs over a few changed bytes is one to report, and not to live with.
+        # A decoder that dies or hangs over a few changed bytes is one to report, and not to live
+        # with.
         assert error.reason not in (Reason.DECODER_CRASH, Reason.TIMEOUT)
         assert error.detail.encode()
 
 
 def read_all(folder: Path) -> list[dict[str, Any]] | None:
-    """Every row that the images below `folder` come to, as a run reads them; None where they are refused before a run."""
+    """Every row that the images below `folder` come to, as a run reads them; None where they are
+    refused before a run.
+    """
     before = sorted(folder.parent.rglob("*"))
     with tempfile.TemporaryDirectory() as other:
         try:
-            built = manifest.build(str(folder), Folder.at(other), images_per_part=3, bytes_per_part=2**28, max_image_bytes=2**26)
+            built = manifest.build(
+                str(folder),
+                Folder.at(other),
+                images_per_part=3,
+                bytes_per_part=2**28,
+                max_image_bytes=2**26,
+            )
         except ConfigurationError as error:
             assert str(error).encode()
             return None
         listed = [row for part in range(built.parts) for row in built.part(part).to_pylist()]
-        rows = [row for part in range(built.parts) for row in read_images(part, manifest=built, max_image_bytes=10_000).to_pylist()]
+        rows = [
+            row
+            for part in range(built.parts)
+            for row in read_images(part, manifest=built, max_image_bytes=10_000).to_pylist()
+        ]
     assert [row["image_id"] for row in rows] == [row["image_id"] for row in listed]
     assert len({row["image_id"] for row in rows}) == len(rows) == built.images
     for row in rows:
@@ -74,7 +94,19 @@ def read_all(folder: Path) -> list[dict[str, Any]] | None:
 
 
 NAMES = st.sampled_from(
-    ["a.png", "b.jpg", "../a.png", "/etc/a.png", "a/../../b.png", "x" * 150 + ".png", "ü.png", "a.txt", ".png", "n\n.png", "#&=%.png"]
+    [
+        "a.png",
+        "b.jpg",
+        "../a.png",
+        "/etc/a.png",
+        "a/../../b.png",
+        "x" * 150 + ".png",
+        "ü.png",
+        "a.txt",
+        ".png",
+        "n\n.png",
+        "#&=%.png",
+    ]
 )
 TYPES = [
     tarfile.REGTYPE,
@@ -88,7 +120,12 @@ TYPES = [
 ]
 TYPES += [tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE, b"x", b"g", b"L", b"K", b"V", b"Z"]
 SIZES = [0, 1, 511, 512, 100_000, 2**31, 2**33 - 1, 2**40, -1]
-MEMBERS = st.lists(st.tuples(NAMES, st.sampled_from(TYPES), st.none() | st.sampled_from(SIZES), st.binary(max_size=600)), max_size=5)
+MEMBERS = st.lists(
+    st.tuples(
+        NAMES, st.sampled_from(TYPES), st.none() | st.sampled_from(SIZES), st.binary(max_size=600)
+    ),
+    max_size=5,
+)
 
 
 def header(name: str, kind: bytes, size: int) -> bytes:
@@ -96,7 +133,11 @@ def header(name: str, kind: bytes, size: int) -> bytes:
     info.type, info.linkname = kind, "/etc/passwd"
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape")[-512:])
     # What tarfile would not write itself: a number of 12 octal digits, or in base 256.
-    block[124:136] = b"%011o\0" % size if 0 <= size < 8**11 else struct.pack(">Bxxxq", 0x80 if size >= 0 else 0xFF, size)
+    block[124:136] = (
+        b"%011o\0" % size
+        if 0 <= size < 8**11
+        else struct.pack(">Bxxxq", 0x80 if size >= 0 else 0xFF, size)
+    )
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
@@ -105,7 +146,11 @@ def header(name: str, kind: bytes, size: int) -> bytes:
 def archive(members: list[tuple[str, bytes, int | None, bytes]]) -> bytes:
     data = b""
     for name, kind, size, content in members:
-        data += header(name, kind, len(content) if size is None else size) + content + bytes(-len(content) % 512)
+        data += (
+            header(name, kind, len(content) if size is None else size)
+            + content
+            + bytes(-len(content) % 512)
+        )
     return data + bytes(1024)
 
 
@@ -122,9 +167,15 @@ def test_tars(members: list[tuple[str, bytes, int | None, bytes]], seed: int | N
         rows = read_all(folder)
     plain = all(kind == tarfile.REGTYPE and size is None for _, kind, size, _ in members)
     if plain and seed is None and rows is not None:
-        wanted = [(name, content) for name, _, _, content in members if name.endswith((".png", ".jpg")) and name != ".png"]
+        wanted = [
+            (name, content)
+            for name, _, _, content in members
+            if name.endswith((".png", ".jpg")) and name != ".png"
+        ]
         outside = [name.startswith(("/", "..")) or "/../.." in name for name, _ in wanted]
-        expected = [None if out else content for out, (_, content) in zip(outside, wanted, strict=True)]
+        expected = [
+            None if out else content for out, (_, content) in zip(outside, wanted, strict=True)
+        ]
         assert [row["image"] for row in rows] == expected
 
 
@@ -134,14 +185,28 @@ def test_a_header_that_announces_gigabytes_is_refused_without_reading_them(tmp_p
         # As large as it says, without taking the disk.
         stream.truncate(2**33)
     with pytest.raises(ConfigurationError, match="more than there can be in one piece"):
-        manifest.build(str(tmp_path), Folder.at(tmp_path / "manifest"), images_per_part=3, bytes_per_part=2**28, max_image_bytes=2**26)
+        manifest.build(
+            str(tmp_path),
+            Folder.at(tmp_path / "manifest"),
+            images_per_part=3,
+            bytes_per_part=2**28,
+            max_image_bytes=2**26,
+        )
 
 
 def test_headers_that_follow_headers_are_refused(tmp_path: Path) -> None:
     record = b"20 comment=recursion"[:19] + b"\n"
-    (tmp_path / "t.tar").write_bytes((header("pax", b"x", len(record)) + record.ljust(512, b"\0")) * 20_000 + bytes(1024))
+    (tmp_path / "t.tar").write_bytes(
+        (header("pax", b"x", len(record)) + record.ljust(512, b"\0")) * 20_000 + bytes(1024)
+    )
     with pytest.raises(ConfigurationError, match=r"t.tar: cannot be read as tar"):
-        manifest.build(str(tmp_path), Folder.at(tmp_path / "manifest"), images_per_part=3, bytes_per_part=2**28, max_image_bytes=2**26)
+        manifest.build(
+            str(tmp_path),
+            Folder.at(tmp_path / "manifest"),
+            images_per_part=3,
+            bytes_per_part=2**28,
+            max_image_bytes=2**26,
+        )
 
 
 def picture() -> bytes:
@@ -151,7 +216,9 @@ def picture() -> bytes:
 
 
 PNG = picture()
-STRUCTS = st.none() | st.fixed_dictionaries({"bytes": st.none() | st.just(PNG), "path": st.none() | st.text(max_size=5)})
+STRUCTS = st.none() | st.fixed_dictionaries(
+    {"bytes": st.none() | st.just(PNG), "path": st.none() | st.text(max_size=5)}
+)
 COLUMNS = st.one_of(
     *(
         st.lists(st.none() | values, max_size=8).map(lambda items, kind=kind: pa.array(items, kind))
@@ -160,11 +227,31 @@ COLUMNS = st.one_of(
             (st.just(PNG), pa.large_binary()),
             (st.just(PNG[:10]), pa.binary(10)),
             (STRUCTS, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-            (st.fixed_dictionaries({"path": st.text(max_size=5)}), pa.struct([("path", pa.string())])),
-            (st.fixed_dictionaries({"bytes": st.lists(st.integers(0, 255), max_size=3)}), pa.struct([("bytes", pa.list_(pa.uint8()))])),
+            (
+                st.fixed_dictionaries({"path": st.text(max_size=5)}),
+                pa.struct([("path", pa.string())]),
+            ),
+            (
+                st.fixed_dictionaries({"bytes": st.lists(st.integers(0, 255), max_size=3)}),
+                pa.struct([("bytes", pa.list_(pa.uint8()))]),
+            ),
             (st.lists(st.binary(max_size=3), max_size=3), pa.list_(pa.binary())),
             (st.text(max_size=20), pa.string()),
-            (st.sampled_from(["a.png", "../x.png", "/etc/passwd", "ftp://b/x.png", "http://h/x.png", "", "\0", "a" * 300]), pa.string()),
+            (
+                st.sampled_from(
+                    [
+                        "a.png",
+                        "../x.png",
+                        "/etc/passwd",
+                        "ftp://b/x.png",
+                        "http://h/x.png",
+                        "",
+                        "\0",
+                        "a" * 300,
+                    ]
+                ),
+                pa.string(),
+            ),
             (st.integers(-9, 9), pa.int64()),
             (st.floats(), pa.float64()),
             (st.booleans(), pa.bool_()),
@@ -173,19 +260,49 @@ COLUMNS = st.one_of(
     )
 )
 COLUMN_NAMES = st.sampled_from(
-    ["image", "image", "image_uri", "uri", "url", "image_path", "path", "file_name", "caption", "image.bytes", ""]
+    [
+        "image",
+        "image",
+        "image_uri",
+        "uri",
+        "url",
+        "image_path",
+        "path",
+        "file_name",
+        "caption",
+        "image.bytes",
+        "",
+    ]
 )
 
 
 @fuzz(50)
-@given(COLUMN_NAMES, COLUMNS, st.sampled_from(["none", "snappy", "zstd"]), st.integers(1, 4), st.none() | SEEDS, st.booleans())
-def test_parquet(name: str, column: pa.Array, compression: str, rows: int, seed: int | None, at_the_end: bool) -> None:
+@given(
+    COLUMN_NAMES,
+    COLUMNS,
+    st.sampled_from(["none", "snappy", "zstd"]),
+    st.integers(1, 4),
+    st.none() | SEEDS,
+    st.booleans(),
+)
+def test_parquet(
+    name: str, column: pa.Array, compression: str, rows: int, seed: int | None, at_the_end: bool
+) -> None:
     sink = io.BytesIO()
-    pq.write_table(pa.table({name: column, "other": pa.nulls(len(column))}), sink, compression=compression, row_group_size=rows)
+    pq.write_table(
+        pa.table({name: column, "other": pa.nulls(len(column))}),
+        sink,
+        compression=compression,
+        row_group_size=rows,
+    )
     data = sink.getvalue()
     if seed is not None:
         # The footer is at the end: reversed, `mutated` prefers it.
-        data = mutated(data[::-1], random.Random(seed))[::-1] if at_the_end else mutated(data, random.Random(seed))
+        data = (
+            mutated(data[::-1], random.Random(seed))[::-1]
+            if at_the_end
+            else mutated(data, random.Random(seed))
+        )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "in"
         folder.mkdir()
@@ -257,7 +374,9 @@ PIECES = st.sampled_from(
 
 
 @fuzz(100)
-@given(st.lists(PIECES | st.text(max_size=8), max_size=25).map("".join) | st.text(), st.integers(1, 5))
+@given(
+    st.lists(PIECES | st.text(max_size=8), max_size=25).map("".join) | st.text(), st.integers(1, 5)
+)
 def test_replies(text: str, limit: int) -> None:
     try:
         found = parse_annotations(text, limit=limit)
@@ -265,6 +384,8 @@ def test_replies(text: str, limit: int) -> None:
         assert str(error)
         return
     assert 1 <= len(found) <= limit
-    assert all(isinstance(one, Annotation) and one.question.strip() and one.answer.strip() for one in found)
+    assert all(
+        isinstance(one, Annotation) and one.question.strip() and one.answer.strip() for one in found
+    )
     # They are written as Parquet, which takes text only.
     pa.array([value for one in found for value in (one.question, one.answer)], pa.string())

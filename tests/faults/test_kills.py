@@ -1,4 +1,6 @@
-"""A whole run that loses its driver and its actors, the short form; test_chaos.py has the long one."""
+"""A whole run that loses its driver and its actors, the short form; test_chaos.py has the long
+one.
+"""
 
 import signal
 import subprocess
@@ -40,8 +42,12 @@ def test_a_run_whose_driver_and_actors_are_killed_loses_nothing(job: Job) -> Non
     assert mortal.finish(calls=1) == 1
     output = Folder.at(job.output)
     assert_accounted_for(output)
-    assert len(column(output.child("annotations"), "image_id")) == mortal.images, "every death was of the actor, and no row's fault"
-    assert all(Path(job.output, "commits", name).stat().st_mtime_ns == when for name, when in done.items()), "what was done was not redone"
+    assert len(column(output.child("annotations"), "image_id")) == mortal.images, (
+        "every death was of the actor, and no row's fault"
+    )
+    assert all(
+        Path(job.output, "commits", name).stat().st_mtime_ns == when for name, when in done.items()
+    ), "what was done was not redone"
 
 
 def _wait_for_line(job: Job, text: str, process: "subprocess.Popen[bytes]") -> None:
@@ -73,16 +79,31 @@ def _started(job: Job) -> Iterator["subprocess.Popen[bytes]"]:
         (("--evaluate.models_at_once", 1), ["evaluate zero_shot: asking"]),
         (("--ablations", "consistent"), ["train mpa: 1", "train consistent: collecting rows"]),
         (
-            ("--rounds", 2, "--pl.holdout", 0.4, "--lvlm.engine", "learning_engine:lvlm", "--svlm.engine", "learning_engine:svlm"),
+            (
+                "--rounds",
+                2,
+                "--pl.holdout",
+                0.4,
+                "--lvlm.engine",
+                "learning_engine:lvlm",
+                "--svlm.engine",
+                "learning_engine:svlm",
+            ),
             ["round 2 of at most 2", "rounds/1/model"],
         ),
     ],
 )
-def test_ctrl_c_is_the_runs_at_any_time(job: Job, flags: tuple[object, ...], lines: list[str]) -> None:
-    """Training, evaluations, further comparisons and rounds: whatever was done before in the same call."""
+def test_ctrl_c_is_the_runs_at_any_time(
+    job: Job, flags: tuple[object, ...], lines: list[str]
+) -> None:
+    """Training, evaluations, further comparisons and rounds: whatever was done before in the same
+    call.
+    """
     slow = job.environment | {"INSTANT_SECONDS": "0.3", "LEARNING_SECONDS": "0.3"}
     settings = ("--svlm.images_in_flight", 2, "--demo.questions", 96, *flags)
-    run = Job(output=job.output, log=job.log, environment=slow, images=64, flags=tuple(map(str, settings)))
+    run = Job(
+        output=job.output, log=job.log, environment=slow, images=64, flags=tuple(map(str, settings))
+    )
     with _started(run) as process:
         for line in lines:
             _wait_for_line(run, line, process)
@@ -90,17 +111,25 @@ def test_ctrl_c_is_the_runs_at_any_time(job: Job, flags: tuple[object, ...], lin
         process.send_signal(signal.SIGINT)
         assert process.wait(90) == 130
     said = run.log.read_text()
-    assert said.rstrip().endswith("stopped; what is finished is kept, and the same command resumes the run")
+    assert said.rstrip().endswith(
+        "stopped; what is finished is kept, and the same command resumes the run"
+    )
     assert "Traceback" not in said
     assert not Path(job.output, "run.json").exists()
 
 
 @pytest.mark.slow
 def test_ctrl_c_stops_at_once_and_says_how_to_go_on(job: Job) -> None:
-    slow = Job(output=job.output, log=job.log, environment=job.environment | {"INSTANT_SECONDS": "1"})
+    slow = Job(
+        output=job.output, log=job.log, environment=job.environment | {"INSTANT_SECONDS": "1"}
+    )
     process = slow.start()
     _wait_for_parts(job, 4, process)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    assert job.log.read_text().rstrip().endswith("stopped; what is finished is kept, and the same command resumes the run")
+    assert (
+        job.log.read_text()
+        .rstrip()
+        .endswith("stopped; what is finished is kept, and the same command resumes the run")
+    )
     assert not Path(job.output, "run.json").exists()

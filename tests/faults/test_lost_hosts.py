@@ -1,4 +1,6 @@
-"""Hosts that are cut off the network in the middle of PA and of PL: the run goes on with the others, and loses nothing."""
+"""Hosts that are cut off the network in the middle of PA and of PL: the run goes on with the
+others, and loses nothing.
+"""
 
 import os
 import subprocess
@@ -32,8 +34,13 @@ class JobOnHost(Job):
 def network() -> Iterator[Network]:
     """A head and two workers."""
     path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    with tempfile.TemporaryDirectory(prefix="mpa-hosts-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        found = Network(folder=Path(folder), environment={"PYTHONPATH": path, "INSTANT_SECONDS": "0.5", "OMP_NUM_THREADS": "1"})
+    with tempfile.TemporaryDirectory(
+        prefix="mpa-hosts-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        found = Network(
+            folder=Path(folder),
+            environment={"PYTHONPATH": path, "INSTANT_SECONDS": "0.5", "OMP_NUM_THREADS": "1"},
+        )
         try:
             found.up(3)
             for host, cpus in zip(found.hosts, (0, 3, 3), strict=True):
@@ -43,7 +50,9 @@ def network() -> Iterator[Network]:
             found.down()
 
 
-def _wait(job: Job, process: "subprocess.Popen[bytes]", condition: Callable[[], bool], seconds: float) -> None:
+def _wait(
+    job: Job, process: "subprocess.Popen[bytes]", condition: Callable[[], bool], seconds: float
+) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, job.log.read_text()[-4000:]
@@ -55,7 +64,9 @@ def _one_with(hosts: list[Host], title: str) -> Host | None:
     return next((host for host in hosts if host.runs(title)), None)
 
 
-def test_a_run_outlives_a_host_lost_in_pa_and_one_lost_in_pl(network: Network, tmp_path: Path) -> None:
+def test_a_run_outlives_a_host_lost_in_pa_and_one_lost_in_pl(
+    network: Network, tmp_path: Path
+) -> None:
     head, *workers = network.hosts
     run = JobOnHost(
         output=str(tmp_path / "out"),
@@ -66,7 +77,10 @@ def test_a_run_outlives_a_host_lost_in_pa_and_one_lost_in_pl(network: Network, t
         host=head,
     )
     process = run.start()
-    commits, progress = Path(run.output, "commits"), Path(run.output, "checkpoints", "mpa", "progress.json")
+    commits, progress = (
+        Path(run.output, "commits"),
+        Path(run.output, "checkpoints", "mpa", "progress.json"),
+    )
 
     _wait(run, process, lambda: len(list(commits.glob("*.json"))) >= 4, 180)
     lost = _one_with(workers, "Annotator")
@@ -89,5 +103,7 @@ def test_a_run_outlives_a_host_lost_in_pa_and_one_lost_in_pl(network: Network, t
 
     output = Folder.at(run.output)
     assert_accounted_for(output)
-    assert len(column(output.child("annotations"), "image_id")) == run.images, "no image was at fault"
+    assert len(column(output.child("annotations"), "image_id")) == run.images, (
+        "no image was at fault"
+    )
     assert output.exists("model/model.safetensors") and output.exists("run.json")

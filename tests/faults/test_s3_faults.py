@@ -1,4 +1,6 @@
-"""An S3 that is busy, breaks off, loses answers, is slow or read-only: nothing is lost, nothing half is taken for whole."""
+"""An S3 that is busy, breaks off, loses answers, is slow or read-only: nothing is lost, nothing
+half is taken for whole.
+"""
 
 import random
 import time
@@ -35,7 +37,9 @@ Through = Callable[[Fault], AbstractContextManager[tuple[str, Proxy]]]
 
 @pytest.fixture
 def through(s3_port: int) -> Through:
-    """A bucket behind a proxy with the given fault, and the environment of this process set to it."""
+    """A bucket behind a proxy with the given fault, and the environment of this process set to
+    it.
+    """
 
     @contextmanager
     def opened(fault: Fault) -> Iterator[tuple[str, Proxy]]:
@@ -48,11 +52,16 @@ def through(s3_port: int) -> Through:
     return opened
 
 
-def test_a_folder_outlasts_faults_of_every_kind(through: Through, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_outlasts_faults_of_every_kind(
+    through: Through, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
     with through(at_random(0.2, "slow_down", "reset", "truncate", "lost")) as (bucket, proxy):
         folder = Folder.at(f"s3://{bucket}/run")
-        tables = {f"part-{n:08d}.parquet": pa.table({"n": list(range(n * 100, n * 100 + 100))}) for n in range(30)}
+        tables = {
+            f"part-{n:08d}.parquet": pa.table({"n": list(range(n * 100, n * 100 + 100))})
+            for n in range(30)
+        }
         for name, table in tables.items():
             folder.write_table(name, table)
         folder.write_json("x.json", {"a": 1})
@@ -64,25 +73,41 @@ def test_a_folder_outlasts_faults_of_every_kind(through: Through, monkeypatch: p
         assert len(proxy.faults) >= 3 and sum(proxy.faults.values()) > 20, proxy.faults
 
 
-def test_a_read_only_bucket_is_said_and_holds_nothing(through: Through, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_bucket_is_said_and_holds_nothing(
+    through: Through, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
     with through(lambda method, path: "read_only") as (bucket, _):
         folder = Folder.at(f"s3://{bucket}/run")
-        with pytest.raises(StorageError, match=rf"s3://{bucket}/run/x.json: .*ACCESS_DENIED.*tried 7 times. Fix the storage"):
+        with pytest.raises(
+            StorageError,
+            match=rf"s3://{bucket}/run/x.json: .*ACCESS_DENIED.*tried 7 times. Fix the storage",
+        ):
             folder.write_json("x.json", {"a": 1})
         assert not folder.exists("x.json")
 
 
-def test_a_part_of_the_list_is_read_however_busy_the_service_is(through: Through, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_the_list_is_read_however_busy_the_service_is(
+    through: Through, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """pyarrow by itself asks some 30 times within 6 s, and then gives up."""
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
     busy = iter(())
-    with through(lambda method, path: next(busy, None) if "00000.parquet" in path else None) as (bucket, proxy):
+    with through(lambda method, path: next(busy, None) if "00000.parquet" in path else None) as (
+        bucket,
+        proxy,
+    ):
         folder = Folder.at(f"s3://{bucket}/run/manifest")
-        parts = [pa.table({"image_uri": [f"/photos/{part}-{n}.png" for n in range(3)]}) for part in range(2)]
+        parts = [
+            pa.table({"image_uri": [f"/photos/{part}-{n}.png" for n in range(3)]})
+            for part in range(2)
+        ]
         listed = manifest.write(parts, folder, source="/photos", root="/photos", schema=MANIFEST)
         busy = iter(["slow_down"] * 45)
-        assert listed.part(1).column("image_uri").to_pylist() == parts[1].column("image_uri").to_pylist()
+        assert (
+            listed.part(1).column("image_uri").to_pylist()
+            == parts[1].column("image_uri").to_pylist()
+        )
         assert proxy.faults["slow_down"] == 45
 
 
@@ -118,7 +143,10 @@ def test_a_lease_that_nobody_renews_is_taken_over_and_its_holder_told(bucket: st
 @pytest.mark.usefixtures("quick_lease")
 def test_a_lease_whose_answer_was_lost_is_known_as_ones_own(through: Through) -> None:
     answers = iter(["lost"])
-    with through(lambda method, path: next(answers, None) if method == "PUT" else None) as (bucket, proxy):
+    with through(lambda method, path: next(answers, None) if method == "PUT" else None) as (
+        bucket,
+        proxy,
+    ):
         with lease(Folder.at(f"s3://{bucket}/run")) as held:
             held.check()
         assert proxy.faults["lost"] == 1
@@ -127,9 +155,15 @@ def test_a_lease_whose_answer_was_lost_is_known_as_ones_own(through: Through) ->
 @pytest.mark.slow
 def test_a_run_in_s3_outlasts_faults(through: Through, s3_port: int, tmp_path: Path) -> None:
     """From rendered images in the bucket to the trained model in it."""
-    with through(at_random(0.03, "slow_down", "reset", "truncate", "lost", "slow", seed=1)) as (bucket, proxy):
+    with through(at_random(0.03, "slow_down", "reset", "truncate", "lost", "slow", seed=1)) as (
+        bucket,
+        proxy,
+    ):
         write_images(tmp_path / "images", kind="sign", count=96, seed=0)
-        put(bucket, {f"images/{path.name}": path.read_bytes() for path in (tmp_path / "images").iterdir()})
+        put(
+            bucket,
+            {f"images/{path.name}": path.read_bytes() for path in (tmp_path / "images").iterdir()},
+        )
         place = {"output": f"s3://{bucket}/run", "source": f"s3://{bucket}/images"}
         run = Job(**place, log=tmp_path / "log", environment=settings(proxy.port), images=96)
         run.finish(calls=2)

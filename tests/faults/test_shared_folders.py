@@ -1,4 +1,6 @@
-"""Hosts with disks of their own: a run whose folders they do not see is refused before anything is loaded."""
+"""Hosts with disks of their own: a run whose folders they do not see is refused before anything is
+loaded.
+"""
 
 import os
 import tempfile
@@ -18,8 +20,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 def network() -> Iterator[Network]:
     """A head and a worker."""
     path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    with tempfile.TemporaryDirectory(prefix="mpa-hosts-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        found = Network(folder=Path(folder), environment={"PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+    with tempfile.TemporaryDirectory(
+        prefix="mpa-hosts-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        found = Network(
+            folder=Path(folder), environment={"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        )
         try:
             found.up(2)
             yield found
@@ -28,7 +34,9 @@ def network() -> Iterator[Network]:
 
 
 @pytest.mark.parametrize("hidden", ["output", "images"])
-def test_a_folder_that_a_host_does_not_see_is_refused(network: Network, tmp_path: Path, hidden: str) -> None:
+def test_a_folder_that_a_host_does_not_see_is_refused(
+    network: Network, tmp_path: Path, hidden: str
+) -> None:
     head, worker = network.hosts
     for name in ("output", "images"):
         (tmp_path / name).mkdir()

@@ -1,5 +1,7 @@
-"""Nodes that come just before the S-VLM is trained, and that are taken away meanwhile: training begins with all the workers there is room
-for, goes on with those that are left, and learns every row once."""
+"""Nodes that come just before the S-VLM is trained, and that are taken away meanwhile: training
+begins with all the workers there is room for, goes on with those that are left, and learns every
+row once.
+"""
 
 import os
 import subprocess
@@ -24,7 +26,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     # Ray looks for 60 s whether a group can start, also on a node that is just gone.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100 * 2**20})
+    found = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100 * 2**20}
+    )
     _add_node(found)
     yield found
     found.shutdown()
@@ -36,11 +40,23 @@ def _add_node(cluster: Any) -> None:
 
 @contextmanager
 def _training(cluster: Any, place: Path, *, nodes: int = 0) -> Iterator["subprocess.Popen[bytes]"]:
-    """Training with two workers, or one where there are no more; once it sees the cluster, it waits for so many nodes."""
-    command = [sys.executable, str(Path(__file__).with_name("level_once.py")), str(place), "2", "1e-3", "1", str(nodes)]
+    """Training with two workers, or one where there are no more; once it sees the cluster, it waits
+    for so many nodes.
+    """
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("level_once.py")),
+        str(place),
+        "2",
+        "1e-3",
+        "1",
+        str(nodes),
+    ]
     with (
         (place / "log").open("ab") as log,
-        subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": cluster.address}, stdout=log, stderr=log) as process,
+        subprocess.Popen(
+            command, env=os.environ | {"RAY_ADDRESS": cluster.address}, stdout=log, stderr=log
+        ) as process,
     ):
         try:
             yield process
@@ -70,22 +86,34 @@ def test_training_begins_on_a_node_that_has_just_come(cluster: Any, parity_folde
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_training_goes_on_with_one_worker_when_a_node_is_lost(cluster: Any, parity_folder: Path) -> None:
+def test_training_goes_on_with_one_worker_when_a_node_is_lost(
+    cluster: Any, parity_folder: Path
+) -> None:
     place = parity_folder.parent
     _add_node(cluster)
     with _training(cluster, place) as process:
         progress = Folder.at(place / "work/mpa")
-        # A checkpoint counts when Ray's controller has seen it, which may be after the next one is written: six are, by then.
+        # A checkpoint counts when Ray's controller has seen it, which may be after the next one is
+        # written: six are, by then.
         _wait_until(
-            lambda: progress.exists("progress.json") and progress.read_json("progress.json")["samples"] >= 30 * BATCH, process, place
+            lambda: (
+                progress.exists("progress.json")
+                and progress.read_json("progress.json")["samples"] >= 30 * BATCH
+            ),
+            process,
+            place,
         )
         assert progress.read_json("progress.json")["workers"] == [[1, 2]]
-        cluster.remove_node(sorted(cluster.worker_nodes, key=lambda node: node.unique_id)[0], allow_graceful=False)
+        cluster.remove_node(
+            sorted(cluster.worker_nodes, key=lambda node: node.unique_id)[0], allow_graceful=False
+        )
         assert process.wait(400) == 0, (place / "log").read_text()[-3000:]
 
     log = Folder.at(place / "model").read_json("training_log.json")
     steps = ROWS * EPOCHS // BATCH
-    assert [row[0] for row in log["rows"]] == list(range(1, steps + 1)), "every step once, of the batch that was asked for"
+    assert [row[0] for row in log["rows"]] == list(range(1, steps + 1)), (
+        "every step once, of the batch that was asked for"
+    )
     assert log["samples"] == ROWS * EPOCHS
     first, *_, last = log["workers"]
     assert first == [1, 2] and last[1] == 1, log["workers"]

@@ -1,4 +1,6 @@
-"""Real bytes of every kind that turns up in a crawl: read rightly, or refused for a named reason."""
+"""Real bytes of every kind that turns up in a crawl: read rightly, or refused for a named
+reason.
+"""
 
 import io
 import random
@@ -32,9 +34,23 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, *, depth: int = 8, color_type: int = 2, rows: bytes = b"", extra: bytes = b"") -> bytes:
+def png(
+    width: int,
+    height: int,
+    *,
+    depth: int = 8,
+    color_type: int = 2,
+    rows: bytes = b"",
+    extra: bytes = b"",
+) -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + extra
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def oriented(value: int) -> Image.Exif:
@@ -66,26 +82,56 @@ PNG = encoded(NOISE, "PNG")
     [
         pytest.param(b"", Reason.EMPTY, id="zero bytes"),
         pytest.param(b"no image at all\n" * 20, Reason.NOT_AN_IMAGE, id="text"),
-        pytest.param(b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"/>', Reason.NOT_AN_IMAGE, id="svg"),
-        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", Reason.NOT_AN_IMAGE, id="eps starts programs"),
-        pytest.param(encoded(NOISE, "PPM"), Reason.NOT_AN_IMAGE, id="a format that is not on the list"),
+        pytest.param(
+            b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"/>',
+            Reason.NOT_AN_IMAGE,
+            id="svg",
+        ),
+        pytest.param(
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n",
+            Reason.NOT_AN_IMAGE,
+            id="eps starts programs",
+        ),
+        pytest.param(
+            encoded(NOISE, "PPM"), Reason.NOT_AN_IMAGE, id="a format that is not on the list"
+        ),
         pytest.param(JPEG[: len(JPEG) // 2], Reason.TRUNCATED, id="half a jpeg"),
         pytest.param(JPEG[:200], Reason.TRUNCATED, id="a jpeg's header"),
         pytest.param(PNG[: len(PNG) // 2], Reason.TRUNCATED, id="half a png"),
         pytest.param(encoded(NOISE, "BMP")[:2000], Reason.TRUNCATED, id="half a bmp"),
         pytest.param(encoded(NOISE, "GIF")[:1500], Reason.TRUNCATED, id="half a gif"),
         pytest.param(encoded(NOISE, "TIFF")[:2000], Reason.TRUNCATED, id="half a tiff"),
-        pytest.param(PNG[:2000] + bytes([PNG[2000] ^ 255]) + PNG[2001:], Reason.CORRUPT, id="a flipped byte in a png"),
+        pytest.param(
+            PNG[:2000] + bytes([PNG[2000] ^ 255]) + PNG[2001:],
+            Reason.CORRUPT,
+            id="a flipped byte in a png",
+        ),
         pytest.param(encoded(NOISE, "WEBP")[:500], Reason.CORRUPT, id="half a webp"),
         pytest.param(png(100_000, 100_000), Reason.TOO_MANY_PIXELS, id="decompression bomb"),
-        pytest.param(png(2**31 - 1, 2**31 - 1), Reason.TOO_MANY_PIXELS, id="decompression bomb of 4e18 pixels"),
+        pytest.param(
+            png(2**31 - 1, 2**31 - 1),
+            Reason.TOO_MANY_PIXELS,
+            id="decompression bomb of 4e18 pixels",
+        ),
         pytest.param(png(1001, 1000), Reason.TOO_MANY_PIXELS, id="just over the bound"),
         pytest.param(encoded(Image.new("RGB", (1, 1)), "PNG"), Reason.TOO_SMALL, id="1x1"),
-        pytest.param(encoded(Image.new("RGB", (500, MIN_SIDE - 1)), "PNG"), Reason.TOO_SMALL, id="a line"),
-        pytest.param(encoded(NOISE.convert("RGB"), "GIF", **TWO_FRAMES), Reason.ANIMATED, id="animated gif"),
-        pytest.param(encoded(NOISE.convert("RGB"), "PNG", **TWO_FRAMES), Reason.ANIMATED, id="animated png"),
-        pytest.param(encoded(NOISE.convert("RGB"), "WEBP", **TWO_FRAMES), Reason.ANIMATED, id="animated webp"),
-        pytest.param(encoded(NOISE.convert("RGB"), "TIFF", **TWO_FRAMES), Reason.ANIMATED, id="tiff of two pages"),
+        pytest.param(
+            encoded(Image.new("RGB", (500, MIN_SIDE - 1)), "PNG"), Reason.TOO_SMALL, id="a line"
+        ),
+        pytest.param(
+            encoded(NOISE.convert("RGB"), "GIF", **TWO_FRAMES), Reason.ANIMATED, id="animated gif"
+        ),
+        pytest.param(
+            encoded(NOISE.convert("RGB"), "PNG", **TWO_FRAMES), Reason.ANIMATED, id="animated png"
+        ),
+        pytest.param(
+            encoded(NOISE.convert("RGB"), "WEBP", **TWO_FRAMES), Reason.ANIMATED, id="animated webp"
+        ),
+        pytest.param(
+            encoded(NOISE.convert("RGB"), "TIFF", **TWO_FRAMES),
+            Reason.ANIMATED,
+            id="tiff of two pages",
+        ),
     ],
 )
 def test_what_is_refused_and_why(data: bytes, reason: Reason) -> None:
@@ -93,7 +139,13 @@ def test_what_is_refused_and_why(data: bytes, reason: Reason) -> None:
 
 
 def test_a_bomb_in_a_text_chunk_is_refused() -> None:
-    bomb = png(16, 16, color_type=0, rows=(b"\0" + bytes(16)) * 16, extra=chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(80 << 20))))
+    bomb = png(
+        16,
+        16,
+        color_type=0,
+        rows=(b"\0" + bytes(16)) * 16,
+        extra=chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(80 << 20))),
+    )
     assert refused(bomb).reason == Reason.CORRUPT
 
 
@@ -106,7 +158,12 @@ try:
 except UnreadableImage as error:
     print(error.reason)
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "not_an_image\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "not_an_image\n"
+    )
 
 
 def test_bounds_are_inclusive_and_named() -> None:
@@ -134,7 +191,12 @@ def test_a_gif_of_one_frame_is_read() -> None:
 
 
 def test_an_mpo_is_its_first_photograph() -> None:
-    data = encoded(Image.new("RGB", (64, 48), (200, 30, 20)), "MPO", save_all=True, append_images=[Image.new("RGB", (64, 48), "blue")])
+    data = encoded(
+        Image.new("RGB", (64, 48), (200, 30, 20)),
+        "MPO",
+        save_all=True,
+        append_images=[Image.new("RGB", (64, 48), "blue")],
+    )
     assert np.abs(read(data) - [200, 30, 20]).max() < 8
 
 
@@ -196,8 +258,12 @@ def test_transparency_is_laid_on_white() -> None:
     assert (read(encoded(palette, "PNG"))[:, :16] == 0).all()
     assert (read(encoded(Image.new("LA", (32, 32), (0, 0)), "PNG")) == 255).all()
     assert (np.abs(read(encoded(Image.new("LA", (32, 32), (0, 128)), "PNG")) - 127) <= 1).all()
-    assert (read(encoded(Image.new("RGBA", (32, 32), (0, 0, 255, 0)), "WEBP", lossless=True)) == 255).all()
-    assert (read(encoded(Image.new("RGB", (32, 32), (1, 2, 3)), "PNG", transparency=(1, 2, 3))) == 255).all()
+    assert (
+        read(encoded(Image.new("RGBA", (32, 32), (0, 0, 255, 0)), "WEBP", lossless=True)) == 255
+    ).all()
+    assert (
+        read(encoded(Image.new("RGB", (32, 32), (1, 2, 3)), "PNG", transparency=(1, 2, 3))) == 255
+    ).all()
 
 
 def test_one_bit_images() -> None:
@@ -218,7 +284,11 @@ def test_exif_rotation_is_applied() -> None:
 
 def test_exif_that_makes_no_sense_is_no_reason_to_refuse() -> None:
     assert read(encoded(Image.new("RGB", (40, 20)), "JPEG", exif=oriented(99))).shape == (20, 40, 3)
-    assert read(encoded(Image.new("RGB", (40, 20)), "JPEG", exif=b"Exif\0\0garbage")).shape == (20, 40, 3)
+    assert read(encoded(Image.new("RGB", (40, 20)), "JPEG", exif=b"Exif\0\0garbage")).shape == (
+        20,
+        40,
+        3,
+    )
 
 
 def test_fit_bounds_the_pixels_and_keeps_the_shape() -> None:
@@ -264,7 +334,9 @@ FILES = [
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """A file with a few bytes changed, dropped or put in, most of them near its head, where sizes and offsets are."""
+    """A file with a few bytes changed, dropped or put in, most of them near its head, where sizes
+    and offsets are.
+    """
     damaged = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 4, 16])):
         if not damaged:
@@ -274,7 +346,9 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
             case 0:
                 damaged[place] ^= 1 << rng.randrange(8)
             case 1:
-                damaged[place : place + 4] = rng.choice([b"\xff\xff\xff\xff", bytes(4), b"\x7f\xff\xff\xff", b"\0\0\0\1"])
+                damaged[place : place + 4] = rng.choice(
+                    [b"\xff\xff\xff\xff", bytes(4), b"\x7f\xff\xff\xff", b"\0\0\0\1"]
+                )
             case 2:
                 del damaged[place : place + rng.randrange(1, 30)]
             case 3:
@@ -307,7 +381,16 @@ def test_a_damaged_file_never_raises_anything_else(file: int, seed: int) -> None
     decodes_or_is_refused(mutated(FILES[file], random.Random(seed)))
 
 
-MAGIC = [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"RIFF\0\0\0\0WEBP"]
+MAGIC = [
+    b"",
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF89a",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"RIFF\0\0\0\0WEBP",
+]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -1,4 +1,6 @@
-"""What decoding may take: a hostile image loses its own process and nothing else; ordinary ones never see a process."""
+"""What decoding may take: a hostile image loses its own process and nothing else; ordinary ones
+never see a process.
+"""
 
 import asyncio
 import contextlib
@@ -43,11 +45,13 @@ def refused(decoder: Decoder, data: bytes) -> UnreadableImage:
 
 
 def many_scans(width: int, height: int, scans: int) -> bytes:
-    """A progressive JPEG of grey whose first coefficients are sent again and again: each scan is a pass over all of it."""
+    """A progressive JPEG of grey whose first coefficients are sent again and again: each scan is a
+    pass over all of it.
+    """
     plain = encoded(Image.new("L", (width, height)), "JPEG", progressive=True)
     start = plain.index(b"\xff\xda")
-    # Bits of a scan that refines nothing: spectral selection 1 to 63 with an end-of-band run over all blocks would do; the decoder reads
-    # zeros.
+    # Bits of a scan that refines nothing: spectral selection 1 to 63 with an end-of-band run over
+    # all blocks would do; the decoder reads zeros.
     scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 0, 0, 0x10) + b"\0"
     return plain[:start] + plain[start:-2] + scan * scans + b"\xff\xd9"
 
@@ -211,7 +215,16 @@ def test_tiny_is_what_decodes_in_a_fraction_of_a_millisecond(form: str) -> None:
     assert not is_tiny(encoded(icon, form) + bytes(64 << 10)), "too many bytes"
 
 
-@pytest.mark.parametrize("data", [b"", b"text", b"\xff\xd8\xff", encoded(NOISE.resize((48, 32)), "TIFF"), many_scans(40, 40, 100)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"text",
+        b"\xff\xd8\xff",
+        encoded(NOISE.resize((48, 32)), "TIFF"),
+        many_scans(40, 40, 100),
+    ],
+)
 def test_what_is_not_plainly_tiny_is_not_tiny(data: bytes) -> None:
     assert not is_tiny(data)
 
@@ -239,7 +252,15 @@ def test_formats_that_take_memory_by_their_headers_are_not_cheap(form: str) -> N
         encoded(Image.new("1", (5000, 5000)), "PNG"),
         encoded(NOISE, "PNG") + bytes(17 << 20),
     ],
-    ids=["no header", "a segment of no length", "a thousand segments", "no webp", "a thousand scans", "25 megapixels", "17 megabytes"],
+    ids=[
+        "no header",
+        "a segment of no length",
+        "a thousand segments",
+        "no webp",
+        "a thousand scans",
+        "25 megapixels",
+        "17 megabytes",
+    ],
 )
 def test_what_is_not_plainly_small_is_not_cheap(data: bytes) -> None:
     assert not is_cheap(data)
@@ -252,7 +273,9 @@ def test_ordinary_images_need_no_process(monkeypatch: pytest.MonkeyPatch) -> Non
         assert ours.image_now(encoded(NOISE, form)).size == (38, 25)
     assert refused(ours, b"<html>404</html>").reason == Reason.NOT_AN_IMAGE
     assert refused(ours, b"").reason == Reason.EMPTY
-    assert refused(decoder(max_image_bytes=10), encoded(NOISE, "TIFF")).reason == Reason.TOO_MANY_BYTES
+    assert (
+        refused(decoder(max_image_bytes=10), encoded(NOISE, "TIFF")).reason == Reason.TOO_MANY_BYTES
+    )
 
 
 @pytest.fixture(scope="module")
@@ -264,13 +287,19 @@ def guarded() -> Decoder:
 def test_a_process_gives_what_a_thread_gives(guarded: Decoder, form: str) -> None:
     data = encoded(NOISE, form)
     found = guarded.image_now(data)
-    assert found.mode == "RGB" and found.tobytes() == decode_and_fit(data, max_pixels=10**9, **LIMITS).tobytes()
+    assert (
+        found.mode == "RGB"
+        and found.tobytes() == decode_and_fit(data, max_pixels=10**9, **LIMITS).tobytes()
+    )
 
 
 def test_a_process_shrinks_as_a_thread_does() -> None:
     data, shrinking = encoded(NOISE, "TIFF"), decoder(max_pixels=1000)
     assert shrinking.image_now(data).size == (38, 25)
-    assert shrinking.image_now(data).tobytes() == decode_and_fit(data, max_pixels=1000, **LIMITS).tobytes()
+    assert (
+        shrinking.image_now(data).tobytes()
+        == decode_and_fit(data, max_pixels=1000, **LIMITS).tobytes()
+    )
 
 
 def test_a_process_says_why_as_a_thread_does_and_goes_on(guarded: Decoder) -> None:
@@ -283,7 +312,13 @@ def test_a_process_says_why_as_a_thread_does_and_goes_on(guarded: Decoder) -> No
 
 
 def test_an_image_of_the_largest_size_fits_the_memory(guarded: Decoder) -> None:
-    image = guarded.image_now(encoded(Image.new("RGBA", (8000, 8000), (200, 30, 20, 255)), "TIFF", compression="tiff_adobe_deflate"))
+    image = guarded.image_now(
+        encoded(
+            Image.new("RGBA", (8000, 8000), (200, 30, 20, 255)),
+            "TIFF",
+            compression="tiff_adobe_deflate",
+        )
+    )
     assert image.size == (8000, 8000) and image.getpixel((5, 5)) == (200, 30, 20)
 
 
@@ -347,10 +382,30 @@ def test_others_are_decoded_while_one_is_waited_for() -> None:
 
 
 def tile_bomb() -> bytes:
-    """A TIFF of 64x64 pixels whose only tile is 30,000 x 30,000: its decoder would take 2.7 GB before it reads a byte."""
-    tags = [(256, 64), (257, 64), (258, 8), (259, 8), (262, 2), (277, 3), (284, 1), (322, 30_000), (323, 30_000), (324, 200), (325, 10)]
+    """A TIFF of 64x64 pixels whose only tile is 30,000 x 30,000: its decoder would take 2.7 GB
+    before it reads a byte.
+    """
+    tags = [
+        (256, 64),
+        (257, 64),
+        (258, 8),
+        (259, 8),
+        (262, 2),
+        (277, 3),
+        (284, 1),
+        (322, 30_000),
+        (323, 30_000),
+        (324, 200),
+        (325, 10),
+    ]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    head = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    head = (
+        b"II*\0"
+        + struct.pack("<I", 8)
+        + struct.pack("<H", len(tags))
+        + entries
+        + struct.pack("<I", 0)
+    )
     return head.ljust(200, b"\0") + b"x\x9c\x03\0\0\0\0\1" + bytes(8)
 
 
@@ -358,10 +413,18 @@ def test_memory_is_bounded() -> None:
     # With the bound of a small image, decoding a large one asks for too much.
     ours = decoder(max_image_pixels=64_000_000)
     ours._memory = 300 << 20
-    big = encoded(Image.fromarray(np.zeros((9000, 7000, 3), np.uint8)), "TIFF", compression="tiff_adobe_deflate")
+    big = encoded(
+        Image.fromarray(np.zeros((9000, 7000, 3), np.uint8)),
+        "TIFF",
+        compression="tiff_adobe_deflate",
+    )
     assert refused(ours, big).reason == Reason.DECODER_MEMORY
     assert ours.image_now(encoded(NOISE, "TIFF")).size == NOISE.size
-    assert refused(ours, tile_bomb()).reason in (Reason.DECODER_MEMORY, Reason.CORRUPT, Reason.TRUNCATED)
+    assert refused(ours, tile_bomb()).reason in (
+        Reason.DECODER_MEMORY,
+        Reason.CORRUPT,
+        Reason.TRUNCATED,
+    )
 
 
 def test_a_process_that_was_killed_from_outside_is_replaced() -> None:
@@ -392,17 +455,32 @@ def test_a_jpeg_that_is_decoded_small_looks_as_it_did() -> None:
     smooth = Image.linear_gradient("L").resize((1600, 1200)).convert("RGB")
     data = encoded(smooth, "JPEG", quality=95)
     small = decoder(max_pixels=100_000).image_now(data)
-    assert small.width * small.height <= 100_000 and small.width / small.height == pytest.approx(4 / 3, rel=0.02)
-    assert np.abs(np.asarray(small).astype(int) - np.asarray(smooth.resize(small.size)).astype(int)).mean() < 2
+    assert small.width * small.height <= 100_000 and small.width / small.height == pytest.approx(
+        4 / 3, rel=0.02
+    )
+    assert (
+        np.abs(
+            np.asarray(small).astype(int) - np.asarray(smooth.resize(small.size)).astype(int)
+        ).mean()
+        < 2
+    )
     # Half of it is still half of it.
     assert refused(decoder(max_pixels=100_000), data[: len(data) // 2]).reason == Reason.TRUNCATED
 
 
 @pytest.mark.parametrize(
     ("max_pixels", "size"),
-    [(None, (1600, 1200)), (10**7, (1600, 1200)), (480_001, (1600, 1200)), (480_000, (800, 600)), (100_000, (400, 300))],
+    [
+        (None, (1600, 1200)),
+        (10**7, (1600, 1200)),
+        (480_001, (1600, 1200)),
+        (480_000, (800, 600)),
+        (100_000, (400, 300)),
+    ],
 )
-def test_a_jpeg_is_decoded_at_the_least_size_that_has_the_pixels(max_pixels: int | None, size: tuple[int, int]) -> None:
+def test_a_jpeg_is_decoded_at_the_least_size_that_has_the_pixels(
+    max_pixels: int | None, size: tuple[int, int]
+) -> None:
     """Noise, so that what the JPEG's decoder averages differs from what is scaled afterwards."""
     data = encoded(Image.effect_noise((1600, 1200), 60).convert("RGB"), "JPEG")
     decoded = decode.decode(data, max_pixels=max_pixels, **LIMITS)

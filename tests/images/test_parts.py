@@ -10,17 +10,52 @@ import pytest
 
 from mpa_ray.errors import RunError
 from mpa_ray.images import manifest
-from mpa_ray.images.parts import READING, dataset_of, part_name, part_number, read_images, with_images
-from mpa_ray.schema import ANNOTATIONS, JUDGED_ROW, JUDGEMENTS, PARITY, QUARANTINE, SOURCE_ROW, Reason, Stage, Verdict, with_encoder_runs
+from mpa_ray.images.parts import (
+    READING,
+    dataset_of,
+    part_name,
+    part_number,
+    read_images,
+    with_images,
+)
+from mpa_ray.schema import (
+    ANNOTATIONS,
+    JUDGED_ROW,
+    JUDGEMENTS,
+    PARITY,
+    QUARANTINE,
+    SOURCE_ROW,
+    Reason,
+    Stage,
+    Verdict,
+    with_encoder_runs,
+)
 from mpa_ray.stages.commits import TOKEN_COLUMNS, commit_part, committed, totals
 from mpa_ray.storage.folder import Folder
 
 
-def judged(image_id: str, verdict: Verdict, *, part: int = 7, number: int = 0, **changes: Any) -> dict[str, Any]:
-    row = {"part": part, "image_id": image_id, "image_uri": f"/{image_id}.png", "image": image_id.encode()}
-    row |= {"sample_id": f"{image_id}-{number}", "question": "What?", "answer": "red", "lvlm_answer": "red"}
+def judged(
+    image_id: str, verdict: Verdict, *, part: int = 7, number: int = 0, **changes: Any
+) -> dict[str, Any]:
+    row = {
+        "part": part,
+        "image_id": image_id,
+        "image_uri": f"/{image_id}.png",
+        "image": image_id.encode(),
+    }
+    row |= {
+        "sample_id": f"{image_id}-{number}",
+        "question": "What?",
+        "answer": "red",
+        "lvlm_answer": "red",
+    }
     row |= {"annotation_text": "Question: What?, Answer: red"}
-    return row | {"svlm_answer": "blue", "verdict": str(verdict)} | {name: 10 for name in TOKEN_COLUMNS} | changes
+    return (
+        row
+        | {"svlm_answer": "blue", "verdict": str(verdict)}
+        | {name: 10 for name in TOKEN_COLUMNS}
+        | changes
+    )
 
 
 def rejected(image_id: str, stage: Stage, reason: Reason, *, part: int = 7) -> dict[str, Any]:
@@ -29,7 +64,9 @@ def rejected(image_id: str, stage: Stage, reason: Reason, *, part: int = 7) -> d
 
 
 def commit(output: Folder, *rows: dict[str, Any], call: float = 100.0) -> dict[str, Any]:
-    [row] = commit_part(pa.Table.from_pylist(list(rows), schema=JUDGED_ROW), output=output, call=call).to_pylist()
+    [row] = commit_part(
+        pa.Table.from_pylist(list(rows), schema=JUDGED_ROW), output=output, call=call
+    ).to_pylist()
     return json.loads(row["commit"])
 
 
@@ -54,15 +91,40 @@ def test_a_part_is_split_over_the_folders(tmp_path: Path) -> None:
     counts = commit(output, *ROWS)
     assert (counts["part"], counts["images"], sum(counts["quarantined"].values())) == (7, 5, 2)
     assert counts == output.read_json("commits/part-00000007.json")
-    found = {name: output.read_table(f"{name}/part-00000007.parquet") for name in ("annotations", "judgements", "parity", "quarantine")}
-    assert {name: table.num_rows for name, table in found.items()} == {"annotations": 4, "judgements": 4, "parity": 2, "quarantine": 2}
-    for name, schema in (("annotations", ANNOTATIONS), ("judgements", JUDGEMENTS), ("parity", PARITY), ("quarantine", QUARANTINE)):
+    found = {
+        name: output.read_table(f"{name}/part-00000007.parquet")
+        for name in ("annotations", "judgements", "parity", "quarantine")
+    }
+    assert {name: table.num_rows for name, table in found.items()} == {
+        "annotations": 4,
+        "judgements": 4,
+        "parity": 2,
+        "quarantine": 2,
+    }
+    for name, schema in (
+        ("annotations", ANNOTATIONS),
+        ("judgements", JUDGEMENTS),
+        ("parity", PARITY),
+        ("quarantine", QUARANTINE),
+    ):
         assert found[name].schema.equals(schema), name
-    ids = [set(found[name].column("image_id").to_pylist()) for name in ("annotations", "quarantine")]
+    ids = [
+        set(found[name].column("image_id").to_pylist()) for name in ("annotations", "quarantine")
+    ]
     assert ids[0] | ids[1] == set("abcde") and not ids[0] & ids[1]
-    assert found["parity"].column("image").to_pylist() == [{"bytes": b"a", "path": "/a.png"}, {"bytes": b"b", "path": "/b.png"}]
+    assert found["parity"].column("image").to_pylist() == [
+        {"bytes": b"a", "path": "/a.png"},
+        {"bytes": b"b", "path": "/b.png"},
+    ]
     assert found["parity"].column("sample_id").to_pylist() == ["a-0", "b-1"]
-    assert list(found["quarantine"].to_pylist()[0].values()) == ["d", "/d.png", None, "images", "empty", "why"]
+    assert list(found["quarantine"].to_pylist()[0].values()) == [
+        "d",
+        "/d.png",
+        None,
+        "images",
+        "empty",
+        "why",
+    ]
 
 
 def test_parity_says_that_it_holds_images(tmp_path: Path) -> None:
@@ -80,7 +142,10 @@ def test_the_commit_says_what_is_in_the_part(tmp_path: Path) -> None:
     assert record["annotations"] == 4 and record["images"] == 5
     assert record["quarantined"] == {"images/empty": 1, "pseudo_annotator/unparsable_annotation": 1}
     assert record["verdicts"] == {"parity": 2, "svlm_correct": 1, "lvlm_inconsistent": 1}
-    assert record["tokens"]["annotation_prompt_tokens"] == 40 and record["tokens"]["svlm_answer_prompt_tokens"] == 30
+    assert (
+        record["tokens"]["annotation_prompt_tokens"] == 40
+        and record["tokens"]["svlm_answer_prompt_tokens"] == 30
+    )
     assert record["svlm_asked"] == totals(output)["svlm_asked"] == 3
     assert committed(output) == {7}
 
@@ -122,15 +187,27 @@ def test_a_part_that_was_not_finished_is_not_committed(tmp_path: Path) -> None:
 def test_a_part_of_nothing_but_rejected_rows(tmp_path: Path) -> None:
     output = Folder.at(tmp_path)
     counts = commit(output, ROWS[4], ROWS[5])
-    assert (counts["images"], sum(counts["quarantined"].values()), counts["annotations"]) == (2, 2, 0)
-    assert totals(output)["annotations"] == 0 and totals(output)["verdicts"] == {"parity": 0, "svlm_correct": 0, "lvlm_inconsistent": 0}
+    assert (counts["images"], sum(counts["quarantined"].values()), counts["annotations"]) == (
+        2,
+        2,
+        0,
+    )
+    assert totals(output)["annotations"] == 0 and totals(output)["verdicts"] == {
+        "parity": 0,
+        "svlm_correct": 0,
+        "lvlm_inconsistent": 0,
+    }
 
 
 def test_encoder_runs_go_into_the_commit_and_not_into_the_files(tmp_path: Path) -> None:
     output = Folder.at(tmp_path)
     for number, runs in ((7, 3), (8, 5)):
         rows = pa.Table.from_pylist([judged("f", Verdict.PARITY, part=number)], schema=JUDGED_ROW)
-        commit_part(with_encoder_runs(rows, {"pseudo_annotator": 1, Stage.PARITY_IDENTIFIER: runs}), output=output, call=1.0)
+        commit_part(
+            with_encoder_runs(rows, {"pseudo_annotator": 1, Stage.PARITY_IDENTIFIER: runs}),
+            output=output,
+            call=1.0,
+        )
     commit(output, judged("g", Verdict.PARITY, part=9))
     assert totals(output)["encoder_runs"] == {"pseudo_annotator": 2, "parity_identifier": 8}
     assert not output.child("annotations").read_table("part-00000007.parquet").schema.metadata
@@ -139,7 +216,12 @@ def test_encoder_runs_go_into_the_commit_and_not_into_the_files(tmp_path: Path) 
 def test_totals_are_sums_over_parts_and_calls(tmp_path: Path) -> None:
     output = Folder.at(tmp_path)
     commit(output, *ROWS, call=100.0)
-    commit(output, judged("f", Verdict.PARITY, part=8), rejected("g", Stage.IMAGES, Reason.EMPTY, part=8), call=300.0)
+    commit(
+        output,
+        judged("f", Verdict.PARITY, part=8),
+        rejected("g", Stage.IMAGES, Reason.EMPTY, part=8),
+        call=300.0,
+    )
     found = totals(output)
     assert (found["images"], found["annotations"]) == (7, 5)
     assert found["quarantined"] == {"images/empty": 2, "pseudo_annotator/unparsable_annotation": 1}
@@ -152,14 +234,22 @@ def test_reading_a_part_quarantines_what_cannot_be_had(tmp_path: Path) -> None:
         (tmp_path / "images").mkdir(exist_ok=True)
         (tmp_path / "images" / name).write_bytes(name.encode() * (50 if name == "c.png" else 1))
     listed = manifest.build(
-        str(tmp_path / "images"), Folder.at(tmp_path / "manifest"), images_per_part=8, bytes_per_part=2**28, max_image_bytes=2**26
+        str(tmp_path / "images"),
+        Folder.at(tmp_path / "manifest"),
+        images_per_part=8,
+        bytes_per_part=2**28,
+        max_image_bytes=2**26,
     )
     (tmp_path / "images/b.png").unlink()
     table = read_images(0, manifest=listed, max_image_bytes=100)
     assert table.schema == SOURCE_ROW
     rows = table.to_pylist()
     assert [row["image"] for row in rows] == [b"a.png", None, None]
-    assert [(row["stage"], row["reason"]) for row in rows] == [(None, None), ("images", "missing"), ("images", "too_many_bytes")]
+    assert [(row["stage"], row["reason"]) for row in rows] == [
+        (None, None),
+        ("images", "missing"),
+        ("images", "too_many_bytes"),
+    ]
     assert all((row["detail"] is None) == (row["reason"] is None) for row in rows)
 
 
@@ -168,7 +258,11 @@ def test_an_image_that_went_away_later_stops_the_run(tmp_path: Path) -> None:
     rows = pa.table({"image_uri": [f"{tmp_path}/a.png"]})
     assert with_images(rows, max_image_bytes=100).column("image").to_pylist() == [b"a"]
     (tmp_path / "a.png").unlink()
-    with pytest.raises(RunError, match=r"a\.png: could be read when it was annotated and cannot now .*; put it back and run again"):
+    with pytest.raises(
+        RunError,
+        match=r"a\.png: could be read when it was annotated and cannot now .*; put it back and run"
+        r" again",
+    ):
         with_images(rows, max_image_bytes=100)
 
 
@@ -183,6 +277,8 @@ def test_engine_actors_do_not_read(ray_session: None) -> None:
 
     dataset = dataset_of([1, 2], lambda number: pa.table({"part": [number]}))
     needs = {name: need for name, need in READING.items() if name == "num_cpus"}
-    mapped = dataset.map_batches(Actor, batch_size=None, batch_format="pyarrow", compute=ActorPoolStrategy(size=1), **needs).materialize()
+    mapped = dataset.map_batches(
+        Actor, batch_size=None, batch_format="pyarrow", compute=ActorPoolStrategy(size=1), **needs
+    ).materialize()
     assert sorted(mapped.to_pandas()["part"]) == [1, 2]
     assert "ReadParts" in mapped.stats() and "ReadParts->" not in mapped.stats()

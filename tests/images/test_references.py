@@ -1,4 +1,6 @@
-"""Finding images in folders, Parquet and tars, and reading them: hostile names, lists that point elsewhere, damaged containers."""
+"""Finding images in folders, Parquet and tars, and reading them: hostile names, lists that point
+elsewhere, damaged containers.
+"""
 
 import io
 import json
@@ -35,7 +37,9 @@ def read(images: Path | str) -> list[bytes | Reason]:
     for content in contents:
         if isinstance(content, UnreadableImage):
             content.detail.encode()
-    return [content.reason if isinstance(content, UnreadableImage) else content for content in contents]
+    return [
+        content.reason if isinstance(content, UnreadableImage) else content for content in contents
+    ]
 
 
 def write(path: Path | str | bytes, content: bytes) -> None:
@@ -60,9 +64,20 @@ def tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def test_a_folder_is_walked_in_order_and_only_images_are_taken(tmp_path: Path) -> None:
-    for name in ("b/2.PNG", "a.jpeg", "b/1.webp", "notes.txt", ".hidden.png", ".git/x.png", "noextension", "c.jpg.part"):
+    for name in (
+        "b/2.PNG",
+        "a.jpeg",
+        "b/1.webp",
+        "notes.txt",
+        ".hidden.png",
+        ".git/x.png",
+        "noextension",
+        "c.jpg.part",
+    ):
         write(tmp_path / name, name.encode())
-    assert [reference for reference, _ in find(str(tmp_path))] == [str(tmp_path / name) for name in ("a.jpeg", "b/1.webp", "b/2.PNG")]
+    assert [reference for reference, _ in find(str(tmp_path))] == [
+        str(tmp_path / name) for name in ("a.jpeg", "b/1.webp", "b/2.PNG")
+    ]
     assert read(tmp_path) == [b"a.jpeg", b"b/1.webp", b"b/2.PNG"]
 
 
@@ -106,8 +121,12 @@ def test_names_that_are_no_text_are_read(tmp_path: Path) -> None:
 
 
 def test_containers_whose_names_are_no_text_are_read(tmp_path: Path) -> None:
-    parquet(tmp_path / "a.parquet", "image", [b"row"]).rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.parquet"))
-    tar(tmp_path / "a.tar", {"x.png": b"member"}).rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.tar"))
+    parquet(tmp_path / "a.parquet", "image", [b"row"]).rename(
+        os.fsdecode(os.fsencode(tmp_path) + b"/\xff.parquet")
+    )
+    tar(tmp_path / "a.tar", {"x.png": b"member"}).rename(
+        os.fsdecode(os.fsencode(tmp_path) + b"/\xff.tar")
+    )
     assert read(tmp_path) == [b"row", b"member"]
 
 
@@ -140,15 +159,29 @@ def test_sizes_are_told_where_the_listing_knows_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_a_row_of_parquet_has_the_mean_size_of_its_row_group(tmp_path: Path, compression: str) -> None:
+def test_a_row_of_parquet_has_the_mean_size_of_its_row_group(
+    tmp_path: Path, compression: str
+) -> None:
     """Of the image column alone, all its fields, and as it is in memory."""
     rows = [bytes([n]) * 10_000 for n in range(3)] + [b"x" * 50]
     structs = [{"bytes": row, "path": "p" * 1000} for row in rows]
-    columns = {"caption": ["long" * 10_000] * 4, "image": structs, "image_embedding": [list(range(5000))] * 4}
-    options = {"row_group_size": 2, "use_dictionary": False, "write_statistics": False, "compression": compression}
+    columns = {
+        "caption": ["long" * 10_000] * 4,
+        "image": structs,
+        "image_embedding": [list(range(5000))] * 4,
+    }
+    options = {
+        "row_group_size": 2,
+        "use_dictionary": False,
+        "write_statistics": False,
+        "compression": compression,
+    }
     pq.write_table(pa.table(columns), tmp_path / "a.parquet", **options)
     pq.write_table(pa.table({"image": rows}), tmp_path / "b.parquet", **options)
-    struct, binary = (np.array([size for _, size in find(str(tmp_path / name))]) for name in ("a.parquet", "b.parquet"))
+    struct, binary = (
+        np.array([size for _, size in find(str(tmp_path / name))])
+        for name in ("a.parquet", "b.parquet")
+    )
     # Some bytes of a page's header are shared out, too.
     assert np.allclose(struct, [11_000, 11_000, 6_025, 6_025], atol=100)
     assert np.allclose(binary, [10_000, 10_000, 5_025, 5_025], atol=100)
@@ -162,7 +195,11 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
 
 def test_parquet_with_images(tmp_path: Path) -> None:
     parquet(tmp_path / "a.parquet", "image", [b"1", b"2", None, b"4", b"5"], row_group_size=2)
-    parquet(tmp_path / "b.parquet", "image", [{"bytes": b"6", "path": "/etc/passwd"}, {"bytes": None, "path": "/etc/passwd"}])
+    parquet(
+        tmp_path / "b.parquet",
+        "image",
+        [{"bytes": b"6", "path": "/etc/passwd"}, {"bytes": None, "path": "/etc/passwd"}],
+    )
     assert read(tmp_path) == [b"1", b"2", Reason.MISSING, b"4", b"5", b"6", Reason.MISSING]
     # In any order and number: rows are fetched by where they are.
     references = [reference for reference, _ in find(str(tmp_path))]
@@ -170,18 +207,38 @@ def test_parquet_with_images(tmp_path: Path) -> None:
 
 
 def test_tar_members_are_read_where_they_lie_and_never_extracted(tmp_path: Path) -> None:
-    members = {"a.png": b"first", "../../x.png": b"second", "/etc/y.png": b"third", "n#&=%\n.png": b"fourth", "a.txt": b"-", "z.png": b""}
+    members = {
+        "a.png": b"first",
+        "../../x.png": b"second",
+        "/etc/y.png": b"third",
+        "n#&=%\n.png": b"fourth",
+        "a.txt": b"-",
+        "z.png": b"",
+    }
     (tmp_path / "in").mkdir()
     tar(tmp_path / "in/a.tar", members)
     before = sorted(tmp_path.rglob("*"))
-    assert read(tmp_path / "in") == [b"first", Reason.OUTSIDE_ROOT, Reason.OUTSIDE_ROOT, b"fourth", b""]
+    assert read(tmp_path / "in") == [
+        b"first",
+        Reason.OUTSIDE_ROOT,
+        Reason.OUTSIDE_ROOT,
+        b"fourth",
+        b"",
+    ]
     assert sorted(tmp_path.rglob("*")) == before
     assert not Path("/etc/y.png").exists() and not (tmp_path.parent / "x.png").exists()
 
 
 def test_tar_members_that_are_no_files_are_never_opened(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE):
+        for kind in (
+            tarfile.SYMTYPE,
+            tarfile.LNKTYPE,
+            tarfile.FIFOTYPE,
+            tarfile.CHRTYPE,
+            tarfile.BLKTYPE,
+            tarfile.DIRTYPE,
+        ):
             member = tarfile.TarInfo("same.png")
             member.type, member.linkname = kind, "/etc/passwd"
             archive.addfile(member)
@@ -221,7 +278,8 @@ def test_a_uri_column(tmp_path: Path) -> None:
         "../../secret.png": Reason.OUTSIDE_ROOT,
         "link.png": Reason.OUTSIDE_ROOT,
         "linked/secret.png": Reason.OUTSIDE_ROOT,
-        # `..` is taken off before links are followed, as it is when the file is opened: the other way round this would lie in deep/.
+        # `..` is taken off before links are followed, as it is when the file is opened: the other
+        # way round this would lie in deep/.
         "up/../../../secret.png": Reason.OUTSIDE_ROOT,
         "..": Reason.OUTSIDE_ROOT,
         "%2e%2e/%2e%2e/secret.png": Reason.MISSING,
@@ -233,19 +291,29 @@ def test_a_uri_column(tmp_path: Path) -> None:
         path = parquet(tmp_path / "in/data/list.parquet", column, list(values))
         references = [reference for reference, _ in find(str(path))]
         contents = fetch(references, max_image_bytes=LIMIT)
-        found = [content.reason if isinstance(content, UnreadableImage) else content for content in contents]
+        found = [
+            content.reason if isinstance(content, UnreadableImage) else content
+            for content in contents
+        ]
         # Only the Parquet file is given, so what lies beside its folder is outside.
         expected = values | {"../other/y.png": Reason.OUTSIDE_ROOT}
         assert dict(zip(values, found, strict=True)) == expected
-        # The folder above is given: what lies below it is inside. link.png is found by itself, too: who gives a folder gives its links.
-        link, *contents = fetch([reference for reference, _ in find(str(tmp_path / "in"))], max_image_bytes=LIMIT)
+        # The folder above is given: what lies below it is inside. link.png is found by itself, too:
+        # who gives a folder gives its links.
+        link, *contents = fetch(
+            [reference for reference, _ in find(str(tmp_path / "in"))], max_image_bytes=LIMIT
+        )
         assert link == b"outside"
-        found = [content.reason if isinstance(content, UnreadableImage) else content for content in contents[: len(values)]]
+        found = [
+            content.reason if isinstance(content, UnreadableImage) else content
+            for content in contents[: len(values)]
+        ]
         assert dict(zip(values, found, strict=True)) == values
 
 
 def test_a_uri_outside_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A named pipe without a writer: who opens it waits for ever, and who asks for its size would look at it.
+    # A named pipe without a writer: who opens it waits for ever, and who asks for its size would
+    # look at it.
     os.mkfifo(tmp_path / "pipe.png")
     path = parquet(tmp_path / "in/list.parquet", "path", ["../pipe.png"])
     [(reference, _)] = find(str(path))
@@ -266,10 +334,14 @@ def test_strings_that_are_no_text_are_read_or_missing(tmp_path: Path) -> None:
     assert read(parquet(tmp_path / "list.parquet", "path", text)) == [b"no utf-8", Reason.MISSING]
 
 
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
+)
 def test_a_uri_column_of_another_kind_of_text(tmp_path: Path, kind: pa.DataType) -> None:
     write(tmp_path / "a.png", b"x")
-    assert read(parquet(tmp_path / "list.parquet", "path", pa.array(["a.png"]).cast(kind))) == [b"x"]
+    assert read(parquet(tmp_path / "list.parquet", "path", pa.array(["a.png"]).cast(kind))) == [
+        b"x"
+    ]
 
 
 def test_a_parquet_file_that_is_both_listed_and_named_is_no_crash(tmp_path: Path) -> None:
@@ -312,7 +384,9 @@ def test_a_damaged_tar_loses_no_image_silently(tmp_path: Path, damage: str) -> N
     path = tar(tmp_path / "a.tar", {"a.png": b"1" * 600, "b.png": b"2" * 600})
     assert read(tmp_path) == [b"1" * 600, b"2" * 600]
     write(path, DAMAGES[damage](path.read_bytes()))
-    with pytest.raises(ConfigurationError, match="a.tar: cannot be read as tar: .*; fix or remove the file"):
+    with pytest.raises(
+        ConfigurationError, match="a.tar: cannot be read as tar: .*; fix or remove the file"
+    ):
         list(find(str(tmp_path)))
 
 
@@ -323,37 +397,64 @@ def test_the_end_of_a_tar_may_be_of_any_length(tmp_path: Path, length: int) -> N
     assert read(tmp_path) == [b"1" * 600, b"2" * 600]
 
 
-@pytest.mark.parametrize("values", [["/data/a.png"], pa.array([[1, 2]]), pa.array([{"size": 3}]), pa.array([7])])
+@pytest.mark.parametrize(
+    "values", [["/data/a.png"], pa.array([[1, 2]]), pa.array([{"size": 3}]), pa.array([7])]
+)
 def test_an_image_column_that_holds_no_images_is_refused(tmp_path: Path, values: Any) -> None:
-    with pytest.raises(ConfigurationError, match="a.parquet: column 'image' holds .*, neither bytes nor a struct with them; write"):
+    with pytest.raises(
+        ConfigurationError,
+        match="a.parquet: column 'image' holds .*, neither bytes nor a struct with them; write",
+    ):
         list(find(str(parquet(tmp_path / "a.parquet", "image", values))))
 
 
 def test_a_list_that_names_what_nobody_reads_is_refused(tmp_path: Path) -> None:
     urls = [f"https://example.com/{n}.jpg" for n in range(3)]
     parquet(tmp_path / "list.parquet", "url", [*urls, "a.png", "b.png"])
-    with pytest.raises(ConfigurationError, match=r"list.parquet: 3 of 5 rows of column 'url' cannot be read, such as 'https://.*download"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"list.parquet: 3 of 5 rows of column 'url' cannot be read, such as"
+        r" 'https://.*download",
+    ):
         list(find(str(tmp_path)))
     parquet(tmp_path / "list.parquet", "url", [*urls[:2], "a.png", "b.png"])
     assert read(tmp_path) == [Reason.MISSING] * 4, "a few rows are quarantined"
 
 
 def test_a_list_names_the_buckets_that_it_may(tmp_path: Path) -> None:
-    path = parquet(tmp_path / "list.parquet", "uri", ["s3://others/private/x.png", "s3://others/y.png"])
-    with pytest.raises(ConfigurationError, match=r"names a bucket that is neither .*; if you trust the list, add --image_roots s3://others"):
+    path = parquet(
+        tmp_path / "list.parquet", "uri", ["s3://others/private/x.png", "s3://others/y.png"]
+    )
+    with pytest.raises(
+        ConfigurationError,
+        match=r"names a bucket that is neither .*; if you trust the list, add --image_roots"
+        r" s3://others",
+    ):
         list(find(str(path)))
     trusted = [reference for reference, _ in find(str(path), image_roots=("s3://others",))]
     assert trusted == ["s3://others/private/x.png", "s3://others/y.png"]
-    narrow = parquet(tmp_path / "list.parquet", "uri", ["s3://others/private/x.png", "s3://others/y.png", "a.png"])
+    narrow = parquet(
+        tmp_path / "list.parquet",
+        "uri",
+        ["s3://others/private/x.png", "s3://others/y.png", "a.png"],
+    )
     found = [reference for reference, _ in find(str(narrow), image_roots=("s3://others/private",))]
-    assert found == ["s3://others/private/x.png", "s3://others/y.png#outside_root", f"{tmp_path}/a.png"]
+    assert found == [
+        "s3://others/private/x.png",
+        "s3://others/y.png#outside_root",
+        f"{tmp_path}/a.png",
+    ]
 
 
 def test_a_list_leads_to_folders_that_are_trusted(tmp_path: Path) -> None:
     write(tmp_path / "photos/a.png", b"1")
-    path = parquet(tmp_path / "lists/list.parquet", "path", [f"{tmp_path}/photos/a.png", "../photos/b.png"])
+    path = parquet(
+        tmp_path / "lists/list.parquet", "path", [f"{tmp_path}/photos/a.png", "../photos/b.png"]
+    )
     assert read(path) == [Reason.OUTSIDE_ROOT, Reason.OUTSIDE_ROOT]
-    references = [reference for reference, _ in find(str(path), image_roots=(str(tmp_path / "photos"),))]
+    references = [
+        reference for reference, _ in find(str(path), image_roots=(str(tmp_path / "photos"),))
+    ]
     assert fetch(references, max_image_bytes=LIMIT)[0] == b"1"
 
 
@@ -362,9 +463,15 @@ def test_structs_with_paths_alone_are_a_list(tmp_path: Path, with_bytes: bool) -
     """As `datasets` writes images that it was not told to embed."""
     nothing = {"bytes": None} if with_bytes else {}
     fields = [*([("bytes", pa.binary())] if with_bytes else []), ("path", pa.string())]
-    values = pa.array([nothing | {"path": name} for name in ("a.png", "b.png", None)], pa.struct(fields))
+    values = pa.array(
+        [nothing | {"path": name} for name in ("a.png", "b.png", None)], pa.struct(fields)
+    )
     parquet(tmp_path / "list.parquet", "image", values)
-    with pytest.raises(ConfigurationError, match=r"list.parquet: column 'image' holds paths and no bytes, and the first, b?'a.png', leads"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"list.parquet: column 'image' holds paths and no bytes, and the first, b?'a.png',"
+        r" leads",
+    ):
         list(find(str(tmp_path)))
     write(tmp_path / "a.png", b"1")
     references = [reference for reference, _ in find(str(tmp_path / "list.parquet"))]
@@ -384,10 +491,15 @@ def test_references_of_a_run_are_taken_as_they_are(tmp_path: Path) -> None:
     parquet(tmp_path / "photos/rows.parquet", "image", [b"row"])
     references = [reference for reference, _ in find(str(tmp_path / "photos"))]
     run = tmp_path / "runs/1"
-    columns = {"image_id": [image_id_of(reference) for reference in references], "image_uri": references}
+    columns = {
+        "image_id": [image_id_of(reference) for reference in references],
+        "image_uri": references,
+    }
     (run / "quarantine").mkdir(parents=True)
     pq.write_table(pa.table(columns), run / "quarantine/part-00000000.parquet")
-    assert read(run / "quarantine") == [Reason.OUTSIDE_ROOT] * 3, "a list from elsewhere may say what it likes of its rows"
+    assert read(run / "quarantine") == [Reason.OUTSIDE_ROOT] * 3, (
+        "a list from elsewhere may say what it likes of its rows"
+    )
     (run / "manifest").mkdir()
     (run / "manifest/index.json").write_text(json.dumps({"root": str(tmp_path / "photos")}))
     finding._root_of_run.cache_clear()
@@ -395,24 +507,36 @@ def test_references_of_a_run_are_taken_as_they_are(tmp_path: Path) -> None:
     assert read(run / "quarantine") == [b"file", b"row", b"member"]
 
 
-def test_what_is_left_out_by_name_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_out_by_name_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a.png", "b.tgz", "c.tar.gz", "d", "e.TXT", "f.tgz"):
         write(tmp_path / name, b"-")
     assert len(list(find(str(tmp_path)))) == 1
-    assert "5 files are left out by their names (.tgz 2, .gz 1, no extension 1, .txt 1); images, .parquet and" in capsys.readouterr().out
+    assert (
+        "5 files are left out by their names (.tgz 2, .gz 1, no extension 1, .txt 1); images,"
+        " .parquet and" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
     ("column", "values", "message"),
-    [("caption", ["x"], "no column 'image' and none of .*; it has caption"), ("path", [1], "'path' holds int64 and not URIs")],
+    [
+        ("caption", ["x"], "no column 'image' and none of .*; it has caption"),
+        ("path", [1], "'path' holds int64 and not URIs"),
+    ],
 )
-def test_parquet_without_images(tmp_path: Path, column: str, values: list[Any], message: str) -> None:
+def test_parquet_without_images(
+    tmp_path: Path, column: str, values: list[Any], message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=message):
         list(find(str(parquet(tmp_path / "a.parquet", column, values))))
 
 
 def test_nothing_to_find(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"holds no image; files that end in .*\.png.* are taken"):
+    with pytest.raises(
+        ConfigurationError, match=r"holds no image; files that end in .*\.png.* are taken"
+    ):
         next(find(str(tmp_path)))
     write(tmp_path / "notes.txt", b"x")
     parquet(tmp_path / "empty.parquet", "image", pa.array([], pa.binary()))
@@ -444,5 +568,7 @@ def test_nothing_to_find(tmp_path: Path) -> None:
     ],
 )
 def test_a_list_in_an_object_store_reads_no_local_file(value: str, reference: str) -> None:
-    roots = Roots.of("s3://bucket/data/list.parquet", "s3://bucket/data", ("s3://trusted/here", "/data"))
+    roots = Roots.of(
+        "s3://bucket/data/list.parquet", "s3://bucket/data", ("s3://trusted/here", "/data")
+    )
     assert absolute(value, roots) == reference

@@ -14,7 +14,10 @@ def key(number: int) -> bytes:
 
 
 def found(repeats: Repeats) -> list[tuple[int, bytes, int]]:
-    return [(int(repeat["position"]), name_of(repeat), int(repeat["number"])) for repeat in repeats.found()]
+    return [
+        (int(repeat["position"]), name_of(repeat), int(repeat["number"]))
+        for repeat in repeats.found()
+    ]
 
 
 @settings(max_examples=20, deadline=None)

@@ -23,7 +23,14 @@ def model_folder(tmp_path: Path) -> Path:
 def test_what_can_be_a_model(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(model_folder.parent)
     monkeypatch.setenv("HOME", str(model_folder.parent))
-    for name in (str(model_folder), "model", "./model", "~/model", "Qwen/Qwen2-VL-2B-Instruct", "bczhou/TinyLLaVA-2.0B"):
+    for name in (
+        str(model_folder),
+        "model",
+        "./model",
+        "~/model",
+        "Qwen/Qwen2-VL-2B-Instruct",
+        "bczhou/TinyLLaVA-2.0B",
+    ):
         checkpoint.check("svlm.model", name)
 
 
@@ -53,7 +60,10 @@ def test_what_cannot_be_a_model(name: str, tmp_path: Path, monkeypatch: pytest.M
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"")
     for name in (tmp_path, tmp_path / "weights.bin"):
-        with pytest.raises(ConfigurationError, match=r"holds no config\.json; give a folder in the Hugging Face layout"):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"holds no config\.json; give a folder in the Hugging Face layout",
+        ):
             checkpoint.check("lvlm.model", str(name))
 
 
@@ -85,7 +95,8 @@ DAMAGED = {
     "a tensor that is none": b'\x09\0\0\0\0\0\0\0{"a": 12}',
     "a tensor without a place": b'\x1a\0\0\0\0\0\0\0{"a": {"shape": [2, 3, 4]}}',
     "nested": b"\xa0\x86\x01\0\0\0\0\0" + b"[" * 100_000,
-    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69",
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid"
+    b" sha256:4d7a214614ab2935c943f9e0ff69",
 }
 
 
@@ -115,7 +126,9 @@ def test_an_index_that_is_none_is_refused(index: bytes, model_folder: Path) -> N
         checkpoint.check("svlm.model", str(model_folder))
 
 
-def test_local_names_stay_and_home_is_expanded(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_names_stay_and_home_is_expanded(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(model_folder.parent))
     assert checkpoint.local("~/model") == str(model_folder)
     assert checkpoint.local(str(model_folder)) == str(model_folder)

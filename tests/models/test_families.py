@@ -1,5 +1,6 @@
-"""Every S-VLM family end to end at tiny sizes: asked, trained by DeepSpeed, saved, loaded again and served; and what is refused, with its
-reason."""
+"""Every S-VLM family end to end at tiny sizes: asked, trained by DeepSpeed, saved, loaded again and
+served; and what is refused, with its reason.
+"""
 
 import asyncio
 import io
@@ -32,8 +33,16 @@ QUICK = {"qwen2-vl", "smolvlm"}
 
 def section(name: str, folder: Path, **changes: Any) -> ModelSection:
     family = FAMILIES[name]
-    settings = {"model": str(folder), "dtype": "float32", "gpus_per_replica": 0, "max_model_len": 512, "images_in_flight": 8}
-    return ModelSection(**(settings | {"processor_options": family.processor_options} | family.settings | changes))
+    settings = {
+        "model": str(folder),
+        "dtype": "float32",
+        "gpus_per_replica": 0,
+        "max_model_len": 512,
+        "images_in_flight": 8,
+    }
+    return ModelSection(
+        **(settings | {"processor_options": family.processor_options} | family.settings | changes)
+    )
 
 
 def picture(row: dict[str, Any]) -> Image.Image:
@@ -41,8 +50,12 @@ def picture(row: dict[str, Any]) -> Image.Image:
 
 
 def samples() -> list[Sample]:
-    """ROWS to train on; the second image is of another shape, which some families cut into another number of tiles."""
-    made = [Sample(image=picture(row), question=row["question"], answer=row["answer"]) for row in ROWS]
+    """ROWS to train on; the second image is of another shape, which some families cut into another
+    number of tiles.
+    """
+    made = [
+        Sample(image=picture(row), question=row["question"], answer=row["answer"]) for row in ROWS
+    ]
     return [made[0], replace(made[1], image=made[1].image.resize((64, 120))), *made[2:]]
 
 
@@ -62,15 +75,17 @@ class Workshop:
         process_group_of_one()
 
     def train(self, name: str, folder: Path, by_heart: bool) -> dict[str, Any]:
-        """The family's model in folder/published, and trained at ZeRO stages 2 and 3 in folder/stage-2 and -3.
+        """The family's model in folder/published, and trained at ZeRO stages 2 and 3 in
+        folder/stage-2 and -3.
 
-        Two steps show that it trains. `by_heart` takes more at stage 2: what is served must know its answers, for random weights are
-        full of near-ties.
+        Two steps show that it trains. `by_heart` takes more at stage 2: what is served must know
+        its answers, for random weights are full of near-ties.
         """
         svlm = section(name, write(FAMILIES[name], folder / "published"))
         steps = {2: STEPS_BY_HEART if by_heart else 2, 3: 2}
         return {"collated": self._collated(svlm)} | {
-            stage: self._train(svlm, stage, count, folder / f"stage-{stage}") for stage, count in steps.items()
+            stage: self._train(svlm, stage, count, folder / f"stage-{stage}")
+            for stage, count in steps.items()
         }
 
     def _collated(self, svlm: ModelSection) -> dict[str, Any]:
@@ -79,25 +94,41 @@ class Workshop:
 
         model, processor, _ = load_svlm(svlm, "float32")
         batch = self._batches(svlm, model, processor)[0]
-        ids = [row[mask.bool()].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-        whole = [with_reply(processor, prompts.ANSWERING.format(question=row["question"]), row["answer"]) for row in ROWS[:2]]
+        ids = [
+            row[mask.bool()].tolist()
+            for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ]
+        whole = [
+            with_reply(processor, prompts.ANSWERING.format(question=row["question"]), row["answer"])
+            for row in ROWS[:2]
+        ]
         pictures = [[sample.image] for sample in samples()[:2]]
         as_written = [
             processor(text=[text], images=[shown], **image_arguments(svlm))["input_ids"][0]
             for text, shown in zip(whole, pictures, strict=True)
         ]
         return {
-            "learned": [processor.tokenizer.decode(labels[labels >= 0]).strip() for labels in batch["labels"]],
-            "end": processor.tokenizer.convert_ids_to_tokens(batch["labels"][0][batch["labels"][0] >= 0].tolist())[-1],
+            "learned": [
+                processor.tokenizer.decode(labels[labels >= 0]).strip()
+                for labels in batch["labels"]
+            ],
+            "end": processor.tokenizer.convert_ids_to_tokens(
+                batch["labels"][0][batch["labels"][0] >= 0].tolist()
+            )[-1],
             "image_tokens": ids[0].count(processor.image_token_id),
-            "as_written": [list(written[: len(row) - 1]) == row[:-1] for written, row in zip(as_written, ids, strict=True)],
+            "as_written": [
+                list(written[: len(row) - 1]) == row[:-1]
+                for written, row in zip(as_written, ids, strict=True)
+            ],
         }
 
     def _batches(self, svlm: ModelSection, model: Any, processor: Any) -> list[dict[str, Any]]:
         from mpa_ray.models.chat_template import end_tokens, image_arguments
         from mpa_ray.training.collator import Collator
 
-        collator = Collator(processor, end_tokens=end_tokens(model), image_arguments=image_arguments(svlm))
+        collator = Collator(
+            processor, end_tokens=end_tokens(model), image_arguments=image_arguments(svlm)
+        )
         drawn = samples()
         return [collator(drawn[index : index + 2]) for index in range(0, len(drawn), 2)]
 
@@ -111,20 +142,32 @@ class Workshop:
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         settings = LevelSection(
-            gpus_per_worker=0, precision="float32", batch_size=8, micro_batch_size=2, learning_rate=RATE, zero_stage=stage
+            gpus_per_worker=0,
+            precision="float32",
+            batch_size=8,
+            micro_batch_size=2,
+            learning_rate=RATE,
+            zero_stage=stage,
         )
         model, processor, published = load_svlm(svlm, settings.precision)
         model.gradient_checkpointing_enable()
         batches = self._batches(svlm, model, processor)
         optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95))
         known = {"dist_init_required": not torch.distributed.is_initialized()}
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(settings, 1), **known)
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_config(settings, 1), **known
+        )
         engine.train()
-        losses = [take_step(engine, batches, scale=1 / len(ROWS), rate=RATE)[0] / len(ROWS) for _ in range(steps)]
+        losses = [
+            take_step(engine, batches, scale=1 / len(ROWS), rate=RATE)[0] / len(ROWS)
+            for _ in range(steps)
+        ]
         engine.eval()
         trained = self._logits(engine, batches[0])
         save_model(engine, processor, Folder.at(target), dtype=torch.float32, rank=0)
-        reloaded, report = AutoModelForImageTextToText.from_pretrained(target, dtype=torch.float32, output_loading_info=True)
+        reloaded, report = AutoModelForImageTextToText.from_pretrained(
+            target, dtype=torch.float32, output_loading_info=True
+        )
         return {
             "losses": losses,
             "difference": (trained - self._logits(reloaded.eval(), batches[0])).abs().max().item(),
@@ -140,7 +183,9 @@ class Workshop:
         import torch
 
         with torch.no_grad():
-            logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits.float()
+            logits = model(
+                **{name: value for name, value in batch.items() if name != "labels"}
+            ).logits.float()
         return logits[batch["attention_mask"].bool()]
 
 
@@ -175,7 +220,9 @@ def test_collates_as_the_chat_template_writes(trained: Any, name: str) -> None:
     found = trained(name)[1]["collated"]
     assert found["learned"] == [row["answer"] + found["end"] for row in ROWS[:2]]
     assert found["image_tokens"] == FAMILIES[name].image_tokens
-    assert all(found["as_written"]), "prompt and answer joined are not the tokens of the conversation as the template writes it"
+    assert all(found["as_written"]), (
+        "prompt and answer joined are not the tokens of the conversation as the template writes it"
+    )
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -185,22 +232,34 @@ def test_trains_and_reloads(trained: Any, name: str, stage: int) -> None:
     assert found["losses"][-1] < found["losses"][0]
     assert found["difference"] < 1e-4, found
     assert not found["missing"] and not found["unexpected"], found
-    assert found["names"][0] == found["names"][1], "what loads the published weights must find the trained ones under their names"
+    assert found["names"][0] == found["names"][1], (
+        "what loads the published weights must find the trained ones under their names"
+    )
     assert found["dtypes"][0] == found["dtypes"][1]
     assert found["ends"][0] == found["ends"][1]
 
 
 def _serve(name: str, folder: Path) -> dict[str, Any]:
-    """Asks the saved model through both engines, and runs the row logic of PA and PI on vLLM's. In a process of its own."""
+    """Asks the saved model through both engines, and runs the row logic of PA and PI on vLLM's. In
+    a process of its own.
+    """
     from mpa_ray.parity_identifier import identify_row
     from mpa_ray.pseudo_annotator import annotate_row
 
     greedy = Sampling(max_tokens=12)
-    rows = [{"image_id": str(number), "question": row["question"], "answer": row["answer"]} for number, row in enumerate(ROWS)]
+    rows = [
+        {"image_id": str(number), "question": row["question"], "answer": row["answer"]}
+        for number, row in enumerate(ROWS)
+    ]
 
     async def answers(engine: Any) -> list[Reply]:
         asked = [
-            engine.ask(picture(row), prompts.ANSWERING.format(question=row["question"]), image_id=str(number), sampling=greedy)
+            engine.ask(
+                picture(row),
+                prompts.ANSWERING.format(question=row["question"]),
+                image_id=str(number),
+                sampling=greedy,
+            )
             for number, row in enumerate(ROWS)
         ]
         return await asyncio.gather(*asked)
@@ -208,14 +267,29 @@ def _serve(name: str, folder: Path) -> dict[str, Any]:
     async def stages(engine: Any) -> dict[str, Any]:
         async def ask(prompt: str, sampling: Sampling) -> Reply:
             reply = await engine.ask(picture(ROWS[0]), prompt, image_id="0", sampling=sampling)
-            # Random weights write no annotation: what is counted is the engine's, what is parsed is ours.
-            wrote = "Question: What color is it?, Answer: red" if prompt == prompts.SCENE_TEXT else reply.text
+            # Random weights write no annotation: what is counted is the engine's, what is parsed is
+            # ours.
+            wrote = (
+                "Question: What color is it?, Answer: red"
+                if prompt == prompts.SCENE_TEXT
+                else reply.text
+            )
             return Reply(**(vars(reply) | {"text": wrote}))
 
         sampled = Sampling(max_tokens=24, temperature=1.0)
-        annotated = await annotate_row(rows[0], ask, prompt=prompts.SCENE_TEXT, annotating=sampled, answering=greedy, questions=1, seed=0)
+        annotated = await annotate_row(
+            rows[0],
+            ask,
+            prompt=prompts.SCENE_TEXT,
+            annotating=sampled,
+            answering=greedy,
+            questions=1,
+            seed=0,
+        )
         stood_by = annotated[0] | {"lvlm_answer": annotated[0]["answer"]}
-        judged = await identify_row(stood_by, ask, matcher="exact", answering=greedy, exhaustive=False)
+        judged = await identify_row(
+            stood_by, ask, matcher="exact", answering=greedy, exhaustive=False
+        )
         return {"annotated": annotated[0], "judged": judged[0]}
 
     loaded = engines.load(section(name, folder))
@@ -231,19 +305,34 @@ def _serve(name: str, folder: Path) -> dict[str, Any]:
     return {"vllm": replies, "transformers": theirs} | rows_out
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES],
+)
 def test_is_asked_and_served_alike(trained: Any, name: str) -> None:
     import ray
 
     if not engines.vllm_is_installed():
         pytest.skip("vLLM is not installed here")
-    found = ray.get(ray.remote(num_cpus=1, max_calls=1)(_serve).remote(name, trained(name, by_heart=True)[0] / "stage-2"))
+    found = ray.get(
+        ray.remote(num_cpus=1, max_calls=1)(_serve).remote(
+            name, trained(name, by_heart=True)[0] / "stage-2"
+        )
+    )
     ours, theirs = found["vllm"], found["transformers"]
-    assert [reply.prompt_tokens for reply in ours] == [reply.prompt_tokens for reply in theirs], "the prompts differ"
-    # Greedy decoding turns with the batch at near-ties; and whether the blank before a first word belongs to it, engines see differently.
-    same = sum(mine.text.strip() == other.text.strip() for mine, other in zip(ours, theirs, strict=True))
+    assert [reply.prompt_tokens for reply in ours] == [reply.prompt_tokens for reply in theirs], (
+        "the prompts differ"
+    )
+    # Greedy decoding turns with the batch at near-ties; and whether the blank before a first word
+    # belongs to it, engines see differently.
+    same = sum(
+        mine.text.strip() == other.text.strip() for mine, other in zip(ours, theirs, strict=True)
+    )
     assert same >= 6, [(mine.text, other.text) for mine, other in zip(ours, theirs, strict=True)]
-    assert all(0 < reply.output_tokens <= 12 and reply.finish_reason in ("stop", "length") for reply in ours)
+    assert all(
+        0 < reply.output_tokens <= 12 and reply.finish_reason in ("stop", "length")
+        for reply in ours
+    )
     assert all((reply.finish_reason == "length") == (reply.output_tokens == 12) for reply in ours)
     annotated, judged = found["annotated"], found["judged"]
     assert annotated["question"] == "What color is it?"
@@ -259,7 +348,12 @@ def _ask_published(model: ModelSection) -> list[int]:
 
     async def ask_all() -> list[Reply]:
         short = Sampling(max_tokens=4)
-        return await asyncio.gather(*(loaded.ask(picture(row), "?", image_id=str(n), sampling=short) for n, row in enumerate(ROWS)))
+        return await asyncio.gather(
+            *(
+                loaded.ask(picture(row), "?", image_id=str(n), sampling=short)
+                for n, row in enumerate(ROWS)
+            )
+        )
 
     replies = asyncio.run(ask_all())
     loaded.close()
@@ -267,22 +361,36 @@ def _ask_published(model: ModelSection) -> list[int]:
 
 
 @pytest.mark.slow
-def test_internvl2_as_published_is_served_once_its_code_is_trusted(ray_session: None, tmp_path: Path) -> None:
-    """The L-VLM's case: vLLM has the model; configuration code is run, the template takes plain text, and the weights are vLLM's
-    dummies."""
+def test_internvl2_as_published_is_served_once_its_code_is_trusted(
+    ray_session: None, tmp_path: Path
+) -> None:
+    """The L-VLM's case: vLLM has the model; configuration code is run, the template takes plain
+    text, and the weights are vLLM's dummies.
+    """
     import ray
 
     if not engines.vllm_is_installed():
         pytest.skip("vLLM is not installed here")
     folder = write_internvl2_as_published(tmp_path / "internvl2")
-    settings = {"model": str(folder), "dtype": "float32", "gpus_per_replica": 0, "max_model_len": 512, "images_in_flight": 8}
-    settings |= {"engine_options": {"load_format": "dummy"}, "processor_options": {"max_dynamic_patch": 4}}
+    settings = {
+        "model": str(folder),
+        "dtype": "float32",
+        "gpus_per_replica": 0,
+        "max_model_len": 512,
+        "images_in_flight": 8,
+    }
+    settings |= {
+        "engine_options": {"load_format": "dummy"},
+        "processor_options": {"max_dynamic_patch": 4},
+    }
     trusting = ModelSection(**settings, trust_remote_code=f"{folder}@{COMMIT}")
     env = {"env_vars": {"HF_MODULES_CACHE": str(tmp_path / "modules")}}
     task = ray.remote(num_cpus=1, max_calls=1, runtime_env=env)(_ask_published)
-    # Four tiles and the whole image, 4 tokens each; the system message, the user's and what is around them are the rest.
+    # Four tiles and the whole image, 4 tokens each; the system message, the user's and what is
+    # around them are the rest.
     around = (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<img></img>\n?<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nYou are a helpful"
+        " assistant.<|im_end|>\n<|im_start|>user\n<img></img>\n?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert set(ray.get(task.remote(trusting))) == {20 + count_tokens(folder, around)}
     with pytest.raises(ConfigurationError, match="custom code, which stays off"):
@@ -314,14 +422,22 @@ def test_processor_options_bound_the_tokens_and_stay_in_the_trained_model(traine
     folder = trained("smolvlm")[0]
     # 12 tiles and the whole image of 4 tokens each, from a 96 x 96 image: SmolVLM enlarges.
     assert image_tokens(AutoProcessor.from_pretrained(folder / "published")) == 68
-    assert image_tokens(AutoProcessor.from_pretrained(folder / "stage-2")) == FAMILIES["smolvlm"].image_tokens
+    assert (
+        image_tokens(AutoProcessor.from_pretrained(folder / "stage-2"))
+        == FAMILIES["smolvlm"].image_tokens
+    )
 
 
 def test_an_option_that_the_processor_has_not_is_refused(published: Any) -> None:
     from mpa_ray.models.chat_template import load_processor
 
-    with pytest.raises(ConfigurationError, match=r"Idefics3ImageProcessor has no such option; it has .*do_image_splitting"):
-        load_processor(section("smolvlm", published("smolvlm"), processor_options={"longest_edge": 64}))
+    with pytest.raises(
+        ConfigurationError,
+        match=r"Idefics3ImageProcessor has no such option; it has .*do_image_splitting",
+    ):
+        load_processor(
+            section("smolvlm", published("smolvlm"), processor_options={"longest_edge": 64})
+        )
 
 
 def test_a_model_without_a_fit_chat_template_is_refused(published: Any) -> None:
@@ -330,7 +446,11 @@ def test_a_model_without_a_fit_chat_template_is_refused(published: Any) -> None:
     folder = published("tinyllava")
     with pytest.raises(ConfigurationError, match="has no chat template"):
         load_processor(section("tinyllava", folder, chat_template=None))
-    for blind in ("{{ messages[0]['role'] }}:", "{{ 'USER: ' + messages[0]['content'] }}", "{{ messages[0]['content'] }}"):
+    for blind in (
+        "{{ messages[0]['role'] }}:",
+        "{{ 'USER: ' + messages[0]['content'] }}",
+        "{{ messages[0]['content'] }}",
+    ):
         with pytest.raises(ConfigurationError, match="writes no image"):
             load_processor(section("tinyllava", folder, chat_template=blind))
 
@@ -339,7 +459,9 @@ def test_a_template_that_begins_with_the_start_token_gives_one_and_not_two(publi
     from mpa_ray.models.chat_template import load_processor, user_prompt
 
     for template in (LLAVA_TEMPLATE, "{{ bos_token }}" + LLAVA_TEMPLATE):
-        processor = load_processor(section("tinyllava", published("tinyllava"), chat_template=template))
+        processor = load_processor(
+            section("tinyllava", published("tinyllava"), chat_template=template)
+        )
         tokens = processor.tokenizer(user_prompt(processor, "?"))["input_ids"]
         assert tokens.count(processor.tokenizer.bos_token_id) == 1
 
@@ -351,7 +473,10 @@ def test_generation_settings_that_cannot_be_saved_are_fixed(published: Any, tmp_
 
     folder = published("tinyllava")
     (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.2, "top_p": 0.9}))
-    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    model, processor = (
+        AutoModelForImageTextToText.from_pretrained(folder),
+        AutoProcessor.from_pretrained(folder),
+    )
     model.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match="temperature"):
         model.save_pretrained(tmp_path / "unmended")
@@ -369,10 +494,30 @@ def with_config(folder: Path, **config: Any) -> str:
 @pytest.mark.parametrize(
     ("config", "engine", "trained", "said"),
     [
-        ({"model_type": "internvl_chat"}, "vllm", True, "that we cannot train; take a checkpoint in the transformers layout"),
-        ({"model_type": "internvl_chat"}, "vllm", False, "configuration and tokenizer are custom code, which stays off"),
-        ({"model_type": "internvl_chat"}, "transformers", False, "that we cannot serve; take a checkpoint in the transformers layout"),
-        ({"model_type": "tiny_llava_stablelm"}, "vllm", False, "that we cannot serve; take one in the LLaVA layout"),
+        (
+            {"model_type": "internvl_chat"},
+            "vllm",
+            True,
+            "that we cannot train; take a checkpoint in the transformers layout",
+        ),
+        (
+            {"model_type": "internvl_chat"},
+            "vllm",
+            False,
+            "configuration and tokenizer are custom code, which stays off",
+        ),
+        (
+            {"model_type": "internvl_chat"},
+            "transformers",
+            False,
+            "that we cannot serve; take a checkpoint in the transformers layout",
+        ),
+        (
+            {"model_type": "tiny_llava_stablelm"},
+            "vllm",
+            False,
+            "that we cannot serve; take one in the LLaVA layout",
+        ),
         ({"model_type": "qwen2"}, "vllm", True, "a text model without images"),
         ({"model_type": "nobodys"}, "transformers", False, "unknown to transformers"),
         (
@@ -397,14 +542,29 @@ def test_known_hub_names_are_refused_without_the_hub() -> None:
     for name in ("OpenGVLab/InternVL2-2B", "OpenGVLab/InternVL2-4B", "bczhou/TinyLLaVA-2.0B"):
         with pytest.raises(ConfigurationError, match="svlm.model"):
             families.check("svlm.model", ModelSection(model=name), trained=True)
-    for name in ("OpenGVLab/InternVL3-2B-hf", "Qwen/Qwen2-VL-2B-Instruct", "bczhou/tiny-llava-v1-hf"):
+    for name in (
+        "OpenGVLab/InternVL3-2B-hf",
+        "Qwen/Qwen2-VL-2B-Instruct",
+        "bczhou/tiny-llava-v1-hf",
+    ):
         families.check("svlm.model", ModelSection(model=name), trained=True)
-    trusted = ModelSection(model="OpenGVLab/InternVL2-8B", trust_remote_code=f"OpenGVLab/InternVL2-8B@{COMMIT}")
+    trusted = ModelSection(
+        model="OpenGVLab/InternVL2-8B", trust_remote_code=f"OpenGVLab/InternVL2-8B@{COMMIT}"
+    )
     families.check("lvlm.model", trusted, trained=False)
 
 
 @pytest.mark.parametrize(
-    "trusted", ["true", "a/b", "a/b@main", f"a/c@{COMMIT}", f"a/b@{COMMIT[:12]}", f"a/b@{COMMIT.upper()}", f"@{COMMIT}"]
+    "trusted",
+    [
+        "true",
+        "a/b",
+        "a/b@main",
+        f"a/c@{COMMIT}",
+        f"a/b@{COMMIT[:12]}",
+        f"a/b@{COMMIT.upper()}",
+        f"@{COMMIT}",
+    ],
 )
 def test_custom_code_is_trusted_by_name_and_whole_commit_only(trusted: str) -> None:
     with pytest.raises(ValueError, match="must name this model and a whole commit"):
@@ -413,8 +573,15 @@ def test_custom_code_is_trusted_by_name_and_whole_commit_only(trusted: str) -> N
 
 def test_trusted_code_and_weights_are_of_one_commit() -> None:
     model = ModelSection(model="a/b", trust_remote_code=f"a/b@{COMMIT}")
-    assert checkpoint.arguments(model) == {"revision": COMMIT, "code_revision": COMMIT, "trust_remote_code": True}
-    assert checkpoint.arguments(ModelSection(model="a/b", revision="v1")) == {"revision": "v1", "trust_remote_code": False}
+    assert checkpoint.arguments(model) == {
+        "revision": COMMIT,
+        "code_revision": COMMIT,
+        "trust_remote_code": True,
+    }
+    assert checkpoint.arguments(ModelSection(model="a/b", revision="v1")) == {
+        "revision": "v1",
+        "trust_remote_code": False,
+    }
     with pytest.raises(ValueError, match="exclude each other"):
         ModelSection(model="a/b", trust_remote_code=f"a/b@{COMMIT}", revision="v1")
 
@@ -425,47 +592,91 @@ def test_code_of_another_repository_is_not_trusted_with_a_model(tmp_path: Path) 
     trusting = ModelSection(model=folder, trust_remote_code=f"{folder}@{COMMIT}")
     with pytest.raises(ConfigurationError, match="its code is not in it but in evil/code"):
         families.check_loaded("svlm.model", trusting, trained=True)
-    (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "nobodys", "auto_map": {"AutoModelForImageTextToText": "m.M"}}))
+    (tmp_path / "m" / "config.json").write_text(
+        json.dumps({"model_type": "nobodys", "auto_map": {"AutoModelForImageTextToText": "m.M"}})
+    )
     families.check_loaded("svlm.model", trusting, trained=True)
-    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil/code--tokenization.T", None]}}))
+    (tmp_path / "m" / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["evil/code--tokenization.T", None]}})
+    )
     with pytest.raises(ConfigurationError, match="its code is not in it but in evil/code"):
         families.check_loaded("svlm.model", trusting, trained=True)
 
 
-def test_parameters_are_counted_from_headers_and_a_large_svlm_is_named(published: Any, tmp_path: Path) -> None:
+def test_parameters_are_counted_from_headers_and_a_large_svlm_is_named(
+    published: Any, tmp_path: Path
+) -> None:
     from transformers import AutoModelForImageTextToText
 
     folder = published("internvl3")
-    real = sum(parameter.numel() for parameter in AutoModelForImageTextToText.from_pretrained(folder).parameters())
+    real = sum(
+        parameter.numel()
+        for parameter in AutoModelForImageTextToText.from_pretrained(folder).parameters()
+    )
     model = ModelSection(model=str(folder))
     assert families.count_parameters(model) == real
     assert families.size_warning(model, real) is None
     large = tmp_path / "large"
     large.mkdir()
-    header = json.dumps({"__metadata__": {}, "w": {"dtype": "BF16", "shape": [100_000, 70_000], "data_offsets": [0, 0]}}).encode()
-    (large / "model-00001-of-00001.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    assert "has 7.0B parameters" in families.size_warning(model, families.count_parameters(ModelSection(model=str(large))))
+    header = json.dumps(
+        {
+            "__metadata__": {},
+            "w": {"dtype": "BF16", "shape": [100_000, 70_000], "data_offsets": [0, 0]},
+        }
+    ).encode()
+    (large / "model-00001-of-00001.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header
+    )
+    assert "has 7.0B parameters" in families.size_warning(
+        model, families.count_parameters(ModelSection(model=str(large)))
+    )
     assert families.count_parameters(ModelSection(model="Qwen/Qwen2-VL-2B-Instruct")) is None
 
 
 def test_presets_combine() -> None:
-    config = cli.parse(Config(), ["--preset", "qwen2vl-2b", "internvl2-8b", "--images", "i", "--output", "o"])
-    assert (config.svlm.model, config.lvlm.model) == ("Qwen/Qwen2-VL-2B-Instruct", "OpenGVLab/InternVL2-8B")
+    config = cli.parse(
+        Config(), ["--preset", "qwen2vl-2b", "internvl2-8b", "--images", "i", "--output", "o"]
+    )
+    assert (config.svlm.model, config.lvlm.model) == (
+        "Qwen/Qwen2-VL-2B-Instruct",
+        "OpenGVLab/InternVL2-8B",
+    )
 
 
 @pytest.mark.parametrize(
     ("stated", "context"),
     [
-        ({"text_config": {"max_position_embeddings": 2048, "rope_parameters": {"rope_type": "default"}}}, 2048),
+        (
+            {
+                "text_config": {
+                    "max_position_embeddings": 2048,
+                    "rope_parameters": {"rope_type": "default"},
+                }
+            },
+            2048,
+        ),
         ({"max_position_embeddings": 1024}, 1024),
         ({"text_config": {"max_position_embeddings": 32768}}, 4096),
-        ({"text_config": {"max_position_embeddings": 2048, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}}, 4096),
+        (
+            {
+                "text_config": {
+                    "max_position_embeddings": 2048,
+                    "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+                }
+            },
+            4096,
+        ),
         ({}, 4096),
     ],
 )
-def test_a_context_is_no_longer_than_the_model_states(stated: dict[str, Any], context: int, tmp_path: Path) -> None:
+def test_a_context_is_no_longer_than_the_model_states(
+    stated: dict[str, Any], context: int, tmp_path: Path
+) -> None:
     """vLLM refuses to serve more."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"} | stated))
     model = ModelSection(model=str(tmp_path))
     assert families.within_context(model).max_model_len == context
-    assert families.within_context(model.model_copy(update={"max_model_len": 512})).max_model_len == 512
+    assert (
+        families.within_context(model.model_copy(update={"max_model_len": 512})).max_model_len
+        == 512
+    )

@@ -1,4 +1,6 @@
-"""What fits on a card: figures of the paper's models that were computed by hand, and published ones."""
+"""What fits on a card: figures of the paper's models that were computed by hand, and published
+ones.
+"""
 
 import pytest
 
@@ -15,24 +17,57 @@ from mpa_ray.models.gpu_memory import (
 )
 from mpa_ray.models.size import GIB, ModelSize
 
-# From their configurations: layers, KV heads and widths of Qwen2-VL 2B, 7B and 72B, and SmolVLM-500M.
-SMALL = ModelSize(parameters=2_209_000_000, weight_bytes=4_418_000_000, kv_bytes=28_672, heads=12, source="its files")
-LARGE = ModelSize(parameters=8_291_000_000, weight_bytes=16_583_000_000, kv_bytes=57_344, heads=28, source="its files")
-HUGE = ModelSize(parameters=73_406_000_000, weight_bytes=146_811_000_000, kv_bytes=327_680, heads=64, source="its files")
-TINY = ModelSize(parameters=507_000_000, weight_bytes=1_015_000_000, kv_bytes=40_960, heads=15, source="its files")
+# From their configurations: layers, KV heads and widths of Qwen2-VL 2B, 7B and 72B, and
+# SmolVLM-500M.
+SMALL = ModelSize(
+    parameters=2_209_000_000,
+    weight_bytes=4_418_000_000,
+    kv_bytes=28_672,
+    heads=12,
+    source="its files",
+)
+LARGE = ModelSize(
+    parameters=8_291_000_000,
+    weight_bytes=16_583_000_000,
+    kv_bytes=57_344,
+    heads=28,
+    source="its files",
+)
+HUGE = ModelSize(
+    parameters=73_406_000_000,
+    weight_bytes=146_811_000_000,
+    kv_bytes=327_680,
+    heads=64,
+    source="its files",
+)
+TINY = ModelSize(
+    parameters=507_000_000,
+    weight_bytes=1_015_000_000,
+    kv_bytes=40_960,
+    heads=15,
+    source="its files",
+)
 
 
 def test_a_72b_model_takes_four_cards_of_48_gib_and_two_of_80_do_not_hold_it() -> None:
     model = ModelSection(model="a/b")
     assert tensor_parallel_size(HUGE, model, card_gib=48, most=8) == 4
-    assert tensor_parallel_size(HUGE, model, card_gib=79.6, most=8) == 4, "2 x 68 GiB of weights leave no room for the KV cache"
+    assert tensor_parallel_size(HUGE, model, card_gib=79.6, most=8) == 4, (
+        "2 x 68 GiB of weights leave no room for the KV cache"
+    )
     assert tensor_parallel_size(HUGE, model, card_gib=140.4, most=8) == 2
     assert tensor_parallel_size(HUGE, model, card_gib=48, most=2) is None
 
 
 def test_a_tensor_parallel_size_divides_the_heads() -> None:
     # 15 heads are not divided by 2, 4 or 8.
-    odd = ModelSize(parameters=30_000_000_000, weight_bytes=60_000_000_000, kv_bytes=100_000, heads=15, source="its files")
+    odd = ModelSize(
+        parameters=30_000_000_000,
+        weight_bytes=60_000_000_000,
+        kv_bytes=100_000,
+        heads=15,
+        source="its files",
+    )
     assert tensor_parallel_size(odd, ModelSection(model="a/b"), card_gib=48, most=8) is None
 
 
@@ -52,7 +87,8 @@ def test_the_kv_cache_holds_the_images_in_flight() -> None:
 @pytest.mark.parametrize(
     ("size", "cards", "card_gib", "images"),
     [
-        # 0.9 x 48 GiB less 3 of the engine and 15.4 of weights is 24.8 GiB: 518 images of 896 tokens, half of which are over the most.
+        # 0.9 x 48 GiB less 3 of the engine and 15.4 of weights is 24.8 GiB: 518 images of 896
+        # tokens, half of which are over the most.
         (LARGE, 1, 48, 128),
         # 0.9 x 22.5 - 3 - 15.4 = 1.8 GiB: 37 images; but what the cards were chosen for is 32.
         (LARGE, 1, 22.5, 32),
@@ -62,7 +98,9 @@ def test_the_kv_cache_holds_the_images_in_flight() -> None:
         (HUGE, 4, 48, 44),
     ],
 )
-def test_as_many_images_are_in_flight_as_half_of_the_kv_cache_holds(size: ModelSize, cards: float, card_gib: float, images: int) -> None:
+def test_as_many_images_are_in_flight_as_half_of_the_kv_cache_holds(
+    size: ModelSize, cards: float, card_gib: float, images: int
+) -> None:
     model = ModelSection(model="a/b", gpus_per_replica=cards)
     assert images_in_flight(size, model, card_gib=card_gib) == images
 
@@ -70,16 +108,29 @@ def test_as_many_images_are_in_flight_as_half_of_the_kv_cache_holds(size: ModelS
 def test_shares_of_a_card_hold_what_they_are_for() -> None:
     for size in (TINY, SMALL, LARGE):
         share = card_share(size, ModelSection(model="a/b"), card_gib=48)
-        assert 0.9 * 48 * share >= serving_gib(size, ModelSection(model="a/b")) > 0.9 * 48 * (share - 0.05)
+        assert (
+            0.9 * 48 * share
+            >= serving_gib(size, ModelSection(model="a/b"))
+            > 0.9 * 48 * (share - 0.05)
+        )
     assert card_share(HUGE, ModelSection(model="a/b"), card_gib=48) > 1
 
 
 @pytest.mark.parametrize(
     ("parameters", "stage", "workers", "gigabytes"),
-    [(2.2e9, 2, 1, 35), (2.2e9, 2, 3, 15), (4.15e9, 2, 1, 66), (4.15e9, 2, 3, 28), (4.15e9, 3, 3, 22)],
+    [
+        (2.2e9, 2, 1, 35),
+        (2.2e9, 2, 3, 15),
+        (4.15e9, 2, 1, 66),
+        (4.15e9, 2, 3, 28),
+        (4.15e9, 3, 3, 22),
+    ],
 )
 def test_what_adam_keeps(parameters: float, stage: int, workers: int, gigabytes: int) -> None:
-    assert round(training_gib(round(parameters), stage=stage, workers=workers) * GIB / 1e9) == gigabytes
+    assert (
+        round(training_gib(round(parameters), stage=stage, workers=workers) * GIB / 1e9)
+        == gigabytes
+    )
 
 
 def test_the_fewest_workers_that_hold_a_model() -> None:

@@ -13,20 +13,37 @@ from mpa_ray.models import families
 from mpa_ray.models.size import size_from, size_of
 
 # What their config.json says of Qwen2-VL-7B and Qwen2-VL-72B.
-QWEN2_VL_7B = {"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "hidden_size": 3584, "torch_dtype": "bfloat16"}
-QWEN2_VL_72B = QWEN2_VL_7B | {"num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "hidden_size": 8192}
+QWEN2_VL_7B = {
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "hidden_size": 3584,
+    "torch_dtype": "bfloat16",
+}
+QWEN2_VL_72B = QWEN2_VL_7B | {
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "hidden_size": 8192,
+}
 
 
 def test_a_folder_is_measured() -> None:
     section = ModelSection(model=str(demo.LVLM))
     found = size_of(section)
     assert found.source == "its files" and found.parameters == families.count_parameters(section)
-    assert found.weight_bytes == sum(path.stat().st_size for path in demo.LVLM.glob("*.safetensors"))
+    assert found.weight_bytes == sum(
+        path.stat().st_size for path in demo.LVLM.glob("*.safetensors")
+    )
 
 
-@pytest.mark.parametrize(("config", "kv_bytes", "heads"), [(QWEN2_VL_7B, 57_344, 28), (QWEN2_VL_72B, 327_680, 64)])
+@pytest.mark.parametrize(
+    ("config", "kv_bytes", "heads"), [(QWEN2_VL_7B, 57_344, 28), (QWEN2_VL_72B, 327_680, 64)]
+)
 @pytest.mark.parametrize("nested", [False, True])
-def test_the_kv_cache_of_a_token(config: dict[str, Any], kv_bytes: int, heads: int, nested: bool) -> None:
+def test_the_kv_cache_of_a_token(
+    config: dict[str, Any], kv_bytes: int, heads: int, nested: bool
+) -> None:
     whole = {"text_config": config, "model_type": "x"} if nested else config
     found = size_from(whole, 16_583_000_000, ModelSection(model="a/b"), source="its files")
     assert (found.kv_bytes, found.heads) == (kv_bytes, heads)
@@ -44,7 +61,9 @@ def test_the_kv_cache_of_a_token(config: dict[str, Any], kv_bytes: int, heads: i
     ],
 )
 def test_weights_as_they_are_served(settings: dict[str, Any], weight_bytes: float) -> None:
-    found = size_from(QWEN2_VL_7B, 16_000_000_000, ModelSection(model="a/b", **settings), source="its files")
+    found = size_from(
+        QWEN2_VL_7B, 16_000_000_000, ModelSection(model="a/b", **settings), source="its files"
+    )
     assert found.weight_bytes == weight_bytes and found.parameters == 8_000_000_000
 
 
@@ -77,6 +96,11 @@ def test_a_hub_that_cannot_be_reached_is_no_error() -> None:
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
     result = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", "\n".join(lines)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert result.stdout.strip() == "its name", result.stderr

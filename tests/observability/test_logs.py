@@ -24,7 +24,9 @@ def fresh() -> Iterator[None]:
     logs._run = logs._process_stage = ""
 
 
-def test_a_worker_writes_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_writes_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     # pytest's own are not there in a worker.
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     logs.in_worker("run1-ab", "pseudo_annotator")
@@ -40,7 +42,9 @@ def test_a_worker_writes_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: py
     ]
 
 
-def test_a_driver_says_things_for_people_and_in_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_driver_says_things_for_people_and_in_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     logs.in_driver("run1-ab")
     progress.say("nobody asked for JSON")
     assert capsys.readouterr().err == ""
@@ -52,11 +56,18 @@ def test_a_driver_says_things_for_people_and_in_json(monkeypatch: pytest.MonkeyP
     said = capsys.readouterr()
     assert [line.partition("] ")[2] for line in said.out.splitlines()] == ['loss 0.5 of "x"']
     first, second = (json.loads(line) for line in said.err.splitlines())
-    assert (first["run"], first["stage"], first["message"], first["levelname"]) == ("run1-ab", "train_mpa", 'loss 0.5 of "x"', "INFO")
+    assert (first["run"], first["stage"], first["message"], first["levelname"]) == (
+        "run1-ab",
+        "train_mpa",
+        'loss 0.5 of "x"',
+        "INFO",
+    )
     assert (second["stage"], second["part"]) == ("", 3)
 
 
-def test_stages_at_the_same_time_keep_their_names(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stages_at_the_same_time_keep_their_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("MPA_LOG_FORMAT", "json")
     monkeypatch.setattr(progress, "_EVERY_S", 0.01)
     logs.in_driver("r")
@@ -70,7 +81,9 @@ def test_stages_at_the_same_time_keep_their_names(monkeypatch: pytest.MonkeyPatc
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(evaluate, ["a", "b"]))
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert all(line["message"].endswith(line["stage"]) for line in lines) and {line["message"] for line in lines} == {
+    assert all(line["message"].endswith(line["stage"]) for line in lines) and {
+        line["message"] for line in lines
+    } == {
         "asking a",
         "asking b",
         "watching a",
@@ -80,5 +93,8 @@ def test_stages_at_the_same_time_keep_their_names(monkeypatch: pytest.MonkeyPatc
 
 def test_another_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPA_LOG_FORMAT", "xml")
-    with pytest.raises(ConfigurationError, match="MPA_LOG_FORMAT='xml' is no format of log lines; set it to plain or json"):
+    with pytest.raises(
+        ConfigurationError,
+        match="MPA_LOG_FORMAT='xml' is no format of log lines; set it to plain or json",
+    ):
         logs.in_driver("r")

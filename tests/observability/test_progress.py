@@ -42,7 +42,9 @@ def test_a_line_says_how_far_how_fast_and_how_long(clock: list[float]) -> None:
     shown = Progress("annotate", 10_000, unit="images")
     clock[0] += 60
     shown.add(1_000, quarantined=3)
-    assert shown.line() == "annotate: 1,000 of 10,000 images, 3 quarantined", "the models were loading: no rate yet"
+    assert shown.line() == "annotate: 1,000 of 10,000 images, 3 quarantined", (
+        "the models were loading: no rate yet"
+    )
     clock[0] += 5
     shown.add(1_000)
     assert shown.line() == "annotate: 2,000 of 10,000 images, 3 quarantined, 200.0/s, 40 s to go"
@@ -56,7 +58,9 @@ def test_what_was_done_before_is_not_counted_as_speed(clock: list[float]) -> Non
     assert shown.line() == "annotate: 8,200 of 10,000 images, 10.0/s, 3 min 0 s to go"
 
 
-def test_lines_are_some_seconds_apart_and_the_last_is_always_said(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_are_some_seconds_apart_and_the_last_is_always_said(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     shown = Progress("annotate", 100, unit="images")
     for _ in range(49):
         clock[0] += 1
@@ -80,14 +84,18 @@ def test_the_last_line_has_the_rate_of_the_whole_stage(clock: list[float]) -> No
     assert shown.line() == "evaluate mpa: 1,200 of 1,200 questions, 20.0/s"
 
 
-def test_until_the_first_result_it_says_that_models_load(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_until_the_first_result_it_says_that_models_load(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown = Progress("annotate", 100, unit="images")
     said = []
     for _ in range(9):
         said.append(shown.waiting())
         clock[0] += 5
     seconds = ["15 s"] * 3 + ["30 s"] * 3
-    assert said == [None, None, None, *(f"annotate: loading models, {text}" for text in seconds)], "a new line every 15 seconds"
+    assert said == [None, None, None, *(f"annotate: loading models, {text}" for text in seconds)], (
+        "a new line every 15 seconds"
+    )
     with monkeypatch.context() as terminal:
         terminal.setattr(progress, "is_live", lambda: True)
         assert shown.waiting() == "annotate: loading models, 45 s"
@@ -122,7 +130,8 @@ import time
 from mpa_ray.observability import progress
 progress._LIVE_EVERY_S = 0.0
 progress.say("began")
-first, second = progress.Progress("annotate", 30, unit="images"), progress.Progress("evaluate x", 30, unit="questions")
+first = progress.Progress("annotate", 30, unit="images")
+second = progress.Progress("evaluate x", 30, unit="questions")
 for _ in range(10):
     first.add(2)
     second.add(1)
@@ -153,7 +162,9 @@ def screen(output: str) -> list[str]:
 def test_on_a_terminal_each_stage_has_one_live_line() -> None:
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "60", "LINES": "24"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], stdout=theirs, env=environment, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], stdout=theirs, env=environment, timeout=60, check=False
+    )
     os.close(theirs)
     with os.fdopen(ours, "rb", closefd=True) as stream:
         output = b""
@@ -165,17 +176,32 @@ def test_on_a_terminal_each_stage_has_one_live_line() -> None:
     shown = [line.partition("] ")[2] or line for line in screen(output.decode())]
     assert shown[0] == "began" and shown[1] == "in the middle " + 100 * "x"
     assert shown[2].startswith("evaluate x: 30 of 30 questions, ")
-    assert shown[3] == "below" and shown[4].startswith("annotate: 21 of 30 images, ") and len(shown) == 5
+    assert (
+        shown[3] == "below"
+        and shown[4].startswith("annotate: 21 of 30 images, ")
+        and len(shown) == 5
+    )
     assert len(shown[4]) <= 59
 
 
 def test_a_training_says_how_long_it_will_take() -> None:
-    state = {"samples": 640, "of": 1280, "loss": 0.5, "tokens_per_second": 1234.5, "seconds_to_go": 200.0}
-    assert progress.training_line(state) == "640 of 1,280 samples, loss 0.500, 1,234 tokens/s, 3 min 20 s to go"
+    state = {
+        "samples": 640,
+        "of": 1280,
+        "loss": 0.5,
+        "tokens_per_second": 1234.5,
+        "seconds_to_go": 200.0,
+    }
+    assert (
+        progress.training_line(state)
+        == "640 of 1,280 samples, loss 0.500, 1,234 tokens/s, 3 min 20 s to go"
+    )
     assert progress.training_line(state | {"seconds_to_go": 0.0}).endswith("1,234 tokens/s")
 
 
-def test_a_watch_says_what_is_new_once_and_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_watch_says_what_is_new_once_and_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(progress, "_EVERY_S", 0.001)
     lines = iter([None, "first", "first", "second"])
     seen_all = threading.Event()
@@ -191,4 +217,7 @@ def test_a_watch_says_what_is_new_once_and_ends(monkeypatch: pytest.MonkeyPatch,
     with Watch(look):
         assert seen_all.wait(30)
     assert threading.active_count() == before
-    assert [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()] == ["first", "second"]
+    assert [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "first",
+        "second",
+    ]

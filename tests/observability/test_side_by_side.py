@@ -49,7 +49,9 @@ def _slowly(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-def test_ctrl_c_ends_datasets_in_other_threads(ray_session: None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_ends_datasets_in_other_threads(
+    ray_session: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     import ray
 
     begun, ended = threading.Semaphore(0), []
@@ -57,7 +59,11 @@ def test_ctrl_c_ends_datasets_in_other_threads(ray_session: None, capfd: pytest.
     def work(item: int) -> None:
         rows = 0
         try:
-            for batch in ray.data.range(400, override_num_blocks=400).map_batches(_slowly, batch_size=None).iter_batches(batch_size=None):
+            for batch in (
+                ray.data.range(400, override_num_blocks=400)
+                .map_batches(_slowly, batch_size=None)
+                .iter_batches(batch_size=None)
+            ):
                 rows += len(batch["id"])
                 begun.release()
         finally:

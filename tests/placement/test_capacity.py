@@ -22,16 +22,34 @@ NODE = {"CPU": 8.0, "GPU": 4.0, "memory": 1e9}
     [
         ([CARD] * 4, [NODE], None),
         ([{"GPU": 0.7, "CPU": 1}, {"GPU": 0.3, "CPU": 1}], [{"CPU": 2.0, "GPU": 1.0}], None),
-        ([{"GPU": 0.6, "CPU": 1}] * 3, [{"CPU": 4.0, "GPU": 2.0}], "asks for 3 x {0.6 GPU, 1 CPU}, which does not fit"),
+        (
+            [{"GPU": 0.6, "CPU": 1}] * 3,
+            [{"CPU": 4.0, "GPU": 2.0}],
+            "asks for 3 x {0.6 GPU, 1 CPU}, which does not fit",
+        ),
         ([{"GPU": 0.5, "CPU": 1}] * 4, [{"CPU": 4.0, "GPU": 2.0}], None),
-        ([{"CPU": 1.0, "GPU": 8.0}], [NODE, NODE], "asks for 8 GPU on one node, and the largest node has 4"),
+        (
+            [{"CPU": 1.0, "GPU": 8.0}],
+            [NODE, NODE],
+            "asks for 8 GPU on one node, and the largest node has 4",
+        ),
         ([CARD] * 9, [NODE, NODE], "asks for 9 GPU in all, and the cluster has 8"),
-        ([{"CPU": 16.0, "GPU": 1.0}], [NODE, {"CPU": 64.0}], "asks for {1 GPU, 16 CPU} on one node, and no node has all of it"),
+        (
+            [{"CPU": 16.0, "GPU": 1.0}],
+            [NODE, {"CPU": 64.0}],
+            "asks for {1 GPU, 16 CPU} on one node, and no node has all of it",
+        ),
         ([CARD], [], "asks for 1 CPU on one node, and the largest node has 0"),
-        ([{"CPU": 1.0, "GPU": 3.0}] * 2, [{"CPU": 9.0, "GPU": 4.0}, {"CPU": 9.0, "GPU": 2.0}], "asks for 2 x {3 GPU, 1 CPU}, which"),
+        (
+            [{"CPU": 1.0, "GPU": 3.0}] * 2,
+            [{"CPU": 9.0, "GPU": 4.0}, {"CPU": 9.0, "GPU": 2.0}],
+            "asks for 2 x {3 GPU, 1 CPU}, which",
+        ),
     ],
 )
-def test_what_is_lacking(bundles: list[dict[str, float]], nodes: list[dict[str, float]], clause: str | None) -> None:
+def test_what_is_lacking(
+    bundles: list[dict[str, float]], nodes: list[dict[str, float]], clause: str | None
+) -> None:
     found = lacking(bundles, nodes)
     assert found == clause if clause is None else (found or "").startswith(clause), found
 
@@ -52,7 +70,10 @@ def test_what_version_1_of_the_autoscaler_says() -> None:
                 "p5": {
                     "node_type": "p5",
                     "is_available": False,
-                    "unavailable_node_information": {"category": "", "description": "InsufficientInstanceCapacity"},
+                    "unavailable_node_information": {
+                        "category": "",
+                        "description": "InsufficientInstanceCapacity",
+                    },
                 }
             }
         },
@@ -60,9 +81,18 @@ def test_what_version_1_of_the_autoscaler_says() -> None:
     }
     found = capacity._version_1(json.loads(json.dumps({"autoscaler_report": report})))
     assert found.grows and found.starting == {"gpu_worker": 2}
-    assert found.failing == {"spot_worker": "the node came up and failed", "p5": "InsufficientInstanceCapacity"}
-    watched = {"active_nodes": {"node_fff": 1}, "pending_launches": {}, "node_type_mapping": {"fff": "node_fff"}}
-    assert not capacity._version_1({"autoscaler_report": watched}).grows, "it watches nodes that somebody else started"
+    assert found.failing == {
+        "spot_worker": "the node came up and failed",
+        "p5": "InsufficientInstanceCapacity",
+    }
+    watched = {
+        "active_nodes": {"node_fff": 1},
+        "pending_launches": {},
+        "node_type_mapping": {"fff": "node_fff"},
+    }
+    assert not capacity._version_1({"autoscaler_report": watched}).grows, (
+        "it watches nodes that somebody else started"
+    )
 
 
 def test_a_cluster_without_cards(ray_session: None) -> None:
@@ -75,59 +105,102 @@ def test_a_bound_that_is_set_counts(ray_session: None) -> None:
     assert (found.nodes, found.largest, found.bounded) == ((4, 4, 2), 4, True)
 
 
-def test_what_no_node_can_have_is_an_error_and_not_a_wait(ray_session: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_no_node_can_have_is_an_error_and_not_a_wait(
+    ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     message = (
-        r"PA asks for 4 GPU on one node, and the largest node has 0, and nothing starts another node\. Set x, or give the cluster a node"
+        r"PA asks for 4 GPU on one node, and the largest node has 0, and nothing starts"
+        r" another node\. Set x, or give the cluster a node"
     )
     with pytest.raises(RunError, match=message):
         capacity.wait_for([{"CPU": 1.0, "GPU": 4.0}], what="PA", fix="Set x", patience_s=3)
     said = capsys.readouterr().out
-    assert "PA: waiting for {4 GPU, 1 CPU}" in said and "nothing is being started; an error in" in said
+    assert (
+        "PA: waiting for {4 GPU, 1 CPU}" in said and "nothing is being started; an error in" in said
+    )
 
 
 def test_the_advice_names_each_model_and_what_it_asks_for() -> None:
-    models = {"lvlm": ModelSection(model="a", cpus_per_replica=1, gpus_per_replica=0, min_replicas=2)}
+    models = {
+        "lvlm": ModelSection(model="a", cpus_per_replica=1, gpus_per_replica=0, min_replicas=2)
+    }
     models |= {
         "jury.0": ModelSection(model="b", cpus_per_replica=0.2, gpus_per_replica=0),
         "svlm": ModelSection(model="c", gpus_per_replica=1),
     }
     assert capacity.advice(models) == (
-        "Lower gpus_per_replica, cpus_per_replica or min_replicas (lvlm asks for 2 x {1 CPU}, jury.0 asks for {0.2 CPU},"
+        "Lower gpus_per_replica, cpus_per_replica or min_replicas (lvlm asks for 2 x {1 CPU},"
+        " jury.0 asks for {0.2 CPU},"
         " svlm asks for {1 GPU, 1 CPU}, and reading and writing for 1 CPU)"
     )
 
 
-def test_what_is_there_is_not_waited_for(ray_session: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_there_is_not_waited_for(
+    ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     # Twice: what was asked for the first time was given back.
     for _ in range(2):
         capacity.wait_for([{"CPU": 3.0}, {"CPU": 1.0}], what="PA", fix="", patience_s=20)
     assert capsys.readouterr().out == ""
 
 
-def test_a_model_alone_is_placed_or_refused(ray_session: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_alone_is_placed_or_refused(
+    ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = Config(cluster=ClusterSection(gpus=8, gpus_per_node=4, patience_s=2))
-    with pytest.raises(RunError, match=r"evaluate asks for 4 GPU on one node, and the largest node has 0"):
-        capacity.placed_alone(ModelSection(model="Qwen/Qwen2-VL-72B-Instruct"), config, what="evaluate")
-    assert "evaluate: tensor parallel over 4 cards (72.0B parameters by its name" in capsys.readouterr().out
+    with pytest.raises(
+        RunError, match=r"evaluate asks for 4 GPU on one node, and the largest node has 0"
+    ):
+        capacity.placed_alone(
+            ModelSection(model="Qwen/Qwen2-VL-72B-Instruct"), config, what="evaluate"
+        )
+    assert (
+        "evaluate: tensor parallel over 4 cards (72.0B parameters by its name"
+        in capsys.readouterr().out
+    )
     on_cpu = ModelSection(model="a/b-2B", gpus_per_replica=0)
     assert capacity.placed_alone(on_cpu, config, what="evaluate") == on_cpu
-    behind_api = capacity.placed_alone(ModelSection(model="gpt", engine="openai"), config, what="evaluate")
+    behind_api = capacity.placed_alone(
+        ModelSection(model="gpt", engine="openai"), config, what="evaluate"
+    )
     assert behind_api.most_replicas == 1
 
 
 def test_a_gang_waits_for_a_node_that_comes() -> None:
     script = Path(__file__).parents[1].joinpath("nodes_come.py")
-    result = subprocess.run([sys.executable, str(script)], env=os.environ, capture_output=True, text=True, timeout=180, check=False)
+    result = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
     said = result.stdout
     assert "before: Cluster(nodes=(), bounded=True" in said, said + result.stderr
-    assert "shortage: PA: nodes were lost, it asks for 1 GPU on one node, and the largest node has 0 now; nothing is being started" in said
+    assert (
+        "shortage: PA: nodes were lost, it asks for 1 GPU on one node, and the largest node has 0"
+        " now; nothing is being started" in said
+    )
     assert "shortage: None" in said
     assert "PL: waiting for 2 x {1 GPU, 1 CPU}" in said
-    assert "after: Cluster(nodes=(2,), bounded=True, largest=2, cpus_per_card=1.0, card_gib=45.0, cpus=" in said
+    assert (
+        "after: Cluster(nodes=(2,), bounded=True, largest=2, cpus_per_card=1.0, card_gib=45.0,"
+        " cpus=" in said
+    )
     assert "the stage itself had them next" in said
-    assert "PL: asks for 4 GPU in all, and the cluster has 2; going on with 2 of 4" in said and "fewer were enough" in said
-    labelled = "shortage: PL (nodes with ray.io/market-type=on-demand): nodes were lost, it asks for"
-    assert f"{labelled} 1 CPU on one node, and the largest node has 0 now" in said, "nodes without the label do not count"
+    assert (
+        "PL: asks for 4 GPU in all, and the cluster has 2; going on with 2 of 4" in said
+        and "fewer were enough" in said
+    )
+    labelled = (
+        "shortage: PL (nodes with ray.io/market-type=on-demand): nodes were lost, it asks for"
+    )
+    assert f"{labelled} 1 CPU on one node, and the largest node has 0 now" in said, (
+        "nodes without the label do not count"
+    )
     assert f"{labelled} 2 CPU on one node, and the largest node has 1 now" in said
     assert result.returncode == 3, result.stderr
-    assert result.stderr.splitlines()[-1].startswith("error: PA asks for 4 GPU on one node, and the largest node has 2"), result.stderr
+    assert result.stderr.splitlines()[-1].startswith(
+        "error: PA asks for 4 GPU on one node, and the largest node has 2"
+    ), result.stderr

@@ -6,20 +6,48 @@ import pytest
 
 from mpa_ray.config import Config, LevelSection, ModelSection
 from mpa_ray.models.size import ModelSize
-from mpa_ray.placement.place import Cluster, Placement, bundles, models_of, place, take_cards, training_bundles
+from mpa_ray.placement.place import (
+    Cluster,
+    Placement,
+    bundles,
+    models_of,
+    place,
+    take_cards,
+    training_bundles,
+)
 from tests.models.test_gpu_memory import HUGE, LARGE, SMALL, TINY
 
-OF_4B = ModelSize(parameters=4_150_000_000, weight_bytes=8_300_000_000, kv_bytes=98_304, heads=32, source="its files")
+OF_4B = ModelSize(
+    parameters=4_150_000_000,
+    weight_bytes=8_300_000_000,
+    kv_bytes=98_304,
+    heads=32,
+    source="its files",
+)
 
 
-def cluster(*nodes: int, card_gib: float = 48, bounded: bool = True, cpus_per_card: float | None = 11) -> Cluster:
-    return Cluster(nodes=nodes, bounded=bounded, largest=max(nodes, default=8), cpus_per_card=cpus_per_card, card_gib=card_gib)
+def cluster(
+    *nodes: int, card_gib: float = 48, bounded: bool = True, cpus_per_card: float | None = 11
+) -> Cluster:
+    return Cluster(
+        nodes=nodes,
+        bounded=bounded,
+        largest=max(nodes, default=8),
+        cpus_per_card=cpus_per_card,
+        card_gib=card_gib,
+    )
 
 
 GROWS = cluster(bounded=False, cpus_per_card=None)
 
 
-def config_with(*, jury: int = 0, pl: dict[str, Any] | None = None, svlm: dict[str, Any] | None = None, **lvlm: Any) -> Config:
+def config_with(
+    *,
+    jury: int = 0,
+    pl: dict[str, Any] | None = None,
+    svlm: dict[str, Any] | None = None,
+    **lvlm: Any,
+) -> Config:
     return Config(
         lvlm=ModelSection(**({"model": "a/large"} | lvlm)),
         svlm=ModelSection(**({"model": "a/small"} | (svlm or {}))),
@@ -28,7 +56,9 @@ def config_with(*, jury: int = 0, pl: dict[str, Any] | None = None, svlm: dict[s
     )
 
 
-def placed(config: Config, on: Cluster, *, lvlm: ModelSize | None = LARGE, svlm: ModelSize | None = SMALL) -> Placement:
+def placed(
+    config: Config, on: Cluster, *, lvlm: ModelSize | None = LARGE, svlm: ModelSize | None = SMALL
+) -> Placement:
     sizes = {name: lvlm for name in models_of(config)} | {"svlm": svlm}
     return place(config, sizes, on, asked=list(models_of(config)))
 
@@ -41,7 +71,11 @@ def test_on_a_cluster_that_grows_each_model_asks_for_what_it_needs_and_grows_wit
     config = placed(config_with(), GROWS, lvlm=HUGE).config
     assert config.lvlm.gpus_per_replica == 4 and config.svlm.gpus_per_replica == 1
     assert config.lvlm.min_replicas == 1 and config.lvlm.max_replicas is None
-    assert bundles([config.lvlm, config.svlm]) == [{"CPU": 1.0, "GPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}]
+    assert bundles([config.lvlm, config.svlm]) == [
+        {"CPU": 1.0, "GPU": 4.0},
+        {"CPU": 1.0, "GPU": 1.0},
+        {"CPU": 1.0},
+    ]
 
 
 def test_images_in_flight_follow_the_card_and_what_is_set_stays() -> None:
@@ -55,14 +89,18 @@ def test_images_in_flight_follow_the_card_and_what_is_set_stays() -> None:
 
 def test_cards_are_divided_by_the_models_work() -> None:
     config = placed(config_with(), cluster(4, 4)).config
-    assert (config.lvlm.max_replicas, config.svlm.max_replicas) == (7, 1), "7B three times an image, 2B once"
+    assert (config.lvlm.max_replicas, config.svlm.max_replicas) == (7, 1), (
+        "7B three times an image, 2B once"
+    )
     alike = placed(config_with(), cluster(4, 4), lvlm=SMALL).config
     assert (alike.lvlm.max_replicas, alike.svlm.max_replicas) == (6, 2)
 
 
 def test_a_replica_lies_on_one_node() -> None:
     config = placed(config_with(), cluster(4, 4), lvlm=HUGE).config
-    assert (config.lvlm.max_replicas, config.svlm.max_replicas) == (1, 4), "a second one would lie on two nodes"
+    assert (config.lvlm.max_replicas, config.svlm.max_replicas) == (1, 4), (
+        "a second one would lie on two nodes"
+    )
     assert placed(config_with(), cluster(4, 4, 4), lvlm=HUGE).config.lvlm.max_replicas == 2
 
 
@@ -71,7 +109,9 @@ def test_a_replica_lies_on_one_node() -> None:
 def test_never_more_cards_than_there_are(nodes: tuple[int, ...], lvlm: ModelSize) -> None:
     config = placed(config_with(jury=1), cluster(*nodes), lvlm=lvlm).config
     fewest = sum(model.cards for model in models_of(config).values())
-    assert cards_used(config) <= sum(nodes) or fewest > sum(nodes), "what cannot be had is asked for all the same, and refused"
+    assert cards_used(config) <= sum(nodes) or fewest > sum(nodes), (
+        "what cannot be had is asked for all the same, and refused"
+    )
 
 
 def test_two_models_share_the_only_card() -> None:
@@ -85,12 +125,16 @@ def test_two_models_share_the_only_card() -> None:
 def test_a_jury_shares_each_of_too_few_cards() -> None:
     config = placed(config_with(jury=1), cluster(2, card_gib=79.6)).config
     shares = [model.gpus_per_replica for model in models_of(config).values()]
-    assert sum(shares) == pytest.approx(1) and [model.max_replicas for model in models_of(config).values()] == [2, 2, 2]
+    assert sum(shares) == pytest.approx(1) and [
+        model.max_replicas for model in models_of(config).values()
+    ] == [2, 2, 2]
 
 
 def test_models_too_large_to_share_ask_for_cards_of_their_own() -> None:
     config = placed(config_with(), cluster(1, card_gib=22.5)).config
-    assert config.lvlm.gpus_per_replica == config.svlm.gpus_per_replica == 1, "and the run ends with an error instead of a wait"
+    assert config.lvlm.gpus_per_replica == config.svlm.gpus_per_replica == 1, (
+        "and the run ends with an error instead of a wait"
+    )
 
 
 @pytest.mark.parametrize("nodes", [(1,), (4,), (8,), (2, 2)])
@@ -112,12 +156,16 @@ def test_what_is_set_stays() -> None:
     config = placed(config_with(**asked, pl=pl, svlm={"gpus_per_replica": 0.25}), cluster(8)).config
     assert {name: getattr(config.lvlm, name) for name in asked} == asked
     assert {name: getattr(config.pl, name) for name in pl} == pl
-    assert config.svlm.gpus_per_replica == 0.25 and config.svlm.max_replicas == 8, "on the two cards that are left"
+    assert config.svlm.gpus_per_replica == 0.25 and config.svlm.max_replicas == 8, (
+        "on the two cards that are left"
+    )
 
 
 def test_shares_that_are_set_lie_on_one_card_each() -> None:
     """As two models in one actor need them: no card holds two of the larger share."""
-    config = placed(config_with(gpus_per_replica=0.75, svlm={"gpus_per_replica": 0.25}), cluster(4, 4)).config
+    config = placed(
+        config_with(gpus_per_replica=0.75, svlm={"gpus_per_replica": 0.25}), cluster(4, 4)
+    ).config
     assert (config.lvlm.max_replicas, config.svlm.max_replicas) == (8, 8)
 
 
@@ -134,16 +182,37 @@ def test_on_the_cpu_nothing_is_asked_of_cards() -> None:
     on_cpu = {"gpus_per_replica": 0, "cpus_per_replica": 0.5}
     result = placed(config_with(**on_cpu, svlm=on_cpu, pl={"gpus_per_worker": 0}), cluster())
     assert (result.config.lvlm.max_replicas, result.config.svlm.max_replicas) == (1, 1)
-    assert (result.config.pl.workers, result.config.pl.zero_stage, result.config.pl.min_workers) == (1, 2, 1)
-    assert bundles([result.config.lvlm, result.config.svlm]) == [{"CPU": 0.5}, {"CPU": 0.5}, {"CPU": 1.0}]
+    assert (
+        result.config.pl.workers,
+        result.config.pl.zero_stage,
+        result.config.pl.min_workers,
+    ) == (1, 2, 1)
+    assert bundles([result.config.lvlm, result.config.svlm]) == [
+        {"CPU": 0.5},
+        {"CPU": 0.5},
+        {"CPU": 1.0},
+    ]
     assert not any("card" in line for line in result.lines), result.lines
 
 
-@pytest.mark.parametrize(("cores", "jury", "each"), [(2, 0, 0.5), (2, 1, 0.3), (3, 0, 1), (64, 2, 1), (1, 0, 0.1), (None, 0, 1)])
-def test_on_the_cpu_all_models_fit_beside_a_core_that_reads(cores: int | None, jury: int, each: float) -> None:
+@pytest.mark.parametrize(
+    ("cores", "jury", "each"),
+    [(2, 0, 0.5), (2, 1, 0.3), (3, 0, 1), (64, 2, 1), (1, 0, 0.1), (None, 0, 1)],
+)
+def test_on_the_cpu_all_models_fit_beside_a_core_that_reads(
+    cores: int | None, jury: int, each: float
+) -> None:
     on = Cluster(nodes=(), bounded=True, largest=1, cpus_per_card=None, card_gib=48, cpus=cores)
-    config = config_with(gpus_per_replica=0, svlm={"gpus_per_replica": 0}, jury=jury, pl={"gpus_per_worker": 0})
-    config = config.model_copy(update={"jury": tuple(juror.model_copy(update={"gpus_per_replica": 0.0}) for juror in config.jury)})
+    config = config_with(
+        gpus_per_replica=0, svlm={"gpus_per_replica": 0}, jury=jury, pl={"gpus_per_worker": 0}
+    )
+    config = config.model_copy(
+        update={
+            "jury": tuple(
+                juror.model_copy(update={"gpus_per_replica": 0.0}) for juror in config.jury
+            )
+        }
+    )
     models = models_of(placed(config, on).config).values()
     assert [model.cpus for model in models] == [each] * (2 + jury)
     assert cores in (None, 1) or sum(bundle["CPU"] for bundle in bundles(list(models))) <= cores
@@ -151,7 +220,9 @@ def test_on_the_cpu_all_models_fit_beside_a_core_that_reads(cores: int | None, j
 
 def test_cores_that_are_set_are_left_out_of_what_is_divided() -> None:
     on = Cluster(nodes=(), bounded=True, largest=1, cpus_per_card=None, card_gib=48, cpus=3)
-    config = placed(config_with(gpus_per_replica=0, cpus_per_replica=1.5, svlm={"gpus_per_replica": 0}), on).config
+    config = placed(
+        config_with(gpus_per_replica=0, cpus_per_replica=1.5, svlm={"gpus_per_replica": 0}), on
+    ).config
     assert (config.lvlm.cpus, config.svlm.cpus) == (1.5, 0.5)
 
 
@@ -169,7 +240,8 @@ def test_a_model_of_unknown_size_gets_a_card() -> None:
 @pytest.mark.parametrize(
     ("size", "on", "batch", "expected"),
     [
-        # Qwen2-VL-2B: one card holds it; a batch of 16 in micro-batches of 4 gives four of them work.
+        # Qwen2-VL-2B: one card holds it; a batch of 16 in micro-batches of 4 gives four of them
+        # work.
         (SMALL, cluster(3), 16, (3, 2, 1)),
         (SMALL, cluster(8), 16, (4, 2, 1)),
         # InternVL2-4B: two cards at stage 2.
@@ -189,9 +261,18 @@ def test_workers_and_stage_follow_the_model_and_the_card(
 
 @pytest.mark.parametrize("cards", [0, 1])
 def test_on_labelled_nodes_training_goes_on_with_no_fewer_workers(cards: int) -> None:
-    pl = {"workers": 3, "gpus_per_worker": cards, "node_labels": {"ray.io/market-type": "on-demand"}}
+    pl = {
+        "workers": 3,
+        "gpus_per_worker": cards,
+        "node_labels": {"ray.io/market-type": "on-demand"},
+    }
     assert placed(config_with(pl=pl), cluster(4), svlm=SMALL).config.pl.min_workers == 3
-    assert placed(config_with(pl=pl | {"node_labels": {}}), cluster(4), svlm=SMALL).config.pl.min_workers == 1
+    assert (
+        placed(
+            config_with(pl=pl | {"node_labels": {}}), cluster(4), svlm=SMALL
+        ).config.pl.min_workers
+        == 1
+    )
 
 
 def test_a_model_no_card_can_train_is_said() -> None:
@@ -208,13 +289,18 @@ def test_lora_needs_no_more_than_the_weights() -> None:
 def test_the_batch_is_what_the_configuration_says() -> None:
     for batch in (None, 6):
         config = placed(config_with(pl={"batch_size": batch}), cluster(3)).config
-        assert (config.pl.batch_size, config.pl.learning_rate) == (batch, None), "they are part of what a run is known by"
+        assert (config.pl.batch_size, config.pl.learning_rate) == (batch, None), (
+            "they are part of what a run is known by"
+        )
 
 
 def test_what_was_chosen_is_said_and_kept() -> None:
     result = placed(config_with(), cluster(4, 4), lvlm=HUGE)
     assert result.lines[0] == "placement: 8 cards of 48 GiB on 2 nodes"
     assert "tensor parallel over 4 cards (73.4B parameters by its files" in result.lines[1]
-    assert result.record["models"]["lvlm"]["gpus_per_replica"] == 4 and result.record["models"]["lvlm"]["why"] == result.lines[1]
+    assert (
+        result.record["models"]["lvlm"]["gpus_per_replica"] == 4
+        and result.record["models"]["lvlm"]["why"] == result.lines[1]
+    )
     assert result.record["training"]["workers"] == 4
     assert training_bundles(result.config.pl, 2) == [{"CPU": 1.0, "GPU": 1.0}] * 2

@@ -1,4 +1,6 @@
-"""A Ray of two cores on this machine: what reads, what commits and many engine actors work beside each other."""
+"""A Ray of two cores on this machine: what reads, what commits and many engine actors work beside
+each other.
+"""
 
 import itertools
 import os
@@ -27,9 +29,12 @@ from scale import generate
 place = Path(sys.argv[1])
 generate(place / "images", 32 * 10 * 32, 64)
 def model(engine, actors):
-    return ModelSection(model="x", engine=engine, gpus_per_replica=0, cpus_per_replica=0.01, min_replicas=actors, images_in_flight=16)
-models = {"lvlm": model("instant:lvlm", 32), "svlm": model("instant:svlm", 8).model_copy(update={"images_in_flight": 512})}
-config = Config(images=str(place / "images"), output=str(place / "run"), images_per_part=32, **models)
+    shares = {"gpus_per_replica": 0, "cpus_per_replica": 0.01, "min_replicas": actors}
+    return ModelSection(model="x", engine=engine, images_in_flight=16, **shares)
+svlm = model("instant:svlm", 8).model_copy(update={"images_in_flight": 512})
+models = {"lvlm": model("instant:lvlm", 32), "svlm": svlm}
+folders = {"images": str(place / "images"), "output": str(place / "run")}
+config = Config(**folders, images_per_part=32, **models)
 output = Folder.at(config.output)
 source = source_of(config, output)
 with ray_session():
@@ -39,7 +44,9 @@ with ray_session():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.cpu_count() != 2, reason="Ray takes the machine's cores, and two are where they are short")
+@pytest.mark.skipif(
+    os.cpu_count() != 2, reason="Ray takes the machine's cores, and two are where they are short"
+)
 def test_finished_parts_are_committed_while_others_are_read(tmp_path: Path) -> None:
     path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -54,4 +61,6 @@ def test_finished_parts_are_committed_while_others_are_read(tmp_path: Path) -> N
     times = sorted(commit["committed"] for commit in commits.commits(Folder.at(tmp_path / "run")))
     assert len(times) == 32 * 10
     gaps = [after - before for before, after in itertools.pairwise(times)]
-    assert max(gaps) < (times[-1] - times[0]) / 3, "parts were finished all the time, and none was committed for a third of it"
+    assert max(gaps) < (times[-1] - times[0]) / 3, (
+        "parts were finished all the time, and none was committed for a third of it"
+    )

@@ -1,4 +1,6 @@
-"""The report's pages in a real browser: that they work, by hand and by keys, and that foreign text runs nothing."""
+"""The report's pages in a real browser: that they work, by hand and by keys, and that foreign text
+runs nothing.
+"""
 
 import json
 import os
@@ -101,7 +103,9 @@ def test_the_gallery_filters_searches_and_turns(driver: Any, ordinary: Path) -> 
     assert "What does number 10 say" in text(driver, "#cards")
     driver.switch_to.active_element.send_keys(" nowhere")
     assert text(driver, "#found") == "No sample fits"
-    loaded = "return [...document.images].every((image) => image.complete && image.naturalWidth > 0)"
+    loaded = (
+        "return [...document.images].every((image) => image.complete && image.naturalWidth > 0)"
+    )
     assert driver.execute_script(loaded)
     assert_harmless(driver, ordinary / "index.html")
 
@@ -166,14 +170,18 @@ def test_colors_follow_the_system_and_the_toggle(tmp_path: Path, ordinary: Path)
 
 
 @pytest.mark.parametrize("run", ["ordinary", "hostile"])
-def test_no_page_is_wider_than_a_phone(tmp_path: Path, run: str, request: pytest.FixtureRequest) -> None:
+def test_no_page_is_wider_than_a_phone(
+    tmp_path: Path, run: str, request: pytest.FixtureRequest
+) -> None:
     folder = request.getfixturevalue(run)
     with browser(tmp_path / "profile", width=360, height=740) as driver:
         for name in ("index.html", "review.html", "check.html"):
             open_page(driver, folder / name)
             if name != "index.html":
                 driver.find_element(By_ID, "rater").send_keys("Ann\n")
-            driver.execute_script("document.querySelectorAll('details').forEach((item) => (item.open = true))")
+            driver.execute_script(
+                "document.querySelectorAll('details').forEach((item) => (item.open = true))"
+            )
             assert_no_sideways_scroll(driver)
 
 
@@ -181,10 +189,15 @@ def test_hostile_text_runs_nothing(driver: Any, hostile: Path) -> None:
     open_page(driver, hostile / "index.html")
     for chip in driver.find_elements(By_CSS, "#kinds button"):
         chip.click()
-        driver.execute_script("document.querySelectorAll('button.link').forEach((button) => button.click())")
+        driver.execute_script(
+            "document.querySelectorAll('button.link').forEach((button) => button.click())"
+        )
     driver.find_element(By_CSS, "[data-kind=all]").click()
     driver.find_element(By_ID, "search").send_keys("<script>")
-    every = "document.querySelectorAll('*').forEach((item) => item.dispatchEvent(new MouseEvent('mouseover', {bubbles: true})))"
+    every = (
+        "document.querySelectorAll('*').forEach((item) => item.dispatchEvent(new"
+        " MouseEvent('mouseover', {bubbles: true})))"
+    )
     driver.execute_script(every)
     assert "<script>window.pwned = 1</script>" in text(driver, "#cards")
     assert_harmless(driver, hostile / "index.html")
@@ -209,16 +222,28 @@ def test_what_would_reorder_text_is_shown_by_its_code(driver: Any, hostile: Path
     assert not set(shown) & set("\u202e\u202c\u2066\u2069")
 
 
-def test_the_policy_stops_what_gets_past_the_escaping(driver: Any, ordinary: Path, tmp_path: Path) -> None:
+def test_the_policy_stops_what_gets_past_the_escaping(
+    driver: Any, ordinary: Path, tmp_path: Path
+) -> None:
     """The control: markup in the page's source, and in what a script would make of it."""
-    injected = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'><img src='http://127.0.0.1:9/x.png'>"
+    injected = (
+        "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'><img"
+        " src='http://127.0.0.1:9/x.png'>"
+    )
     path = tmp_path / "injected.html"
-    path.write_text((ordinary / "index.html").read_text().replace('<main id="main"', f'{injected}<main id="main"', 1))
+    path.write_text(
+        (ordinary / "index.html")
+        .read_text()
+        .replace('<main id="main"', f'{injected}<main id="main"', 1)
+    )
     open_page(driver, path)
     complaints = [entry["message"] for entry in driver.get_log("browser")]
     assert driver.execute_script("return window.pwned") is None
     assert sum("Content Security Policy" in complaint for complaint in complaints) >= 3
-    made = "try { document.body.innerHTML = '<b>x</b>'; return 'made' } catch (error) { return error.name }"
+    made = (
+        "try { document.body.innerHTML = '<b>x</b>'; return 'made' } catch (error) { return"
+        " error.name }"
+    )
     assert driver.execute_script(made) == "TypeError"
 
 
@@ -250,12 +275,17 @@ def test_a_hundred_thousand_judged_rows(driver: Any, tmp_path: Path) -> None:
         run.write_table(f"judgements/{part_name(number // 1000)}", table.slice(number, 1000))
     pages = write_report(run)
     folder = Path(run.path) / "report"
-    assert {name: size for name in pages if (size := (folder / name).stat().st_size) >= page.LARGEST} == {}
+    assert {
+        name: size for name in pages if (size := (folder / name).stat().st_size) >= page.LARGEST
+    } == {}
     open_page(driver, folder / "index.html")
     held = "return JSON.parse(document.getElementById('data').textContent).samples.length"
     first = driver.execute_script(held)
     assert first > 1000 and text(driver, "#found") == f"1–24 of {first:,}"
-    assert driver.execute_script("return performance.getEntriesByType('navigation')[0].domComplete") < 10_000
+    assert (
+        driver.execute_script("return performance.getEntriesByType('navigation')[0].domComplete")
+        < 10_000
+    )
     assert typical_search_ms(driver) < 150
     gallery = [folder / name for name in pages if name.startswith("samples")]
     for path in gallery:
@@ -268,8 +298,15 @@ def test_a_hundred_thousand_judged_rows(driver: Any, tmp_path: Path) -> None:
 def photograph(path: Path, *, seed: int) -> Path:
     """Smooth regions, edges and fine grain."""
     draw = np.random.default_rng(seed)
-    layers = [Image.fromarray(draw.integers(0, 255, (*size, 3), dtype=np.uint8)).resize((640, 480)) for size in ((7, 9), (60, 80))]
-    mixed = 0.65 * np.asarray(layers[0], float) + 0.35 * np.asarray(layers[1], float) + draw.normal(0, 9, (480, 640, 1))
+    layers = [
+        Image.fromarray(draw.integers(0, 255, (*size, 3), dtype=np.uint8)).resize((640, 480))
+        for size in ((7, 9), (60, 80))
+    ]
+    mixed = (
+        0.65 * np.asarray(layers[0], float)
+        + 0.35 * np.asarray(layers[1], float)
+        + draw.normal(0, 9, (480, 640, 1))
+    )
     Image.fromarray(mixed.clip(0, 255).astype(np.uint8)).save(path, quality=88)
     return path
 
@@ -290,14 +327,20 @@ def typical_search_ms(driver: Any) -> float:
 
 
 def _with_rows(run: Folder, rows: list[dict[str, Any]]) -> list[str]:
-    run.write_table("judgements/part-00000000.parquet", pa.Table.from_pylist(rows, schema=JUDGEMENTS))
+    run.write_table(
+        "judgements/part-00000000.parquet", pa.Table.from_pylist(rows, schema=JUDGEMENTS)
+    )
     return write_report(run, samples=10_000, rated=0)
 
 
 def test_rating_by_keys_survives_a_reload(driver: Any, ordinary: Path, tmp_path: Path) -> None:
     review = ordinary / "review.html"
     start_rating(driver, review, "Ann")
-    total = len(json.loads(driver.execute_script("return document.getElementById('data').textContent"))["samples"])
+    total = len(
+        json.loads(driver.execute_script("return document.getElementById('data').textContent"))[
+            "samples"
+        ]
+    )
     assert text(driver, "#place") == f"Sample 1 of {total}"
     press(driver, "ynyn")
     assert text(driver, "#place") == f"Sample 2 of {total}"
@@ -314,7 +357,10 @@ def test_rating_by_keys_survives_a_reload(driver: Any, ordinary: Path, tmp_path:
     assert text(driver, "#done") == f"2 of {total} rated"
     driver.find_element(By_ID, "export").click()
     lines = downloaded(tmp_path / "profile", "ratings-Ann-*.jsonl")
-    assert [[line[name] for name in QUESTIONS] for line in _by_time(lines)] == [[1, 0, 1, 0], [1, 1, 1, 1]]
+    assert [[line[name] for name in QUESTIONS] for line in _by_time(lines)] == [
+        [1, 0, 1, 0],
+        [1, 1, 1, 1],
+    ]
     assert_harmless(driver, review)
 
 
@@ -324,7 +370,9 @@ def _by_time(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _pressed(driver: Any) -> list[list[str]]:
     rows = driver.find_elements(By_CSS, "#questions .asking")
-    return [[button.text for button in row.find_elements(By_CSS, "[aria-pressed=true]")] for row in rows]
+    return [
+        [button.text for button in row.find_elements(By_CSS, "[aria-pressed=true]")] for row in rows
+    ]
 
 
 def test_several_raters_export_and_import(tmp_path: Path, ordinary: Path) -> None:
@@ -335,17 +383,28 @@ def test_several_raters_export_and_import(tmp_path: Path, ordinary: Path) -> Non
             press(driver, keys)
         driver.find_element(By_ID, "export-all").click()
         lines = downloaded(tmp_path / "one", "ratings-all-*.jsonl")
-        assert {(line["rater"], line["answerability"]) for line in lines} == {("Ann", 1), ("Бен/2", 0)}
-    older = [line | {"time": "2000-01-01T00:00:00.000Z", "answerability": 0} for line in lines if line["rater"] == "Ann"]
+        assert {(line["rater"], line["answerability"]) for line in lines} == {
+            ("Ann", 1),
+            ("Бен/2", 0),
+        }
+    older = [
+        line | {"time": "2000-01-01T00:00:00.000Z", "answerability": 0}
+        for line in lines
+        if line["rater"] == "Ann"
+    ]
     other = [lines[0] | {"run": "another"}]
     sent = tmp_path / "sent.jsonl"
-    sent.write_text("\n".join([*map(json.dumps, [*lines, *older, *other]), "no json", '{"mpa_ray_rating": 1}']) + "\n")
+    sent.write_text(
+        "\n".join([*map(json.dumps, [*lines, *older, *other]), "no json", '{"mpa_ray_rating": 1}'])
+        + "\n"
+    )
     with browser(tmp_path / "two") as driver:
         open_page(driver, review)
         driver.find_element(By_ID, "import").send_keys(str(sent))
         eventually(lambda: text(driver, "#told"))
         assert text(driver, "#told") == (
-            "2 ratings imported; 1 are not newer than what is here; 1 are of another run or page; 2 lines are no ratings."
+            "2 ratings imported; 1 are not newer than what is here; 1 are of another run or page;"
+            " 2 lines are no ratings."
         )
         start_rating(driver, review, "Ann")
         assert text(driver, "#done").startswith("1 of ")
@@ -383,7 +442,11 @@ def test_dropping_and_fixing(driver: Any, ordinary: Path, tmp_path: Path) -> Non
     start_rating(driver, ordinary / "check.html", "Ann")
     driver.find_element(By_ID, "export").click()
     path = tmp_path / "exported.jsonl"
-    path.write_text("\n".join(json.dumps(line) for line in downloaded(tmp_path / "profile", "ratings-Ann-*.jsonl")))
+    path.write_text(
+        "\n".join(
+            json.dumps(line) for line in downloaded(tmp_path / "profile", "ratings-Ann-*.jsonl")
+        )
+    )
     found = {rating.decision: rating for rating in ratings.read([path])}
     assert found.keys() == {"drop", "fix"}
     assert found["fix"].answer == "two words <b>" and not found["fix"].blind
@@ -400,7 +463,9 @@ def test_keys_can_be_switched_off(driver: Any, ordinary: Path) -> None:
 
 
 def test_a_browser_that_keeps_nothing_says_so(driver: Any, ordinary: Path, tmp_path: Path) -> None:
-    forbid = "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError') }"
+    forbid = (
+        "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError') }"
+    )
     driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": forbid})
     start_rating(driver, ordinary / "review.html", "Ann")
     press(driver, "yyyy")
@@ -413,17 +478,25 @@ def test_every_control_has_a_name_and_can_be_reached(driver: Any, ordinary: Path
     nameless = """
         return [...document.querySelectorAll("button, input, select, textarea, a[href]")]
             .filter((item) => !item.closest("[hidden]"))
-            .filter((item) => !(item.textContent.trim() || item.getAttribute("aria-label") || item.labels?.length))
+            .filter((item) => !(item.textContent.trim() || item.getAttribute("aria-label")
+                || item.labels?.length))
             .map((item) => item.outerHTML.slice(0, 80));
     """
     for name in ("index.html", "review.html", "check.html"):
         open_page(driver, ordinary / name)
         assert driver.execute_script(nameless) == []
-        assert driver.execute_script("return [...document.images].filter((image) => !image.hasAttribute('alt')).length") == 0
+        assert (
+            driver.execute_script(
+                "return [...document.images].filter((image) => !image.hasAttribute('alt')).length"
+            )
+            == 0
+        )
         assert driver.execute_script("return document.querySelectorAll('h1').length") == 1
 
 
-def test_a_finished_page_needs_no_script_for_its_figures(run_without_scripts: Any, ordinary: Path) -> None:
+def test_a_finished_page_needs_no_script_for_its_figures(
+    run_without_scripts: Any, ordinary: Path
+) -> None:
     open_page(run_without_scripts, ordinary / "index.html")
     assert "need JavaScript" in text(run_without_scripts, "#samples")
     assert "It closes 60% of the gap" in text(run_without_scripts, "#result")

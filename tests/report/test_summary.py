@@ -11,7 +11,15 @@ from mpa_ray.stages.commits import TOKEN_COLUMNS
 
 def score(model: str, percent: float, metric: str = "textvqa_accuracy") -> dict[str, Any]:
     interval = [percent - 2, percent + 2]
-    return {"model": model, "benchmark": "signs", "metric": metric, "score": percent, "ci95": interval, "n": 1000, "by_kind": {}}
+    return {
+        "model": model,
+        "benchmark": "signs",
+        "metric": metric,
+        "score": percent,
+        "ci95": interval,
+        "n": 1000,
+        "by_kind": {},
+    }
 
 
 RECORD: dict[str, Any] = {
@@ -21,8 +29,20 @@ RECORD: dict[str, Any] = {
     "verdicts": {"parity": 3000, "svlm_correct": 8000, "lvlm_inconsistent": 1000},
     "tokens": {name: 1000 * number for number, name in enumerate(TOKEN_COLUMNS, 1)},
     "training": {
-        "mpa": {"samples": 2700, "loss": 0.5, "seconds": 100.0, "tokens_per_second": 1234.5, "holdout": {"learned": 77, "forgotten": 8}},
-        "no_pi_all": {"samples": 10800, "loss": 0.5, "seconds": 400.0, "tokens_per_second": 1234.5, "mfu": 0.314},
+        "mpa": {
+            "samples": 2700,
+            "loss": 0.5,
+            "seconds": 100.0,
+            "tokens_per_second": 1234.5,
+            "holdout": {"learned": 77, "forgotten": 8},
+        },
+        "no_pi_all": {
+            "samples": 10800,
+            "loss": 0.5,
+            "seconds": 400.0,
+            "tokens_per_second": 1234.5,
+            "mfu": 0.314,
+        },
     },
     "evaluation": [
         entry
@@ -43,22 +63,40 @@ def test_everything_a_reader_looks_for_is_there() -> None:
     assert line_of(text, "images").split()[-1] == "12,345"
     assert line_of(text, "quarantined: images/empty").split()[-1] == "300"
     assert line_of(text, "verdict: parity").endswith("3,000  25.0% of annotations")
-    assert line_of(text, "train_mpa").split("  ")[-1] == "2,700 samples, 1,234 tokens/s; held out: learned 77, forgot 8"
-    assert line_of(text, "train_no_pi_all").split("  ")[-1] == "10,800 samples, 1,234 tokens/s (31% MFU)"
+    assert (
+        line_of(text, "train_mpa").split("  ")[-1]
+        == "2,700 samples, 1,234 tokens/s; held out: learned 77, forgot 8"
+    )
+    assert (
+        line_of(text, "train_no_pi_all").split("  ")[-1]
+        == "10,800 samples, 1,234 tokens/s (31% MFU)"
+    )
     assert "1 h 2 min" in line_of(text, "annotate_and_identify")
     zero_shot, mpa = line_of(text, "zero_shot"), line_of(text, "mpa")
     assert zero_shot.split() == ["zero_shot", "45.3", "43.3", "to", "47.3", "46.3", "1,000", "-"]
     assert mpa.split() == ["mpa", "63.9", "61.9", "to", "65.9", "64.9", "1,000", "2,700", "samples"]
-    assert line_of(text, "signs").split()[1:5] == ["textvqa_accuracy", "95%", "interval", "mpa_compat_accuracy"]
+    assert line_of(text, "signs").split()[1:5] == [
+        "textvqa_accuracy",
+        "95%",
+        "interval",
+        "mpa_compat_accuracy",
+    ]
 
 
 def test_what_the_cascade_spared_is_said() -> None:
     assert "spared" not in table(RECORD), "a run of an earlier version does not know"
-    assert ", spared 8.3% of annotations" in line_of(table(RECORD | {"svlm_asked": 11000}), "annotate_and_identify")
+    assert ", spared 8.3% of annotations" in line_of(
+        table(RECORD | {"svlm_asked": 11000}), "annotate_and_identify"
+    )
 
 
 def encoded(
-    runs: dict[str, int], *, images: int = 1000, asked: int = 0, config: dict[str, Any] | None = None, **quarantined: int
+    runs: dict[str, int],
+    *,
+    images: int = 1000,
+    asked: int = 0,
+    config: dict[str, Any] | None = None,
+    **quarantined: int,
 ) -> list[str]:
     """`encodings` of a run; `images__empty=3` is a reason and its rows."""
     counts = {name.replace("__", "/"): count for name, count in quarantined.items()}
@@ -68,43 +106,73 @@ def encoded(
 
 def test_encoder_runs_are_told_for_what_the_models_were_shown() -> None:
     runs = {"pseudo_annotator": 1000, "parity_identifier": 800}
-    assert encoded(runs, asked=800) == ["1.000 for an image shown to the L-VLM", "1.000 for a question that the S-VLM answered"]
+    assert encoded(runs, asked=800) == [
+        "1.000 for an image shown to the L-VLM",
+        "1.000 for a question that the S-VLM answered",
+    ]
     assert encoded({}) == []
     text = table(RECORD | {"encoder_runs": {"pseudo_annotator": 12045}})
-    assert "; vision encoder runs: 1.000 for an image shown to the L-VLM" in line_of(text, "annotate_and_identify")
+    assert "; vision encoder runs: 1.000 for an image shown to the L-VLM" in line_of(
+        text, "annotate_and_identify"
+    )
     assert "encoder" not in table(RECORD), "an engine that does not tell"
 
 
 def test_quarantined_images_hide_no_second_encoding() -> None:
     """960 images were shown, and 40 of them encoded twice."""
-    assert encoded({"pseudo_annotator": 1000}, images__truncated=30, images__empty=10) == ["1.042 for an image shown to the L-VLM"]
-    assert encoded({"pseudo_annotator": 1000}, pseudo_annotator__unparsable_annotation=40) == ["1.000 for an image shown to the L-VLM"]
+    assert encoded({"pseudo_annotator": 1000}, images__truncated=30, images__empty=10) == [
+        "1.042 for an image shown to the L-VLM"
+    ]
+    assert encoded({"pseudo_annotator": 1000}, pseudo_annotator__unparsable_annotation=40) == [
+        "1.000 for an image shown to the L-VLM"
+    ]
     # Another actor decodes the image again for the S-VLM.
-    assert encoded({"pseudo_annotator": 1000}, parity_identifier__engine_rejected=40) == ["1.000 for an image shown to the L-VLM"]
+    assert encoded({"pseudo_annotator": 1000}, parity_identifier__engine_rejected=40) == [
+        "1.000 for an image shown to the L-VLM"
+    ]
 
 
 @pytest.mark.parametrize(
-    "open_", ["images__decode_timeout", "images__decode_memory", "images__decode_crash", "pseudo_annotator__engine_rejected"]
+    "open_",
+    [
+        "images__decode_timeout",
+        "images__decode_memory",
+        "images__decode_crash",
+        "pseudo_annotator__engine_rejected",
+    ],
 )
 def test_where_it_is_open_how_many_images_were_shown_both_bounds_are_told(open_: str) -> None:
-    """A second decoding, for the S-VLM, may be what took too long; the second question may be what the engine refused."""
-    assert encoded({"pseudo_annotator": 1000}, **{open_: 40}) == ["1.000 to 1.042 for an image shown to the L-VLM"]
-    assert encoded({"pseudo_annotator": 1_000_000}, images=1_000_000, **{open_: 3}) == ["1.000 for an image shown to the L-VLM"]
+    """A second decoding, for the S-VLM, may be what took too long; the second question may be what
+    the engine refused.
+    """
+    assert encoded({"pseudo_annotator": 1000}, **{open_: 40}) == [
+        "1.000 to 1.042 for an image shown to the L-VLM"
+    ]
+    assert encoded({"pseudo_annotator": 1_000_000}, images=1_000_000, **{open_: 3}) == [
+        "1.000 for an image shown to the L-VLM"
+    ]
     assert encoded({"pseudo_annotator": 3}, images=3, **{open_: 3}) == ["3 in all for the L-VLM"]
 
 
 def test_where_it_is_not_known_what_was_shown_the_count_stands_alone() -> None:
     runs = {"pseudo_annotator": 1000, "jury": 1700, "parity_identifier": 800}
     in_all = ["1,000 in all for the L-VLM", "1,700 in all for the jury", "800 in all for the S-VLM"]
-    assert encoded(runs)[1:] == in_all[1:], "no commit says how often a jury was asked, and earlier versions' not how often the S-VLM was"
-    assert encoded(runs, config={"annotations": "runs/a"}) == in_all, "annotations may come with the L-VLM's answers"
+    assert encoded(runs)[1:] == in_all[1:], (
+        "no commit says how often a jury was asked, and earlier versions' not how often the S-VLM"
+        " was"
+    )
+    assert encoded(runs, config={"annotations": "runs/a"}) == in_all, (
+        "annotations may come with the L-VLM's answers"
+    )
     # What a dead engine had encoded before is not counted.
     assert encoded(runs, asked=800, parity_identifier__engine_crash=1) == in_all
     assert encoded({"pseudo_annotator": 0}, images=3, images__empty=3) == ["0 in all for the L-VLM"]
 
 
 def test_several_questions_about_an_image_can_share_an_encoding() -> None:
-    assert encoded({"parity_identifier": 800}, asked=2000) == ["0.400 for a question that the S-VLM answered"]
+    assert encoded({"parity_identifier": 800}, asked=2000) == [
+        "0.400 for a question that the S-VLM answered"
+    ]
 
 
 def test_a_run_without_benchmark_or_quarantine() -> None:
@@ -118,7 +186,9 @@ def test_a_run_of_nothing_is_no_division_by_zero() -> None:
 
 
 def test_columns_are_aligned() -> None:
-    lines = aligned([["model", "score", "of"], ["a", "5.0", "x"], ["longer", "10.25", "yy"]]).splitlines()
+    lines = aligned(
+        [["model", "score", "of"], ["a", "5.0", "x"], ["longer", "10.25", "yy"]]
+    ).splitlines()
     assert lines == ["model   score  of", "a         5.0  x", "longer  10.25  yy"]
 
 
@@ -128,7 +198,14 @@ def test_intervals() -> None:
 
 
 def test_a_run_that_starts_from_a_parity_set_asked_nobody() -> None:
-    given = {"images": 0, "annotations": 25, "quarantined": {}, "verdicts": {"parity": 25}, "tokens": {}, "stages": {"train_mpa": 3.0}}
+    given = {
+        "images": 0,
+        "annotations": 25,
+        "quarantined": {},
+        "verdicts": {"parity": 25},
+        "tokens": {},
+        "stages": {"train_mpa": 3.0},
+    }
     text = table(RECORD | given)
     assert line_of(text, "verdict: parity").split()[2:4] == ["25", "100.0%"]
     assert line_of(text, "train_mpa").split()[1:3] == ["3", "s"]

@@ -1,4 +1,6 @@
-"""Notes of parts begun, and what they say of a part that is begun again. test_row_worker.py has the actor that goes by them."""
+"""Notes of parts begun, and what they say of a part that is begun again. test_row_worker.py has the
+actor that goes by them.
+"""
 
 from pathlib import Path
 
@@ -15,7 +17,9 @@ def test_a_part_that_was_lost_twice_is_asked_row_by_row(tmp_path: Path) -> None:
     assert [notes(tmp_path).begin(7).is_careful for _ in range(4)] == [False, False, True, True]
 
 
-def test_a_row_is_the_culprit_when_it_was_asked_alone_twice_and_never_answered(tmp_path: Path) -> None:
+def test_a_row_is_the_culprit_when_it_was_asked_alone_twice_and_never_answered(
+    tmp_path: Path,
+) -> None:
     found = []
     for place in (5, 2, 5):
         attempt = notes(tmp_path).begin(7)

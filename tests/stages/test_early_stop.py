@@ -1,4 +1,6 @@
-"""A stage that is ended in good order, without Ray: nothing new is begun, what is done is kept, and the next call does not ask again."""
+"""A stage that is ended in good order, without Ray: nothing new is begun, what is done is kept, and
+the next call does not ask again.
+"""
 
 import asyncio
 import io
@@ -26,7 +28,9 @@ class Limited:
         self._left = answers
         self.asked: list[str] = []
 
-    async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+    async def ask(
+        self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
+    ) -> Reply:
         await asyncio.sleep(0)
         if not self._left:
             raise RunError("the budget is spent")
@@ -34,7 +38,13 @@ class Limited:
         self.asked.append(image_id)
         if image_id == "1":
             raise RequestRejected("too long")
-        return Reply(text=f"seen {image_id}", prompt_tokens=1, cached_tokens=0, output_tokens=1, finish_reason="stop")
+        return Reply(
+            text=f"seen {image_id}",
+            prompt_tokens=1,
+            cached_tokens=0,
+            output_tokens=1,
+            finish_reason="stop",
+        )
 
     def close(self) -> None:
         pass
@@ -52,25 +62,40 @@ class Forgetting(RowWorker):
 async def work(row: Row, ask: Ask) -> list[Row]:
     """Two rows of each, as where an image has two questions."""
     reply = await ask("?", Sampling(max_tokens=1))
-    return [row | {"detail": reply.text, "part": row["part"] * reply.prompt_tokens}, row | {"detail": f"{reply.text} again"}]
+    return [
+        row | {"detail": reply.text, "part": row["part"] * reply.prompt_tokens},
+        row | {"detail": f"{reply.text} again"},
+    ]
 
 
 def part(number: int, count: int) -> pa.Table:
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, format="PNG")
-    rows = [{"part": number, "image_id": f"{n}", "image_uri": f"/{n}.png", "image": buffer.getvalue()} for n in range(count)]
-    return pa.Table.from_pylist([*rows, rows[0] | {"image_id": "bad", "image": None, "reason": "missing"}], schema=SOURCE_ROW)
+    rows = [
+        {"part": number, "image_id": f"{n}", "image_uri": f"/{n}.png", "image": buffer.getvalue()}
+        for n in range(count)
+    ]
+    return pa.Table.from_pylist(
+        [*rows, rows[0] | {"image_id": "bad", "image": None, "reason": "missing"}],
+        schema=SOURCE_ROW,
+    )
 
 
 def serve(
-    monkeypatch: pytest.MonkeyPatch, kind: type[RowWorker], engine: Limited, output: Folder | None, *tables: pa.Table
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[RowWorker],
+    engine: Limited,
+    output: Folder | None,
+    *tables: pa.Table,
 ) -> list[list[Row]]:
     """A call of the stage, one part after the other: what comes of each."""
     monkeypatch.setattr(loading, "load", lambda *_, **__: engine)
     worker = kind([ModelSection(images_in_flight=2)], work, SOURCE_ROW, 10**6, 10**6, output)
 
     async def one(table: pa.Table) -> list[Row]:
-        return [row for result in [piece async for piece in worker(table)] for row in result.to_pylist()]
+        return [
+            row for result in [piece async for piece in worker(table)] for row in result.to_pylist()
+        ]
 
     async def all_of_them() -> list[Any]:
         return [await one(table) for table in tables]
@@ -78,21 +103,36 @@ def serve(
     return asyncio.run(all_of_them())
 
 
-def test_whole_parts_come_out_and_what_is_done_of_others_is_not_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_whole_parts_come_out_and_what_is_done_of_others_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     output = Folder.at(tmp_path)
     first = Limited(7)
     whole, partial = serve(monkeypatch, Keeping, first, output, part(0, 4), part(1, 6))
-    assert [row["detail"] for row in whole if row["reason"] is None][:2] == ["seen 0", "seen 0 again"]
+    assert [row["detail"] for row in whole if row["reason"] is None][:2] == [
+        "seen 0",
+        "seen 0 again",
+    ]
     assert len(whole) == 2 * 3 + 1 + 1 and partial == []
     assert early_stop.reason(output) == "the budget is spent"
-    with pytest.raises(RunError, match=r"^the budget is spent\. 4 of 10 are done; the same command resumes the run$"):
+    with pytest.raises(
+        RunError,
+        match=r"^the budget is spent\. 4 of 10 are done; the same command resumes the run$",
+    ):
         early_stop.raise_if_stopped(output, "4 of 10 are done")
-    read = early_stop.read_unless_stopped(5, read=lambda number: part(number, 1), output=output, schema=SOURCE_ROW)
+    read = early_stop.read_unless_stopped(
+        5, read=lambda number: part(number, 1), output=output, schema=SOURCE_ROW
+    )
     assert read.num_rows == 0 and read.schema == SOURCE_ROW
 
     early_stop.go_on(output)
     early_stop.raise_if_stopped(output, "")
-    assert early_stop.read_unless_stopped(5, read=lambda number: part(number, 1), output=output, schema=SOURCE_ROW).num_rows == 2
+    assert (
+        early_stop.read_unless_stopped(
+            5, read=lambda number: part(number, 1), output=output, schema=SOURCE_ROW
+        ).num_rows
+        == 2
+    )
     second = Limited(100)
     (rows,) = serve(monkeypatch, Keeping, second, output, part(1, 6))
     assert second.asked == ["3", "4", "5"]
@@ -101,12 +141,16 @@ def test_whole_parts_come_out_and_what_is_done_of_others_is_not_asked_again(monk
         *(f"seen {n}{again}" for n in (3, 4, 5) for again in ("", " again")),
         None,
     ]
-    assert all(row["image"] == part(1, 6).column("image")[0].as_py() for row in rows[:-1]), "images come from the part"
+    assert all(row["image"] == part(1, 6).column("image")[0].as_py() for row in rows[:-1]), (
+        "images come from the part"
+    )
     early_stop.forget(output)
     assert not output.exists("stop")
 
 
-def test_what_is_kept_belongs_to_the_rows_it_came_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_kept_belongs_to_the_rows_it_came_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Another image at the place of one that is done is asked about, whatever put it there."""
     output = Folder.at(tmp_path)
     serve(monkeypatch, Keeping, Limited(2), output, part(0, 4))
@@ -115,12 +159,18 @@ def test_what_is_kept_belongs_to_the_rows_it_came_of(monkeypatch: pytest.MonkeyP
     swapped = part(0, 4).take([2, 1, 0, 3])
     (rows,) = serve(monkeypatch, Keeping, second, output, swapped)
     assert second.asked == ["2", "0", "3"]
-    assert [row["detail"] for row in rows] == [*("seen 2", "seen 2 again", "too long", "seen 0", "seen 0 again", "seen 3", "seen 3 again")]
+    assert [row["detail"] for row in rows] == [
+        *("seen 2", "seen 2 again", "too long", "seen 0", "seen 0 again", "seen 3", "seen 3 again")
+    ]
 
 
-def test_one_row_that_cannot_be_kept_costs_itself_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_one_row_that_cannot_be_kept_costs_itself_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     class Garbled(Limited):
-        async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+        async def ask(
+            self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
+        ) -> Reply:
             reply = await super().ask(image, prompt, image_id=image_id, sampling=sampling)
             return replace(reply, prompt_tokens=10**30) if image_id == "2" else reply
 
@@ -135,11 +185,16 @@ def test_one_row_that_cannot_be_kept_costs_itself_alone(monkeypatch: pytest.Monk
 
 def test_after_the_end_nobody_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     engine = Limited(0)
-    assert serve(monkeypatch, Keeping, engine, Folder.at(tmp_path), part(0, 30), part(1, 30)) == [[], []]
+    assert serve(monkeypatch, Keeping, engine, Folder.at(tmp_path), part(0, 30), part(1, 30)) == [
+        [],
+        [],
+    ]
     assert engine.asked == [] and early_stop.kept_parts(Folder.at(tmp_path)) == set()
 
 
-def test_a_stage_whose_parts_have_no_lasting_numbers_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_stage_whose_parts_have_no_lasting_numbers_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert serve(monkeypatch, Forgetting, Limited(3), Folder.at(tmp_path), part(0, 6)) == [[]]
     assert early_stop.kept_parts(Folder.at(tmp_path)) == set()
     assert early_stop.reason(Folder.at(tmp_path)) is not None

@@ -1,4 +1,6 @@
-"""Scoring answers, without a model: the official rules by name, intervals, kinds, and captions as a whole."""
+"""Scoring answers, without a model: the official rules by name, intervals, kinds, and captions as a
+whole.
+"""
 
 import asyncio
 from typing import Any
@@ -15,8 +17,15 @@ from mpa_ray.tasks.benchmarks import BENCHMARKS, METRICS
 
 
 def predictions(*rows: tuple[str, list[str], str | None]) -> pa.Table:
-    columns = {"prediction": [row[0] for row in rows], "answers": [row[1] for row in rows], "question_kind": [row[2] for row in rows]}
-    columns |= {name: [f"{number}" for number in range(len(rows))] for name in ("question_id", "question", "image_uri")}
+    columns = {
+        "prediction": [row[0] for row in rows],
+        "answers": [row[1] for row in rows],
+        "question_kind": [row[2] for row in rows],
+    }
+    columns |= {
+        name: [f"{number}" for number in range(len(rows))]
+        for name in ("question_id", "question", "image_uri")
+    }
     return pa.table([columns[name] for name in PREDICTIONS.names], schema=PREDICTIONS)
 
 
@@ -25,31 +34,56 @@ def test_the_answer_becomes_the_prediction() -> None:
 
     async def ask(prompt: str, sampling: Sampling) -> Reply:
         asked.append((prompt, sampling))
-        return Reply(text=" red\n", prompt_tokens=1, cached_tokens=0, output_tokens=1, finish_reason="stop")
+        return Reply(
+            text=" red\n", prompt_tokens=1, cached_tokens=0, output_tokens=1, finish_reason="stop"
+        )
 
-    work = answer_row({"question": "What {color}?"}, ask, prompt="Say: {question}", answering=Sampling(max_tokens=5))
+    work = answer_row(
+        {"question": "What {color}?"},
+        ask,
+        prompt="Say: {question}",
+        answering=Sampling(max_tokens=5),
+    )
     assert asyncio.run(work) == [{"question": "What {color}?", "prediction": "red"}]
     assert asked == [("Say: What {color}?", Sampling(max_tokens=5))]
 
 
 def test_scores_are_means_in_percent_with_interval_and_kinds() -> None:
-    rows = [("red", ["red"] * 10, "color")] * 60 + [("blue", ["red"] * 10, "color")] * 20 + [("7", ["7"] * 10, "count")] * 20
-    table, [found, compat] = score(predictions(*rows), ("textvqa_accuracy", "mpa_compat_accuracy"), seed=0)
-    assert (found["metric"], found["score"], found["n"]) == ("textvqa_accuracy", pytest.approx(80.0), 100)
+    rows = (
+        [("red", ["red"] * 10, "color")] * 60
+        + [("blue", ["red"] * 10, "color")] * 20
+        + [("7", ["7"] * 10, "count")] * 20
+    )
+    table, [found, compat] = score(
+        predictions(*rows), ("textvqa_accuracy", "mpa_compat_accuracy"), seed=0
+    )
+    assert (found["metric"], found["score"], found["n"]) == (
+        "textvqa_accuracy",
+        pytest.approx(80.0),
+        100,
+    )
     assert 65 < found["ci95"][0] < 80 < found["ci95"][1] < 95
-    assert found["by_kind"] == {"color": [pytest.approx(75.0), 80], "count": [pytest.approx(100.0), 20]}
+    assert found["by_kind"] == {
+        "color": [pytest.approx(75.0), 80],
+        "count": [pytest.approx(100.0), 20],
+    }
     assert compat["metric"] == "mpa_compat_accuracy"
     assert table.column_names == [*PREDICTIONS.names, "textvqa_accuracy", "mpa_compat_accuracy"]
     assert sum(table.column("textvqa_accuracy").to_pylist()) == pytest.approx(80)
 
 
 def test_questions_without_a_kind_have_none() -> None:
-    _, [found] = score(predictions(("a", ["a"], None), ("b", ["a"], None)), ("exact_match",), seed=0)
+    _, [found] = score(
+        predictions(("a", ["a"], None), ("b", ["a"], None)), ("exact_match",), seed=0
+    )
     assert found["by_kind"] == {} and found["score"] == 50.0
 
 
 def test_captions_are_scored_as_a_whole() -> None:
-    rows = [("a red sign on a wall", ["a red sign on a wall", "a wall with a red sign"], None), ("a dog", ["a cat"], None)]
+    rows = [
+        ("a red sign on a wall", ["a red sign on a wall", "a wall with a red sign"], None),
+        ("a dog", ["a cat"], None),
+    ]
     table, found = score(predictions(*rows), BENCHMARKS["textcaps"].metrics or (), seed=0)
     assert [item["metric"] for item in found] == ["bleu_1", "rouge_l", "cider"]
     assert all(item["ci95"] is None and item["n"] == 2 for item in found)
@@ -69,7 +103,9 @@ def test_captions_are_scored_as_a_whole() -> None:
         ("word_recognition_rate", "STOP", ["stop"], 1.0),
     ],
 )
-def test_metrics_go_by_their_official_rules(metric: str, said: str, answers: list[str], expected: float) -> None:
+def test_metrics_go_by_their_official_rules(
+    metric: str, said: str, answers: list[str], expected: float
+) -> None:
     assert METRICS[metric](said, answers) == pytest.approx(expected)
 
 
@@ -80,8 +116,17 @@ def test_formats_name_metrics_that_there_are() -> None:
 
 
 def test_what_became_of_a_held_out_row() -> None:
-    found = {(before, after): change(before, after) for before in (False, True) for after in (False, True)}
-    assert found == {(False, True): "learned", (True, False): "forgotten", (True, True): "kept", (False, False): "still_wrong"}
+    found = {
+        (before, after): change(before, after)
+        for before in (False, True)
+        for after in (False, True)
+    }
+    assert found == {
+        (False, True): "learned",
+        (True, False): "forgotten",
+        (True, True): "kept",
+        (False, False): "still_wrong",
+    }
 
 
 def test_the_settings_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,5 +143,15 @@ def test_the_settings_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "ask_model", ask_model)
     monkeypatch.setattr(evaluate.capacity, "placed_alone", lambda model, config, what: model)
     model = ModelSection(model="a/small")
-    answer(None, model, Config(evaluate={"max_tokens": 7}), prompt="Say: {question}", schema=ANSWERED_ROW)  # type: ignore[arg-type]
-    assert (given["answering"], given["prompt"], given["models"]) == (Sampling(max_tokens=7), "Say: {question}", [model])
+    answer(
+        None,
+        model,
+        Config(evaluate={"max_tokens": 7}),
+        prompt="Say: {question}",
+        schema=ANSWERED_ROW,
+    )  # type: ignore[arg-type]
+    assert (given["answering"], given["prompt"], given["models"]) == (
+        Sampling(max_tokens=7),
+        "Say: {question}",
+        [model],
+    )

@@ -1,4 +1,6 @@
-"""A jury row by row: who is asked, what is kept, and that one juror who differs makes the annotation inconsistent."""
+"""A jury row by row: who is asked, what is kept, and that one juror who differs makes the
+annotation inconsistent.
+"""
 
 import asyncio
 from typing import Any
@@ -19,7 +21,14 @@ from mpa_ray.tasks import prompts
 from mpa_ray.tasks.matchers import MATCHERS
 from mpa_ray.tools.rejudge import new_verdicts
 
-ROW = {"part": 0, "image_id": "i", "image_uri": "/a.png", "question": "What color?", "answer": "red", "lvlm_answer": "Red."}
+ROW = {
+    "part": 0,
+    "image_id": "i",
+    "image_uri": "/a.png",
+    "question": "What color?",
+    "answer": "red",
+    "lvlm_answer": "Red.",
+}
 LARGE = ModelSection(model="a/large")
 
 
@@ -30,18 +39,32 @@ class Model:
 
     async def __call__(self, prompt: str, sampling: Sampling) -> Reply:
         self.asked.append(prompt)
-        return Reply(text=f" {self.says}\n", prompt_tokens=70, cached_tokens=16, output_tokens=3, finish_reason="stop")
+        return Reply(
+            text=f" {self.says}\n",
+            prompt_tokens=70,
+            cached_tokens=16,
+            output_tokens=3,
+            finish_reason="stop",
+        )
 
 
 def ask_jury(row: dict[str, Any], *jurors: Model, exhaustive: bool = False) -> dict[str, Any]:
     for juror in jurors:
-        [row] = asyncio.run(jury_row(row, juror, matcher="exact", answering=Sampling(max_tokens=8), exhaustive=exhaustive))
+        [row] = asyncio.run(
+            jury_row(
+                row, juror, matcher="exact", answering=Sampling(max_tokens=8), exhaustive=exhaustive
+            )
+        )
         pa.Table.from_pylist([row], schema=JURY_ROW)
     return row
 
 
 def judged(row: dict[str, Any], student: Model, *, exhaustive: bool = False) -> dict[str, Any]:
-    [found] = asyncio.run(identify_row(row, student, matcher="exact", answering=Sampling(max_tokens=8), exhaustive=exhaustive))
+    [found] = asyncio.run(
+        identify_row(
+            row, student, matcher="exact", answering=Sampling(max_tokens=8), exhaustive=exhaustive
+        )
+    )
     pa.Table.from_pylist([found], schema=JUDGED_ROW)
     return found
 
@@ -50,8 +73,14 @@ def test_every_juror_is_asked_the_question_and_their_answers_are_kept() -> None:
     jurors = Model("red"), Model("RED")
     row = ask_jury(ROW, *jurors)
     assert row["jury_answers"] == ["red", "RED"]
-    assert {name: row[f"jury_{name}_tokens"] for name in ("prompt", "cached", "output")} == {"prompt": 140, "cached": 32, "output": 6}
-    assert all(juror.asked == [prompts.ANSWERING.format(question="What color?")] for juror in jurors)
+    assert {name: row[f"jury_{name}_tokens"] for name in ("prompt", "cached", "output")} == {
+        "prompt": 140,
+        "cached": 32,
+        "output": 6,
+    }
+    assert all(
+        juror.asked == [prompts.ANSWERING.format(question="What color?")] for juror in jurors
+    )
     assert judged(row, Model("blue"))["verdict"] == Verdict.PARITY
     assert judged(row, Model("red"))["verdict"] == Verdict.SVLM_CORRECT
 
@@ -62,7 +91,11 @@ def test_one_juror_who_differs_is_enough_and_nobody_is_asked_after_it() -> None:
     assert row["jury_answers"] == ["red", "blue"] and not jurors[2].asked
     student = Model("green")
     found = judged(row, student)
-    assert found["verdict"] == Verdict.LVLM_INCONSISTENT and not student.asked and found["svlm_answer"] is None
+    assert (
+        found["verdict"] == Verdict.LVLM_INCONSISTENT
+        and not student.asked
+        and found["svlm_answer"] is None
+    )
 
 
 def test_no_juror_is_asked_where_the_lvlm_disagrees_with_itself() -> None:
@@ -75,29 +108,61 @@ def test_no_juror_is_asked_where_the_lvlm_disagrees_with_itself() -> None:
 @pytest.mark.parametrize("first", ["red", "blue"])
 @pytest.mark.parametrize("second", ["red", "blue"])
 @pytest.mark.parametrize("student", ["red", "blue"])
-def test_asking_everyone_gives_the_same_verdicts(lvlm: str, first: str, second: str, student: str) -> None:
+def test_asking_everyone_gives_the_same_verdicts(
+    lvlm: str, first: str, second: str, student: str
+) -> None:
     row = ROW | {"lvlm_answer": lvlm}
     cascade = judged(ask_jury(row, Model(first), Model(second)), Model(student))
-    everyone = judged(ask_jury(row, Model(first), Model(second), exhaustive=True), Model(student), exhaustive=True)
+    everyone = judged(
+        ask_jury(row, Model(first), Model(second), exhaustive=True), Model(student), exhaustive=True
+    )
     assert cascade["verdict"] == everyone["verdict"]
     assert everyone["jury_answers"] == [first, second]
-    assert (cascade["verdict"] == Verdict.PARITY) == (lvlm == first == second == "red" and student == "blue")
+    assert (cascade["verdict"] == Verdict.PARITY) == (
+        lvlm == first == second == "red" and student == "blue"
+    )
 
 
 def test_stored_jury_answers_are_judged_again() -> None:
     def row(jury: list[str] | None, svlm: str | None) -> dict[str, Any]:
-        return {**ROW, "sample_id": "s", "jury_answers": jury, "svlm_answer": svlm, "answer": "100"} | {"lvlm_answer": "100"}
+        return {
+            **ROW,
+            "sample_id": "s",
+            "jury_answers": jury,
+            "svlm_answer": svlm,
+            "answer": "100",
+        } | {"lvlm_answer": "100"}
 
-    rows = [row(["103"], None), row(["103"], "5"), row(["150"], None), row(None, "5"), row(["100", "101"], "100")]
-    table = pa.Table.from_pylist([{name: one.get(name) for name in JUDGEMENTS.names} for one in rows], schema=JUDGEMENTS)
-    inconsistent, parity, correct = map(str, (Verdict.LVLM_INCONSISTENT, Verdict.PARITY, Verdict.SVLM_CORRECT))
-    assert new_verdicts(table, MATCHERS["exact"]) == [inconsistent, inconsistent, inconsistent, parity, inconsistent]
-    # 5% off counts now; where the S-VLM (and perhaps a further juror) was not asked, there is no verdict.
+    rows = [
+        row(["103"], None),
+        row(["103"], "5"),
+        row(["150"], None),
+        row(None, "5"),
+        row(["100", "101"], "100"),
+    ]
+    table = pa.Table.from_pylist(
+        [{name: one.get(name) for name in JUDGEMENTS.names} for one in rows], schema=JUDGEMENTS
+    )
+    inconsistent, parity, correct = map(
+        str, (Verdict.LVLM_INCONSISTENT, Verdict.PARITY, Verdict.SVLM_CORRECT)
+    )
+    assert new_verdicts(table, MATCHERS["exact"]) == [
+        inconsistent,
+        inconsistent,
+        inconsistent,
+        parity,
+        inconsistent,
+    ]
+    # 5% off counts now; where the S-VLM (and perhaps a further juror) was not asked, there is no
+    # verdict.
     assert new_verdicts(table, MATCHERS["relaxed"]) == [None, parity, inconsistent, parity, correct]
 
 
 def test_judging_without_a_jury_is_eq_2() -> None:
-    assert judge(answer="red", lvlm_answer="red", svlm_answer="blue", matches=MATCHERS["exact"]) == Verdict.PARITY
+    assert (
+        judge(answer="red", lvlm_answer="red", svlm_answer="blue", matches=MATCHERS["exact"])
+        == Verdict.PARITY
+    )
 
 
 def test_without_a_jury_the_dataset_is_left_alone() -> None:
@@ -127,18 +192,34 @@ def test_a_jury_changes_the_run_and_its_speed_does_not() -> None:
 
 def test_a_jury_on_the_command_line() -> None:
     argv = ["--images", "i", "--output", "o", "--svlm.model", "c/d"]
-    config = cli.parse(Config(lvlm=LARGE), [*argv, "--jury", "{model: b/x, max_replicas: 2}", "{model: b/y}"])
-    assert [(juror.model, juror.max_replicas) for juror in config.jury] == [("b/x", 2), ("b/y", None)]
-    assert cli.parse(Config(lvlm=LARGE), [*argv, "--jury", "{model: b/x}"]).jury == (ModelSection(model="b/x"),)
-    with pytest.raises(ConfigurationError, match=r"jury\.0\.modle: unknown setting; did you mean jury\.0\.model\?"):
+    config = cli.parse(
+        Config(lvlm=LARGE), [*argv, "--jury", "{model: b/x, max_replicas: 2}", "{model: b/y}"]
+    )
+    assert [(juror.model, juror.max_replicas) for juror in config.jury] == [
+        ("b/x", 2),
+        ("b/y", None),
+    ]
+    assert cli.parse(Config(lvlm=LARGE), [*argv, "--jury", "{model: b/x}"]).jury == (
+        ModelSection(model="b/x"),
+    )
+    with pytest.raises(
+        ConfigurationError, match=r"jury\.0\.modle: unknown setting; did you mean jury\.0\.model\?"
+    ):
         cli.parse(Config(lvlm=LARGE), [*argv, "--jury", "{modle: b/x}"])
 
 
 @pytest.mark.parametrize("exhaustive", [True, False])
 def test_the_settings_reach_each_juror(exhaustive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict[str, Any]] = []
-    monkeypatch.setattr(jury, "ask_model", lambda dataset, worker, work, **settings: given.append(work.keywords | settings))
-    config = Config(jury=[LARGE, ModelSection(model="b/large")], identify={"max_tokens": 7, "matcher": "anls", "exhaustive": exhaustive})
+    monkeypatch.setattr(
+        jury,
+        "ask_model",
+        lambda dataset, worker, work, **settings: given.append(work.keywords | settings),
+    )
+    config = Config(
+        jury=[LARGE, ModelSection(model="b/large")],
+        identify={"max_tokens": 7, "matcher": "anls", "exhaustive": exhaustive},
+    )
     identify_jury(None, config)  # type: ignore[arg-type]
     assert [found["models"] for found in given] == [[config.jury[0]], [config.jury[1]]]
     expected = {"matcher": "anls", "answering": Sampling(max_tokens=7), "exhaustive": exhaustive}

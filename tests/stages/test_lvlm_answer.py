@@ -22,24 +22,38 @@ from tests.run_folders import judged, picture, rows_of, write_run
 def annotations(tmp_path):
     """Three imported annotations; one has its answer already, and the image of one is gone."""
     uris = [f"{tmp_path}/images/{n}.png" for n in range(3)]
-    rows = [judged(uri, question=f"Question {n}?", answer="red", lvlm="x", svlm="y", verdict="parity") for n, uri in enumerate(uris)]
+    rows = [
+        judged(uri, question=f"Question {n}?", answer="red", lvlm="x", svlm="y", verdict="parity")
+        for n, uri in enumerate(uris)
+    ]
     run = write_run(tmp_path / "run", [rows])
     table = run.child("annotations").read_table("part-00000000.parquet").to_pylist()
     table[0]["lvlm_answer"] = table[2]["lvlm_answer"] = None
-    run.write_table("annotations/part-00000000.parquet", pa.Table.from_pylist(table, schema=ANNOTATIONS))
+    run.write_table(
+        "annotations/part-00000000.parquet", pa.Table.from_pylist(table, schema=ANNOTATIONS)
+    )
     (tmp_path / "images" / "2.png").unlink()
     return run.child("annotations")
 
 
 def part_of(annotations):
     listed = Folder.at(f"{annotations.path}-list")
-    files = frozen(annotations, listed, name="annotations", schema=ANNOTATIONS, what="annotations", fix="import them")
+    files = frozen(
+        annotations,
+        listed,
+        name="annotations",
+        schema=ANNOTATIONS,
+        what="annotations",
+        fix="import them",
+    )
     return read_annotations(0, annotations=files, max_image_bytes=10**6)
 
 
 async def says_red(prompt, sampling):
     assert prompt.endswith(("Question 0?", "lift?"))
-    return Reply(text=" red\n", prompt_tokens=9, cached_tokens=4, output_tokens=1, finish_reason="stop")
+    return Reply(
+        text=" red\n", prompt_tokens=9, cached_tokens=4, output_tokens=1, finish_reason="stop"
+    )
 
 
 def answered(row):
@@ -59,7 +73,11 @@ def test_only_questions_without_an_answer_are_asked(annotations):
     first, second, _ = part_of(annotations).to_pylist()
     (row,) = answered(first)
     assert row["lvlm_answer"] == "red"
-    assert [row[f"lvlm_answer_{kind}_tokens"] for kind in ("prompt", "cached", "output")] == [9, 4, 1]
+    assert [row[f"lvlm_answer_{kind}_tokens"] for kind in ("prompt", "cached", "output")] == [
+        9,
+        4,
+        1,
+    ]
     assert answered(second) == [second]
 
 
@@ -67,14 +85,27 @@ def test_an_answered_row_enters_the_parity_identifier(annotations):
     (row,) = answered(part_of(annotations).to_pylist()[0])
 
     async def svlm(prompt, sampling):
-        return Reply(text="blue", prompt_tokens=9, cached_tokens=0, output_tokens=1, finish_reason="stop")
+        return Reply(
+            text="blue", prompt_tokens=9, cached_tokens=0, output_tokens=1, finish_reason="stop"
+        )
 
-    identifying = partial(identify_row, matcher="exact", answering=Sampling(max_tokens=8), exhaustive=False)
+    identifying = partial(
+        identify_row, matcher="exact", answering=Sampling(max_tokens=8), exhaustive=False
+    )
     assert asyncio.run(identifying(row, svlm))[0]["verdict"] == "parity"
 
 
 def test_what_a_rejudging_set_aside_enters_without_asking_the_lvlm(tmp_path):
-    rows = [judged(f"{tmp_path}/images/a.png", question="lift?", answer="left", lvlm="lift", svlm=None, verdict="lvlm_inconsistent")]
+    rows = [
+        judged(
+            f"{tmp_path}/images/a.png",
+            question="lift?",
+            answer="left",
+            lvlm="lift",
+            svlm=None,
+            verdict="lvlm_inconsistent",
+        )
+    ]
     output = Folder.at(tmp_path / "new")
     rejudge(write_run(tmp_path / "run", [rows]), matcher="anls", output=output)
     unasked = output.child("unasked")
@@ -86,7 +117,11 @@ def test_what_a_rejudging_set_aside_enters_without_asking_the_lvlm(tmp_path):
 
 def test_the_settings_reach_the_lvlm(monkeypatch):
     given = {}
-    monkeypatch.setattr(lvlm_answer, "ask_model", lambda dataset, worker, work, **settings: given.update(work.keywords | settings))
+    monkeypatch.setattr(
+        lvlm_answer,
+        "ask_model",
+        lambda dataset, worker, work, **settings: given.update(work.keywords | settings),
+    )
     config = Config(lvlm=ModelSection(model="a/large"), identify={"max_tokens": 7})
     lvlm_answer.answer_own(None, config)
     assert (given["answering"], given["models"]) == (Sampling(max_tokens=7), [config.lvlm])

@@ -1,4 +1,6 @@
-"""The engine actor without Ray and with an engine that does as it is told: what it does when an engine rejects, stops or dies."""
+"""The engine actor without Ray and with an engine that does as it is told: what it does when an
+engine rejects, stops or dies.
+"""
 
 import asyncio
 import io
@@ -20,7 +22,9 @@ from mpa_ray.storage.folder import Folder
 
 
 class Scripted:
-    """An engine whose reply to each image a function decides; raising EngineDied breaks it for everyone."""
+    """An engine whose reply to each image a function decides; raising EngineDied breaks it for
+    everyone.
+    """
 
     loaded = 0
     in_flight = most_in_flight = 0
@@ -30,7 +34,9 @@ class Scripted:
         self._reply = reply
         self._dead = False
 
-    async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+    async def ask(
+        self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
+    ) -> Reply:
         Scripted.in_flight += 1
         Scripted.most_in_flight = max(Scripted.most_in_flight, Scripted.in_flight)
         try:
@@ -45,7 +51,9 @@ class Scripted:
                 raise
         finally:
             Scripted.in_flight -= 1
-        return Reply(text=text, prompt_tokens=1, cached_tokens=0, output_tokens=1, finish_reason="stop")
+        return Reply(
+            text=text, prompt_tokens=1, cached_tokens=0, output_tokens=1, finish_reason="stop"
+        )
 
     def close(self) -> None:
         pass
@@ -63,7 +71,10 @@ async def work(row: Row, ask: Ask) -> list[Row]:
 def part(count: int) -> pa.Table:
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, format="PNG")
-    rows = [{"part": 3, "image_id": f"{n}", "image_uri": f"/{n}.png", "image": buffer.getvalue()} for n in range(count)]
+    rows = [
+        {"part": 3, "image_id": f"{n}", "image_uri": f"/{n}.png", "image": buffer.getvalue()}
+        for n in range(count)
+    ]
     return pa.Table.from_pylist(rows, schema=SOURCE_ROW)
 
 
@@ -77,7 +88,15 @@ def run(
 ) -> list[dict[str, Any]]:
     Scripted.loaded = Scripted.most_in_flight = Scripted.in_flight = 0
     monkeypatch.setattr(loading, "load", lambda model, **_: Scripted(reply))
-    worker = Worker([ModelSection(model="m", images_in_flight=in_flight)], work, SOURCE_ROW, 10**6, 10**6, output, call=call)
+    worker = Worker(
+        [ModelSection(model="m", images_in_flight=in_flight)],
+        work,
+        SOURCE_ROW,
+        10**6,
+        10**6,
+        output,
+        call=call,
+    )
 
     async def one(table: pa.Table) -> list[dict[str, Any]]:
         return [row async for found in worker(table) for row in found.to_pylist()]
@@ -106,13 +125,20 @@ def test_a_rejected_request_quarantines_its_row_alone(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("column", ["detail", "part"])
-@pytest.mark.parametrize("value", ["a \ud83d", 10**30, True], ids=["surrogate", "a number beyond any", "a truth value"])
-def test_a_reply_that_cannot_be_stored_quarantines_its_row_alone(monkeypatch: pytest.MonkeyPatch, column: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    "value", ["a \ud83d", 10**30, True], ids=["surrogate", "a number beyond any", "a truth value"]
+)
+def test_a_reply_that_cannot_be_stored_quarantines_its_row_alone(
+    monkeypatch: pytest.MonkeyPatch, column: str, value: Any
+) -> None:
     """Two rows come of each; one of those of image 2 is at fault."""
 
     async def two(row: Row, ask: Ask) -> list[Row]:
         odd = {column: value} if row["image_id"] == "2" else {}
-        return [row | {"detail": "fine", "sample_id": f"{row['image_id']}-0"}, row | odd | {"sample_id": f"{row['image_id']}-1"}]
+        return [
+            row | {"detail": "fine", "sample_id": f"{row['image_id']}-0"},
+            row | odd | {"sample_id": f"{row['image_id']}-1"},
+        ]
 
     monkeypatch.setattr(loading, "load", lambda model, **_: Scripted(str))
     schema = pa.schema([*SOURCE_ROW, SAMPLE_ID])
@@ -122,7 +148,9 @@ def test_a_reply_that_cannot_be_stored_quarantines_its_row_alone(monkeypatch: py
         return [row async for table in worker(part(4)) for row in table.to_pylist()]
 
     rows = asyncio.run(found())
-    assert [row["sample_id"] for row in rows] == [f"{image}-{number}" for image in range(4) for number in (0, 1)]
+    assert [row["sample_id"] for row in rows] == [
+        f"{image}-{number}" for image in range(4) for number in (0, 1)
+    ]
     assert [row["reason"] for row in rows] == [None] * 5 + ["unstorable_reply"] + [None] * 2
     assert (rows[5]["stage"], rows[5]["image_uri"], rows[5]["part"]) == ("evaluate", "/2.png", 3)
     assert rows[5]["detail"].startswith("the engine's reply cannot be stored: ")
@@ -141,7 +169,9 @@ def test_an_engine_that_dies_once_costs_no_row(monkeypatch: pytest.MonkeyPatch) 
     assert Scripted.loaded == 2
 
 
-def test_a_row_that_kills_the_engine_twice_is_quarantined_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_kills_the_engine_twice_is_quarantined_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def reply(image: str) -> str:
         if image in ("3", "17"):
             raise EngineDied(f"killed by {image}")
@@ -157,8 +187,12 @@ class ProcessEnded(BaseException):
     """Stands for SIGKILL: nothing in the actor catches it, and nothing of the actor is left."""
 
 
-def run_until_done(monkeypatch: pytest.MonkeyPatch, reply: Callable[[str], str], output: Folder) -> tuple[list[dict[str, Any]], int]:
-    """What Ray does with an actor that ends: another one gets the part. Gives back the rows, and the actors that were lost."""
+def run_until_done(
+    monkeypatch: pytest.MonkeyPatch, reply: Callable[[str], str], output: Folder
+) -> tuple[list[dict[str, Any]], int]:
+    """What Ray does with an actor that ends: another one gets the part. Gives back the rows, and
+    the actors that were lost.
+    """
     for lost in range(20):
         try:
             return run(monkeypatch, reply, part(12), output=output, call=1.0), lost
@@ -167,7 +201,9 @@ def run_until_done(monkeypatch: pytest.MonkeyPatch, reply: Callable[[str], str],
     raise AssertionError("no end")
 
 
-def test_a_row_that_ends_the_whole_actor_is_found_and_quarantined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_row_that_ends_the_whole_actor_is_found_and_quarantined(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked: Counter[str] = Counter()
 
     def reply(image: str) -> str:
@@ -184,7 +220,9 @@ def test_a_row_that_ends_the_whole_actor_is_found_and_quarantined(monkeypatch: p
     assert not list((tmp_path / "attempts").rglob("*.json")), "what is done leaves no note"
 
 
-def test_actors_that_were_taken_away_do_not_accuse_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_actors_that_were_taken_away_do_not_accuse_a_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     deaths = iter([True, True])
 
     def reply(image: str) -> str:
@@ -197,7 +235,9 @@ def test_actors_that_were_taken_away_do_not_accuse_a_row(monkeypatch: pytest.Mon
     assert not any(row["reason"] for row in rows)
 
 
-def test_a_row_that_ends_an_actor_once_when_it_is_alone_is_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_row_that_ends_an_actor_once_when_it_is_alone_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     # Each before the one before it, so that one process meets no two of them.
     deaths = iter(["9", "5", "1"])
     due = [next(deaths)]
@@ -213,7 +253,9 @@ def test_a_row_that_ends_an_actor_once_when_it_is_alone_is_asked_again(monkeypat
     assert not any(row["reason"] for row in rows)
 
 
-def test_a_row_that_was_answered_is_not_accused_when_another_part_ends_the_actor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_row_that_was_answered_is_not_accused_when_another_part_ends_the_actor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     output = Folder.at(tmp_path)
     notes = Attempts(output, stage=Worker.stage, model="m", call=1.0)
     notes.begin(3), notes.begin(3)
@@ -226,7 +268,15 @@ def test_a_row_that_was_answered_is_not_accused_when_another_part_ends_the_actor
         return "fine"
 
     monkeypatch.setattr(loading, "load", lambda model, **_: Scripted(reply))
-    worker = Worker([ModelSection(model="m", images_in_flight=2)], work, SOURCE_ROW, 10**6, 10**6, output, call=1.0)
+    worker = Worker(
+        [ModelSection(model="m", images_in_flight=2)],
+        work,
+        SOURCE_ROW,
+        10**6,
+        10**6,
+        output,
+        call=1.0,
+    )
 
     async def ask_about(rows: list[Row]) -> None:
         async for _ in worker(pa.Table.from_pylist(rows, schema=SOURCE_ROW)):
@@ -245,7 +295,9 @@ def test_a_row_that_was_answered_is_not_accused_when_another_part_ends_the_actor
     assert (after.lost, after.deaths) == (3, [])
 
 
-def test_notes_of_an_earlier_call_do_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_notes_of_an_earlier_call_do_not_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     output = Folder.at(tmp_path)
     notes = Attempts(output, stage=Worker.stage, model="m", call=1.0)
     for _ in range(4):
@@ -275,11 +327,16 @@ def test_a_quarantined_row_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None
     assert [row["reason"] for row in found] == ["missing", None]
 
 
-def test_an_undecodable_image_is_quarantined_where_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_undecodable_image_is_quarantined_where_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rows = part(2).to_pylist()
     rows[1]["image"] = b"no image"
     found = run(monkeypatch, lambda image: "fine", pa.Table.from_pylist(rows, schema=SOURCE_ROW))
-    assert [(row["stage"], row["reason"]) for row in found] == [(None, None), ("images", "not_an_image")]
+    assert [(row["stage"], row["reason"]) for row in found] == [
+        (None, None),
+        ("images", "not_an_image"),
+    ]
 
 
 class Counting(Scripted):
@@ -287,7 +344,9 @@ class Counting(Scripted):
 
     runs = 0
 
-    async def ask(self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling) -> Reply:
+    async def ask(
+        self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
+    ) -> Reply:
         self.runs += 2
         return await super().ask(image, prompt, image_id=image_id, sampling=sampling)
 
@@ -295,7 +354,9 @@ class Counting(Scripted):
         return self.runs
 
 
-def test_encoder_runs_of_an_actor_add_up_over_its_parts_and_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoder_runs_of_an_actor_add_up_over_its_parts_and_engines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     dying = "5"
 
     def reply(image: str) -> str:
@@ -309,7 +370,12 @@ def test_encoder_runs_of_an_actor_add_up_over_its_parts_and_engines(monkeypatch:
     worker = Worker([ModelSection(model="m", images_in_flight=4)], work, SOURCE_ROW, 10**6, 10**6)
 
     async def runs_of(count: int) -> dict[str, int]:
-        [found] = [table async for table in worker(with_encoder_runs(part(count), {"jury": 7, "pseudo_annotator": 3}))]
+        [found] = [
+            table
+            async for table in worker(
+                with_encoder_runs(part(count), {"jury": 7, "pseudo_annotator": 3})
+            )
+        ]
         return encoder_runs(found)
 
     async def three_parts() -> list[dict[str, int]]:
@@ -335,5 +401,15 @@ def test_an_engine_that_does_not_count_leaves_no_figure(monkeypatch: pytest.Monk
 def test_a_seed_depends_on_its_parts_alone() -> None:
     # A value, because another process must draw alike.
     assert seed_for(0, "a", 1) == 1107633052
-    assert len({seed_for(run, image, number) for run in range(2) for image in "ab" for number in range(2)}) == 8
+    assert (
+        len(
+            {
+                seed_for(run, image, number)
+                for run in range(2)
+                for image in "ab"
+                for number in range(2)
+            }
+        )
+        == 8
+    )
     assert all(0 <= seed_for(n) < 2**31 for n in range(100))

@@ -38,7 +38,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(images: Path, output: Path, *, in_one_actor: bool, **changes: Any) -> Config:
-    model = {"engine": "pair_engine:load", "gpus_per_replica": 0, "cpus_per_replica": 0.5, "images_in_flight": 16}
+    model = {
+        "engine": "pair_engine:load",
+        "gpus_per_replica": 0,
+        "cpus_per_replica": 0.5,
+        "images_in_flight": 16,
+    }
     tree: dict[str, Any] = {
         "images": str(images),
         "output": str(output),
@@ -57,23 +62,34 @@ def judged(config: Config) -> tuple[dict[str, Any], dict[str, Row], Counter[tupl
     counts = annotate_and_identify(config, output, source_of(config, output), Lease())
     assert_accounted_for(output)
     found = {row["sample_id"]: row for row in rows(output.child("judgements"))}
-    rejected = Counter((row["image_id"], row["stage"], row["reason"]) for row in rows(output.child("quarantine")))
+    rejected = Counter(
+        (row["image_id"], row["stage"], row["reason"]) for row in rows(output.child("quarantine"))
+    )
     return counts, found, rejected
 
 
 @pytest.mark.parametrize("questions", [1, 2])
-def test_the_same_rows_come_of_one_actor_and_of_two(ray_session: None, images: Path, tmp_path: Path, questions: int) -> None:
+def test_the_same_rows_come_of_one_actor_and_of_two(
+    ray_session: None, images: Path, tmp_path: Path, questions: int
+) -> None:
     annotate = {"questions_per_image": questions}
     (_, two, two_rejected), (_, one, one_rejected) = (
-        judged(settings(images, tmp_path / str(together), in_one_actor=together, annotate=annotate)) for together in (False, True)
+        judged(settings(images, tmp_path / str(together), in_one_actor=together, annotate=annotate))
+        for together in (False, True)
     )
     assert two == one and len(one) > IMAGES / 2
     assert two_rejected == one_rejected
     stages = Counter((stage, reason) for _, stage, reason in one_rejected)
-    assert {("parity_identifier", "engine_rejected"), ("pseudo_annotator", "engine_rejected"), ("images", "not_an_image")} <= stages.keys()
+    assert {
+        ("parity_identifier", "engine_rejected"),
+        ("pseudo_annotator", "engine_rejected"),
+        ("images", "not_an_image"),
+    } <= stages.keys()
 
 
-def test_an_image_is_decoded_once_for_both(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_decoded_once_for_both(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoded: list[bytes] = []
     whole = Decoder.image
 
@@ -83,7 +99,9 @@ def test_an_image_is_decoded_once_for_both(images: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Decoder, "image", counting)
     config = settings(images, tmp_path, in_one_actor=True)
-    config = config.model_copy(update={"svlm": config.svlm.model_copy(update={"max_pixels": config.lvlm.max_pixels})})
+    config = config.model_copy(
+        update={"svlm": config.svlm.model_copy(update={"max_pixels": config.lvlm.max_pixels})}
+    )
     work = partial(both_rows, annotate=annotating(config), identify=identifying(config))
     actor = AnnotatorAndIdentifier([config.lvlm, config.svlm], work, JUDGED_ROW, 10**7, 10**7)
     part = source_of(config, Folder.at(tmp_path)).read(0)
@@ -98,15 +116,22 @@ def test_an_image_is_decoded_once_for_both(images: Path, tmp_path: Path, monkeyp
 
 def test_a_rejected_answer_leaves_the_other_annotations_of_the_image() -> None:
     async def annotate(row: Row, ask: Any) -> list[Row]:
-        return [row | {"sample_id": name, "reason": reason} for name, reason in (("a", None), ("b", None), ("c", "unparsable_annotation"))]
+        return [
+            row | {"sample_id": name, "reason": reason}
+            for name, reason in (("a", None), ("b", None), ("c", "unparsable_annotation"))
+        ]
 
     async def identify(row: Row, ask: Any) -> list[Row]:
         if row["sample_id"] == "a":
             raise RequestRejected("too long")
         return [row | {"verdict": "parity"}]
 
-    found = asyncio.run(both_rows({"image_id": "i"}, None, None, annotate=annotate, identify=identify))  # type: ignore[arg-type]
-    assert [(row["sample_id"], row["reason"], row.get("stage"), row.get("verdict")) for row in found] == [
+    found = asyncio.run(
+        both_rows({"image_id": "i"}, None, None, annotate=annotate, identify=identify)
+    )  # type: ignore[arg-type]
+    assert [
+        (row["sample_id"], row["reason"], row.get("stage"), row.get("verdict")) for row in found
+    ] == [
         ("a", "engine_rejected", "parity_identifier", None),
         ("b", None, None, "parity"),
         ("c", "unparsable_annotation", None, None),
@@ -117,12 +142,20 @@ def test_a_rejected_answer_leaves_the_other_annotations_of_the_image() -> None:
     ("changes", "said"),
     [
         ({"lvlm": {"model": "a/b"}}, "lvlm.gpus_per_replica"),
-        ({"lvlm": {"model": "a/b", "gpus_per_replica": 0.9}, "svlm": {"model": "c/d", "gpus_per_replica": 0.2}}, "at most 1"),
+        (
+            {
+                "lvlm": {"model": "a/b", "gpus_per_replica": 0.9},
+                "svlm": {"model": "c/d", "gpus_per_replica": 0.2},
+            },
+            "at most 1",
+        ),
         ({"jury": ({"model": "c/d"},)}, "jury"),
         ({"lvlm": {"model": "gpt", "engine": "openai", "gpus_per_replica": 0}}, "openai"),
     ],
 )
-def test_what_cannot_share_an_actor_is_refused(images: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_what_cannot_share_an_actor_is_refused(
+    images: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ValidationError, match=r"identify\.in_one_actor") as refused:
         settings(images, tmp_path, in_one_actor=True, **changes)
     assert said in str(refused.value)
@@ -139,7 +172,9 @@ def test_two_vllm_engines_in_one_actor(ray_session: None, images: Path, tmp_path
         pytest.skip("vLLM is not installed here")
     models = {name: preset("demo")[name] for name in ("lvlm", "svlm")}
     annotate = {"temperature": 0.0, "max_tokens": 48, "preamble": ""}
-    counts, found, _ = judged(settings(images, tmp_path, in_one_actor=True, **models, annotate=annotate))
+    counts, found, _ = judged(
+        settings(images, tmp_path, in_one_actor=True, **models, annotate=annotate)
+    )
     assert len(found) > 0.9 * IMAGES
     asked = sum(row["svlm_answer"] is not None for row in found.values())
     assert counts["encoder_runs"] == {"pseudo_annotator": IMAGES, "parity_identifier": asked}

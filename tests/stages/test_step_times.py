@@ -24,7 +24,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def taking(clock: list[float], seconds: float, ends: BaseException | None = None) -> Callable[[], dict[str, Any]]:
+def taking(
+    clock: list[float], seconds: float, ends: BaseException | None = None
+) -> Callable[[], dict[str, Any]]:
     def work() -> dict[str, Any]:
         clock[0] += seconds
         if ends:
@@ -41,14 +43,27 @@ def test_the_seconds_are_those_of_every_call(tmp_path: Path, clock: list[float])
             step_times.once(output, "train_mpa", taking(clock, 26, ends), held)
         clock[0] += 3600
     assert step_times.seconds(output, "train_mpa") == 52 and step_times.records(output) == {}
-    assert step_times.once(output, "train_mpa", taking(clock, 53), held) == {"samples": 3, "seconds": 105.0}
+    assert step_times.once(output, "train_mpa", taking(clock, 53), held) == {
+        "samples": 3,
+        "seconds": 105.0,
+    }
     record = output.read_json("stages/train_mpa.json")
-    assert record["calls"] == [[1000.0, 26.0], [4626.0, 26.0], [8252.0, 53.0]] and not output.exists("calls/train_mpa.json")
-    assert step_times.once(output, "train_mpa", taking(clock, 9), held)["seconds"] == 105.0, "it is finished"
+    assert record["calls"] == [
+        [1000.0, 26.0],
+        [4626.0, 26.0],
+        [8252.0, 53.0],
+    ] and not output.exists("calls/train_mpa.json")
+    assert step_times.once(output, "train_mpa", taking(clock, 9), held)["seconds"] == 105.0, (
+        "it is finished"
+    )
 
 
-def test_what_is_done_again_in_a_finished_stage_is_added(tmp_path: Path, clock: list[float]) -> None:
-    """A part whose commit was deleted by hand, in an output of an earlier version, which recorded the seconds alone."""
+def test_what_is_done_again_in_a_finished_stage_is_added(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    """A part whose commit was deleted by hand, in an output of an earlier version, which recorded
+    the seconds alone.
+    """
     output, held = Folder.at(tmp_path), Lease()
     output.write_json(f"stages/{step_times.ANNOTATE}.json", {"seconds": 60.0})
     assert step_times.finish(output, step_times.ANNOTATE, {}, held)["seconds"] == 60.0
@@ -95,20 +110,33 @@ def test_a_lost_lease_ends_a_stage_and_nothing_is_written(tmp_path: Path) -> Non
         step_times.once(output, "evaluate_mpa", lambda: pytest.fail("it was begun"), held)
 
 
-def test_a_disk_that_takes_no_account_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_takes_no_account_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> None:
         raise StorageError("no space")
 
     monkeypatch.setattr(Folder, "write_json", full)
-    with pytest.raises(KeyboardInterrupt), step_times.clock(Folder.at(tmp_path), "train_mpa", Lease()):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        step_times.clock(Folder.at(tmp_path), "train_mpa", Lease()),
+    ):
         raise KeyboardInterrupt
 
 
 def test_stages_are_in_the_order_in_which_they_ran(tmp_path: Path) -> None:
     output = Folder.at(tmp_path)
-    calls = {"evaluate_mpa": 70, "train_no_pi_all": 50, "train_mpa": 20, "holdout_mpa": 71, step_times.ANNOTATE: 10}
+    calls = {
+        "evaluate_mpa": 70,
+        "train_no_pi_all": 50,
+        "train_mpa": 20,
+        "holdout_mpa": 71,
+        step_times.ANNOTATE: 10,
+    }
     for name, began in calls.items():
-        output.write_json(f"stages/{name}.json", {"seconds": 5.0, "calls": [[began, 2.0], [began + 100, 3.0]]})
+        output.write_json(
+            f"stages/{name}.json", {"seconds": 5.0, "calls": [[began, 2.0], [began + 100, 3.0]]}
+        )
     ran = [step_times.ANNOTATE, "train_mpa", "train_no_pi_all", "evaluate_mpa", "holdout_mpa"]
     assert list(step_times.records(output)) == ran
     for name in calls:
@@ -123,4 +151,6 @@ def test_what_ran_at_the_same_time_counts_once() -> None:
     assert step_times.wall_seconds([]) == 0
     side_by_side = [record([100, 40]), record([110, 10], [400, 5]), record([130, 30])]
     assert step_times.wall_seconds(side_by_side) == 60 + 5
-    assert step_times.wall_seconds([*side_by_side, {"seconds": 7.0}, {"seconds": 8.0}]) == 65 + 15, "of these nobody knows when they were"
+    assert (
+        step_times.wall_seconds([*side_by_side, {"seconds": 7.0}, {"seconds": 8.0}]) == 65 + 15
+    ), "of these nobody knows when they were"

@@ -1,4 +1,5 @@
-"""What may be done with an output that is there: comparisons are added, labels change until they are used, a finished run is shown.
+"""What may be done with an output that is there: comparisons are added, labels change until they
+are used, a finished run is shown.
 
 No model is loaded; the steps are replaced.
 """
@@ -46,7 +47,10 @@ def call(made: list[Config], place: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     def one_run(config: Config, output: Folder, held: Any) -> dict[str, Any]:
         made.append(config)
         output.write_json("config.json", identity(config))
-        record = {"config": config.model_dump(mode="json"), "training": {name: {} for name in ("mpa", *config.ablations)}}
+        record = {
+            "config": config.model_dump(mode="json"),
+            "training": {name: {} for name in ("mpa", *config.ablations)},
+        }
         for name in record["training"]:
             output.write_json(f"stages/train_{name}.json", {"seconds": 1.0})
         output.write_json("run.json", record)
@@ -56,7 +60,13 @@ def call(made: list[Config], place: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.setattr(summary, "table", lambda record: "what it found")
 
     def run(*ablations: str, **settings: Any) -> list[str]:
-        tree = {"images": "images", "output": "out", "lvlm": {"model": "lvlm"}, "svlm": {"model": "svlm"}, "ablations": ablations}
+        tree = {
+            "images": "images",
+            "output": "out",
+            "lvlm": {"model": "lvlm"},
+            "svlm": {"model": "svlm"},
+            "ablations": ablations,
+        }
         return list(pipeline.run(validate(tree | settings))["training"])
 
     return run
@@ -66,22 +76,33 @@ def test_comparisons_are_added_and_stay(call: Call, made: list[Config]) -> None:
     assert call() == ["mpa"]
     assert call("no_pi_all") == ["mpa", "no_pi_all"]
     assert call("consistent") == ["mpa", "no_pi_all", "consistent"]
-    assert [config.ablations for config in made] == [(), ("no_pi_all",), ("no_pi_all", "consistent")]
+    assert [config.ablations for config in made] == [
+        (),
+        ("no_pi_all",),
+        ("no_pi_all", "consistent"),
+    ]
     assert call("no_pi_all") == call() == ["mpa", "no_pi_all", "consistent"]
     assert len(made) == 3, "what is there is shown, and nothing is run"
 
 
-def test_comparisons_on_human_labels_are_added_too(call: Call, made: list[Config], place: Path) -> None:
+def test_comparisons_on_human_labels_are_added_too(
+    call: Call, made: list[Config], place: Path
+) -> None:
     labels = {"labels": {"benchmark": "train.parquet"}}
     assert call() == ["mpa"]
     assert call("human_labels", **labels) == ["mpa", "human_labels"]
     assert call("few_shot_full", few_shot=10, **labels) == ["mpa", "human_labels", "few_shot_full"]
-    with pytest.raises(ConfigurationError, match=r"another run: labels.benchmark was '.*/train.parquet' and is '.*/other.parquet'"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"another run: labels.benchmark was '.*/train.parquet' and is '.*/other.parquet'",
+    ):
         call("few_shot_lora", few_shot=10, labels={"benchmark": "other.parquet"})
     with pytest.raises(ConfigurationError, match="another run: few_shot was 10 and is 20"):
         call("few_shot_lora", few_shot=20, **labels)
     assert call("no_pi_all")[1:] == ["human_labels", "few_shot_full", "no_pi_all"]
-    assert made[-1].few_shot == 10 and made[-1].labels.benchmark == str(place / "train.parquet"), "those that were used"
+    assert made[-1].few_shot == 10 and made[-1].labels.benchmark == str(place / "train.parquet"), (
+        "those that were used"
+    )
     assert call("few_shot_lora", few_shot=10, **labels)[-1] == "few_shot_lora"
 
 
@@ -89,14 +110,18 @@ def test_labels_that_no_training_has_seen_may_be_others(call: Call, place: Path)
     """As after a file of labels that could not be read."""
     call()
     settings = json.loads((place / "out/config.json").read_text())
-    (place / "out/config.json").write_text(json.dumps(settings | {"labels.benchmark": "broken.parquet", "few_shot": 7}))
+    (place / "out/config.json").write_text(
+        json.dumps(settings | {"labels.benchmark": "broken.parquet", "few_shot": 7})
+    )
     assert call("few_shot_full", labels={"benchmark": "train.parquet"}) == ["mpa", "few_shot_full"]
 
 
 def test_labels_that_a_training_has_begun_with_stay(call: Call, place: Path) -> None:
     call()
     settings = json.loads((place / "out/config.json").read_text())
-    (place / "out/config.json").write_text(json.dumps(settings | {"labels.benchmark": "first.parquet"}))
+    (place / "out/config.json").write_text(
+        json.dumps(settings | {"labels.benchmark": "first.parquet"})
+    )
     (place / "out/checkpoints/few_shot_lora").mkdir(parents=True)
     with pytest.raises(ConfigurationError, match="labels.benchmark was"):
         call("few_shot_lora", labels={"benchmark": "train.parquet"})

@@ -38,7 +38,9 @@ def test_writing_replaces(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_a_write_that_fails_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     folder = Folder.at(tmp_path)
     folder.write_bytes("a", b"first")
 
@@ -111,13 +113,25 @@ def test_workers_get_a_folder_as_it_is(tmp_path: Path) -> None:
 
 def test_paths_of_one_folder_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    uris = {Folder.at(name).uri for name in ("run", "run/", "./run", f"{tmp_path}/run", f"file://{tmp_path}/run", "x/../run")}
+    uris = {
+        Folder.at(name).uri
+        for name in (
+            "run",
+            "run/",
+            "./run",
+            f"{tmp_path}/run",
+            f"file://{tmp_path}/run",
+            "x/../run",
+        )
+    }
     assert uris == {f"{tmp_path}/run"}
 
 
 @pytest.mark.parametrize("uri", ["http://host/x", "ftp://host/x", "hdfs://host/x", "S3://bucket/x"])
 def test_other_schemes_are_refused_by_name(uri: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"is not supported; use a local path, s3:// or gs://"):
+    with pytest.raises(
+        ConfigurationError, match=r"is not supported; use a local path, s3:// or gs://"
+    ):
         resolve(uri)
 
 
@@ -168,7 +182,11 @@ def test_what_killed_writers_left_is_deleted_and_nothing_else(tmp_path: Path) ->
     folder = Folder.at(tmp_path)
     left = tmp_path / "annotations" / f".part-00000001.parquet.{'0a' * 16}"
     young = tmp_path / "annotations" / f".part-00000002.parquet.{'0b' * 16}"
-    kept = [tmp_path / "annotations/part-00000001.parquet", tmp_path / ".lock", tmp_path / "annotations/.hidden.parquet"]
+    kept = [
+        tmp_path / "annotations/part-00000001.parquet",
+        tmp_path / ".lock",
+        tmp_path / "annotations/.hidden.parquet",
+    ]
     for path in (left, young, *kept):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"-")
@@ -186,7 +204,9 @@ def test_entries_are_names_with_sizes(tmp_path: Path) -> None:
     assert folder.child("nowhere").entries() == []
 
 
-def test_work_in_parallel_keeps_its_order_and_runs_no_more_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_in_parallel_keeps_its_order_and_runs_no_more_than_it_must(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     begun: list[int] = []
 
     def work(number: int) -> int:
@@ -204,7 +224,9 @@ class _OtherClass(OSError):
     """With the number alone."""
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError("no number"), _OtherClass(errno.ENOENT, "gone")])
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("no number"), _OtherClass(errno.ENOENT, "gone")]
+)
 def test_a_name_that_leads_nowhere_is_not_tried_again(error: OSError) -> None:
     """Either sign is enough: the class, or the number."""
     tries = []

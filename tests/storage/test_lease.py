@@ -42,7 +42,10 @@ def holder(tmp_path: Path) -> Any:
 
 
 def test_a_second_process_is_refused_and_told_by_whom(holder: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=rf"in use by process {holder.pid} on "), lease(Folder.at(tmp_path / "out")):
+    with (
+        pytest.raises(ConfigurationError, match=rf"in use by process {holder.pid} on "),
+        lease(Folder.at(tmp_path / "out")),
+    ):
         pass
 
 
@@ -66,7 +69,10 @@ def test_an_output_that_cannot_be_made_is_refused(place: str, why: str, tmp_path
     (tmp_path / "file").touch()
     output = Folder.at(place.format(tmp=tmp_path))
     with (
-        pytest.raises(ConfigurationError, match=rf"output='{output.uri}' cannot be made or written: {why}; give a folder"),
+        pytest.raises(
+            ConfigurationError,
+            match=rf"output='{output.uri}' cannot be made or written: {why}; give a folder",
+        ),
         lease(output),
     ):
         pass
@@ -153,17 +159,24 @@ def test_a_lease_that_cannot_be_renewed_for_long_is_lost(failing: Failing) -> No
             time.sleep(0.01)
         pytest.fail("it went on")
     assert held.lost.is_set()
-    assert time.monotonic() - began >= leases.EXPIRES_AFTER_S - leases.RENEW_EVERY_S, "others would not have taken it before"
+    assert time.monotonic() - began >= leases.EXPIRES_AFTER_S - leases.RENEW_EVERY_S, (
+        "others would not have taken it before"
+    )
 
 
 @pytest.mark.parametrize(
     "error",
     [
         EndpointConnectionError(endpoint_url="http://127.0.0.1:9"),
-        ClientError({"Error": {"Code": "InternalError"}, "ResponseMetadata": {"HTTPStatusCode": 500}}, "PutObject"),
+        ClientError(
+            {"Error": {"Code": "InternalError"}, "ResponseMetadata": {"HTTPStatusCode": 500}},
+            "PutObject",
+        ),
     ],
 )
-def test_what_a_store_does_not_answer_is_a_storage_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_store_does_not_answer_is_a_storage_error(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Client:
         def put_object(self, **_: Any) -> None:
             raise error
@@ -205,14 +218,23 @@ def test_a_dead_holder_is_taken_over_and_notices(store: Store) -> None:
 
 
 @pytest.mark.parametrize("lost_in", ["annotate_and_identify", "train_arm", "ask_trained"])
-def test_a_run_without_its_lease_begins_nothing_and_writes_nothing(lost_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_its_lease_begins_nothing_and_writes_nothing(
+    lost_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whichever step it is in: each asks before the next begins, and run.json comes after that."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images/1.png").write_bytes(picture())
     config = Config(
-        images=str(tmp_path / "images"), output=str(tmp_path / "out"), lvlm=ModelSection(model="a"), svlm=ModelSection(model="b")
+        images=str(tmp_path / "images"),
+        output=str(tmp_path / "out"),
+        lvlm=ModelSection(model="a"),
+        svlm=ModelSection(model="b"),
     )
-    output, held, real = Folder.at(config.output), Lease(), {name: getattr(pipeline, name) for name in ("train_arm", "ask_trained")}
+    output, held, real = (
+        Folder.at(config.output),
+        Lease(),
+        {name: getattr(pipeline, name) for name in ("train_arm", "ask_trained")},
+    )
     counts = commits.add_up([]) | {"annotations": 1, "verdicts": {"parity": 1}, "seconds": 1.0}
     done = {"annotate_and_identify": counts, "train_arm": {"samples": 1}, "ask_trained": []}
     for name, result in done.items():
@@ -228,12 +250,18 @@ def test_a_run_without_its_lease_begins_nothing_and_writes_nothing(lost_in: str,
     monkeypatch.setattr(pipeline, "ray_session", nullcontext)
     monkeypatch.setattr(pipeline, "refuse_unshared", lambda *_: None)
     monkeypatch.setattr(pipeline, "with_placement", lambda config, source: (config, {}))
-    works = [(train_arm, "level"), (train_arm, "training_folders"), (evaluate_models, "learned_and_forgotten")]
+    works = [
+        (train_arm, "level"),
+        (train_arm, "training_folders"),
+        (evaluate_models, "learned_and_forgotten"),
+    ]
     for module, name in [*works, (pipeline, "write_report"), (record, "write_report")]:
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it was begun"))
     with pytest.raises(RunError, match="taken over"):
         pipeline._run(config, output, held)
-    assert not output.exists("run.json") and not output.exists("stages") and not output.exists("model")
+    assert (
+        not output.exists("run.json") and not output.exists("stages") and not output.exists("model")
+    )
 
 
 def test_work_in_another_thread_is_told_when_it_asks(store: Store) -> None:

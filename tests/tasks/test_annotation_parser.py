@@ -74,25 +74,49 @@ def test_the_same_pair_in_many_forms(reply):
 @pytest.mark.parametrize(
     ("reply", "question", "answer"),
     [
-        ("Question: What, in short, is it?, Answer: 7:30, p.m.", "What, in short, is it?", "7:30, p.m."),
+        (
+            "Question: What, in short, is it?, Answer: 7:30, p.m.",
+            "What, in short, is it?",
+            "7:30, p.m.",
+        ),
         ("Question: What is the ratio, a:b?, Answer: 3:2", "What is the ratio, a:b?", "3:2"),
-        ('Question: What does the sign "Answer: yes" mean?, Answer: sign', 'What does the sign "Answer: yes" mean?', "sign"),
+        (
+            'Question: What does the sign "Answer: yes" mean?, Answer: sign',
+            'What does the sign "Answer: yes" mean?',
+            "sign",
+        ),
         ("Question: Is the answer: yes or no?, Answer: yes", "Is the answer: yes or no?", "yes"),
-        ("Question: Name vitamin A: which food has it?\nAnswer: carrot", "Name vitamin A: which food has it?", "carrot"),
-        ("Question: Does it say, note: or memo?, Answer: memo", "Does it say, note: or memo?", "memo"),
+        (
+            "Question: Name vitamin A: which food has it?\nAnswer: carrot",
+            "Name vitamin A: which food has it?",
+            "carrot",
+        ),
+        (
+            "Question: Does it say, note: or memo?, Answer: memo",
+            "Does it say, note: or memo?",
+            "memo",
+        ),
         ("Question: Which Type: A or B?, Answer: B", "Which Type: A or B?", "B"),
         ("Question: Name the brand, Answer: Coca-Cola", "Name the brand", "Coca-Cola"),
         ("Question: What time is it Answer: 7:30", "What time is it", "7:30"),
         ("Question: Who? What? Answer: St. Louis Co.", "Who? What?", "St. Louis Co."),
         ("Question: Which mark?, Answer: A", "Which mark?", "A"),
-        ("Question: Which is it, A: red or B: blue?, Answer: A", "Which is it, A: red or B: blue?", "A"),
+        (
+            "Question: Which is it, A: red or B: blue?, Answer: A",
+            "Which is it, A: red or B: blue?",
+            "A",
+        ),
         ("Question: How much?, Answer: 3.5.", "How much?", "3.5"),
         ("Question: When?\nA: at 7 p.m.", "When?", "at 7 p.m."),
         ("Question: Which mark?\nAnswer:\nA", "Which mark?", "A"),
         ("Question: How much?, Answer: -5%", "How much?", "-5%"),
         ('Question: How long?, Answer: 12"', "How long?", '12"'),
         ("Question: Which grade?, Answer: C++", "Which grade?", "C++"),
-        ("Question: What is read?, Answer: Sorry, we're closed", "What is read?", "Sorry, we're closed"),
+        (
+            "Question: What is read?, Answer: Sorry, we're closed",
+            "What is read?",
+            "Sorry, we're closed",
+        ),
         ("Question: Why wet?, Answer: Because it rains", "Why wet?", "Because it rains"),
         ('{"question": "How many?", "answer": 5.50}', "How many?", "5.50"),
         ('{"question": "Is it red?", "answer": true}', "Is it red?", "Yes"),
@@ -120,11 +144,14 @@ def test_what_belongs_to_the_text_stays(reply, question, answer):
         "1. Question: A?, Answer: x\n2. Question: B?, Answer: y\n3. Question: C?, Answer: z",
         "Q1: A?\nA1: x\n\nQ2: B?\nA2: y\n\nQ3: C?\nA3: z",
         "Question: A? Answer: x. Question: B? Answer: y. Question: C? Answer: z",
-        '{"question": "A?", "answer": "x"}\n{"question": "B?", "answer": "y"}\n{"question": "C?", "answer": "z"}',
+        '{"question": "A?", "answer": "x"}\n{"question": "B?", "answer": "y"}\n{"question": "C?",'
+        ' "answer": "z"}',
         "A?\nx\n\nB?\ny\n\nC?\nz",
         "Question: A?\nx\nQuestion: B?\ny\nQuestion: C?\nz",
-        "Question: A?, Answer: x\nQuestion: a?, Answer: again\nQuestion: B?, Answer: y\nQuestion: C?, Answer: z",
-        "Question: <question>, Answer: <answer>\nQuestion: A?, Answer: x\nQuestion: B?, Answer: y\nQuestion: C?, Answer: z",
+        "Question: A?, Answer: x\nQuestion: a?, Answer: again\nQuestion: B?, Answer: y\nQuestion:"
+        " C?, Answer: z",
+        "Question: <question>, Answer: <answer>\nQuestion: A?, Answer: x\nQuestion: B?, Answer:"
+        " y\nQuestion: C?, Answer: z",
     ],
 )
 def test_several_pairs(reply):
@@ -141,7 +168,10 @@ def test_several_pairs(reply):
         (" \n", "empty reply"),
         ("The image shows a red bus.", "no question and answer found"),
         ("What is this? A red bus.", "no question and answer found"),
-        ("What color is the bus?\nThe image shows a red bus on a street.", "no question and answer found"),
+        (
+            "What color is the bus?\nThe image shows a red bus on a street.",
+            "no question and answer found",
+        ),
         ("What color is the bus?\nRed\nBlue", "no question and answer found"),
         ("What color is the bus?", "no question and answer found"),
         ("Question: What color is the bus?", "no answer"),
@@ -186,7 +216,22 @@ def test_limit_is_checked():
         parse_annotations("Q: What?\nA: x", limit=0)
 
 
-_JUNK_WORDS = ["(because ", ", because", "A Answer ", "**Question", "# ", "- ", "1. ", "🚌", "答案：", "\x00", "x?\ny\n\n", '"', "'", "<"]
+_JUNK_WORDS = [
+    "(because ",
+    ", because",
+    "A Answer ",
+    "**Question",
+    "# ",
+    "- ",
+    "1. ",
+    "🚌",
+    "答案：",
+    "\x00",
+    "x?\ny\n\n",
+    '"',
+    "'",
+    "<",
+]
 _JUNK_MARKS = [
     "Answer: ",
     "Question: ",
@@ -209,7 +254,12 @@ _JUNK_MARKS = [
 def test_a_megabyte_of_junk_is_refused_or_read_at_once(unit):
     junk = unit * (1_000_000 // len(unit))
     start = time.perf_counter()
-    for reply in (junk, "Question: " + junk, "Question: a?, Answer: " + junk, junk + "\nQuestion: a?, Answer: b"):
+    for reply in (
+        junk,
+        "Question: " + junk,
+        "Question: a?, Answer: " + junk,
+        junk + "\nQuestion: a?, Answer: b",
+    ):
         with contextlib.suppress(UnparsableAnnotation):
             parse_annotations(reply, limit=1000)
     assert time.perf_counter() - start < 1.0
@@ -217,7 +267,26 @@ def test_a_megabyte_of_junk_is_refused_or_read_at_once(unit):
 
 def test_any_text_gives_pairs_within_the_bounds_or_the_error():
     rng = random.Random(0)
-    pieces = ["Question:", "Answer:", "Q:", "A:", "what", "?", "red", "\n", "\n\n", "**", '"', "{", "}", "- ", "1. ", ",", "。", "答案："]
+    pieces = [
+        "Question:",
+        "Answer:",
+        "Q:",
+        "A:",
+        "what",
+        "?",
+        "red",
+        "\n",
+        "\n\n",
+        "**",
+        '"',
+        "{",
+        "}",
+        "- ",
+        "1. ",
+        ",",
+        "。",
+        "答案：",
+    ]
     for _ in range(3000):
         reply = " ".join(rng.choices(pieces, k=rng.randint(0, 14)))
         try:

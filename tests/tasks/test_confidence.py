@@ -59,7 +59,8 @@ def test_p_value_matches_the_exact_permutation_test():
 
 
 def test_a_share_of_endless_further_trials_is_nearly_wilsons_interval():
-    # 81 of 263: Newcombe 1998, table I, method 3, which is within 0.001 of Jeffreys' for so many trials.
+    # 81 of 263: Newcombe 1998, table I, method 3, which is within 0.001 of Jeffreys' for so many
+    # trials.
     low, high = further_hits(81, 263, 10**9)
     assert (low / 1e9, high / 1e9) == pytest.approx((0.2553, 0.3662), abs=1e-3)
     assert further_hits(0, 50, 100)[0] == 0.0 and further_hits(50, 50, 100)[1] == 100.0

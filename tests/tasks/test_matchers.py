@@ -76,7 +76,25 @@ def test_exact_keeps_the_meaning(first, second):
 
 def test_normalization_is_idempotent():
     rng = random.Random(0)
-    pieces = ["the", "A", "1,000", "twenty", "five", "p.m.", "50", "%", "percent", "“x”", "東京。", ".5", "(b)", "#", "ß", "İ", "_c_"]
+    pieces = [
+        "the",
+        "A",
+        "1,000",
+        "twenty",
+        "five",
+        "p.m.",
+        "50",
+        "%",
+        "percent",
+        "“x”",
+        "東京。",
+        ".5",
+        "(b)",
+        "#",
+        "ß",
+        "İ",
+        "_c_",
+    ]
     for _ in range(2000):
         once = normalize_answer(" ".join(rng.choices(pieces, k=rng.randint(1, 4))))
         assert normalize_answer(once) == once
@@ -127,7 +145,15 @@ def test_mpa_compat_finds_the_reference_in_the_prediction():
     ],
 )
 def test_judge(lvlm_answer, svlm_answer, verdict):
-    assert judge(answer="red", lvlm_answer=lvlm_answer, svlm_answer=svlm_answer, matches=MATCHERS["exact"]) == verdict
+    assert (
+        judge(
+            answer="red",
+            lvlm_answer=lvlm_answer,
+            svlm_answer=svlm_answer,
+            matches=MATCHERS["exact"],
+        )
+        == verdict
+    )
 
 
 def test_judge_refuses_a_row_whose_svlm_was_never_asked():

@@ -5,7 +5,13 @@ import random
 
 import pytest
 
-from mpa_ray.tasks.answer_normalization import CONTRACTIONS, map_words, process_textvqa_answer, process_vqa_answer, strip_punctuation
+from mpa_ray.tasks.answer_normalization import (
+    CONTRACTIONS,
+    map_words,
+    process_textvqa_answer,
+    process_vqa_answer,
+    strip_punctuation,
+)
 from mpa_ray.tasks.metrics import (
     anls,
     mpa_compat_accuracy,
@@ -66,7 +72,11 @@ def test_fewer_or_more_than_ten_answers(metric, answers, score):
         ("3.5", "3.5", "3.5"),
         (".5", ".5", ".5"),
         ("U.S.A.", "usa", "usa"),
-        ("1,000-piece set", "1000piece set", "1000 piece set"),  # TextVQA has no comma left to find between digits
+        (
+            "1,000-piece set",
+            "1000piece set",
+            "1000 piece set",
+        ),  # TextVQA has no comma left to find between digits
         ("1,000", "1000", "1000"),
         ("red,blue", "red blue", "redblue"),
         ("red, blue", "red blue", "red blue"),
@@ -173,7 +183,9 @@ def test_relaxed_accuracy(prediction, target, score):
 
 
 def test_word_recognition_rate():
-    assert word_recognition_rate(["joint", "Exit!", " 42 "], ["JOINT", "exit", "42"]) == pytest.approx(2 / 3)
+    assert word_recognition_rate(
+        ["joint", "Exit!", " 42 "], ["JOINT", "exit", "42"]
+    ) == pytest.approx(2 / 3)
     assert word_recognition_rate(["joint"], ["JOINT"], case_sensitive=True) == 0.0
     with pytest.raises(ValueError, match="one prediction per target"):
         word_recognition_rate(["a"], ["a", "b"])

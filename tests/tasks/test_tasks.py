@@ -1,4 +1,6 @@
-"""What a task is: the paper's five, a task of one's own from YAML and Python, and its worked example in the docs."""
+"""What a task is: the paper's five, a task of one's own from YAML and Python, and its worked
+example in the docs.
+"""
 
 import re
 import runpy
@@ -21,7 +23,9 @@ GIVEN = ["--images", "i", "--output", "o", "--lvlm.model", "a/b", "--svlm.model"
 
 
 def test_only_pathvqa_is_bound_to_answers() -> None:
-    assert {name: task.answers for name, task in TASKS.items() if task.answers} == {"pathvqa": ("yes", "no")}
+    assert {name: task.answers for name, task in TASKS.items() if task.answers} == {
+        "pathvqa": ("yes", "no")
+    }
 
 
 def test_the_task_of_a_run() -> None:
@@ -40,7 +44,10 @@ def test_a_configuration_with_a_task_comes_back_from_json(task: Any) -> None:
 
 
 def test_a_task_from_flags() -> None:
-    config = cli.parse(Config(task="okvqa"), [*GIVEN, "--task.name", "mine", "--task.prompt", "Ask: one", "--task.metric", "anls"])
+    config = cli.parse(
+        Config(task="okvqa"),
+        [*GIVEN, "--task.name", "mine", "--task.prompt", "Ask: one", "--task.metric", "anls"],
+    )
     assert config.task_spec == Task(name="mine", prompt="Ask: one", metric="anls")
     assert cli.parse(Config(), [*GIVEN, "--task", "okvqa"]).task == "okvqa"
 
@@ -55,7 +62,10 @@ def test_a_task_from_flags() -> None:
         ({**OWN, "metric": "bleu"}, "task.metric: Input should be 'textvqa_accuracy'"),
         ({**OWN, "matcher": "fuzzy"}, "task.matcher: Input should be 'exact'"),
         ({**OWN, "name": "My task"}, "task.name: String should match pattern"),
-        ({**OWN, "name": "textvqa"}, "task.name='textvqa' is one of the paper's tasks and this is another"),
+        (
+            {**OWN, "name": "textvqa"},
+            "task.name='textvqa' is one of the paper's tasks and this is another",
+        ),
         ({**OWN, "answers": [True, False]}, "task.answers.0: Input should be a valid string"),
     ],
 )
@@ -66,7 +76,9 @@ def test_a_task_that_cannot_be_is_refused(task: Any, message: str) -> None:
 
 
 def test_the_demo_renders_no_own_task() -> None:
-    with pytest.raises(ConfigurationError, match="task.name='mine' and the demo preset exclude each other"):
+    with pytest.raises(
+        ConfigurationError, match="task.name='mine' and the demo preset exclude each other"
+    ):
         parse.validate({"task": OWN, "demo": {"images": 3}})
 
 
@@ -75,21 +87,27 @@ def test_each_task_has_a_job(task: str, tmp_path: Path) -> None:
     job = runpy.run_path(str(ROOT / "jobs" / f"mpa_{task}.py"))["CONFIG"]
     config = cli.parse(job, ["--preset", "demo", "--output", str(tmp_path)])
     assert config.task == task and config.demo.images and not config.missing()
-    assert cli.parse(job, ["--images", "i", "--output", "o"]).lvlm.model == "Qwen/Qwen2-VL-7B-Instruct"
+    assert (
+        cli.parse(job, ["--images", "i", "--output", "o"]).lvlm.model == "Qwen/Qwen2-VL-7B-Instruct"
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_demo_asks_what_the_task_asks(task: str, tmp_path: Path) -> None:
     folder = Folder.at(tmp_path)
     inputs.write(folder, task=task, images=1, questions=24, seed=0)
-    assert inputs.write_labels(folder, task=task, count=24, seed=0) == {"labels": f"{folder.uri}/labels.parquet"}
+    assert inputs.write_labels(folder, task=task, count=24, seed=0) == {
+        "labels": f"{folder.uri}/labels.parquet"
+    }
     for name in ("benchmark.parquet", "labels.parquet"):
         answers = {row["answers"][0] for row in folder.read_table(name, ["answers"]).to_pylist()}
         assert (answers <= {"Yes", "No"}) == (task == "pathvqa")
 
 
 def test_the_worked_example_is_a_configuration() -> None:
-    found = re.findall(r"```yaml[^\n]*\n(.+?)```", (ROOT / "docs" / "own_task.md").read_text(), re.DOTALL)
+    found = re.findall(
+        r"```yaml[^\n]*\n(.+?)```", (ROOT / "docs" / "own_task.md").read_text(), re.DOTALL
+    )
     [text] = found
     config = parse.validate(yaml.safe_load(text))
     task = config.task_spec

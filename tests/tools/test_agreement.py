@@ -2,12 +2,13 @@ import pytest
 
 from mpa_ray.tools.studies.agreement import fleiss_kappa, krippendorff_alpha
 
-# Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011): section A (two observers, binary data) and section C (four observers,
-# nominal data with missing values).
+# Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011): section A (two observers,
+# binary data) and section C (four observers, nominal data with missing values).
 BINARY = ("0100000010", "1110010000")
 FOUR_OBSERVERS = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
 
-# The worked example of Fleiss (1971) as reference works print it: 10 items, 14 raters, 5 categories; kappa is 0.210.
+# The worked example of Fleiss (1971) as reference works print it: 10 items, 14 raters, 5
+# categories; kappa is 0.210.
 FLEISS = """
 0 0 0 0 14
 0 2 6 4 2
@@ -44,7 +45,9 @@ def test_ends_of_the_scale(coefficient):
 
 
 @pytest.mark.parametrize("coefficient", [krippendorff_alpha, fleiss_kappa])
-@pytest.mark.parametrize("items", [[], [[1], [0]], [[1, 1], [1, 1]]], ids=["none", "one rater", "no variation"])
+@pytest.mark.parametrize(
+    "items", [[], [[1], [0]], [[1, 1], [1, 1]]], ids=["none", "one rater", "no variation"]
+)
 def test_undefined(coefficient, items):
     assert coefficient(items) is None
 

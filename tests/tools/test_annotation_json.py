@@ -14,11 +14,20 @@ RELEASED_PA = {
     "predicted_question": "What is the sport being played by the women in the image",
     "predicted_answer": "Tennis",
 }
-RELEASED_PI = {"question_id": 1, "image_path": "a.jpg", "PA_question": "What is it", "PA_answer": "Horse", "predictions": "A horse."}
+RELEASED_PI = {
+    "question_id": 1,
+    "image_path": "a.jpg",
+    "PA_question": "What is it",
+    "PA_answer": "Horse",
+    "predictions": "A horse.",
+}
 CONVERSATION = {
     "id": 516065,
     "image": "train2014/a.jpg",
-    "conversations": [{"from": "human", "value": "<image>\nWhat is it"}, {"from": "gpt", "value": "Tennis"}],
+    "conversations": [
+        {"from": "human", "value": "<image>\nWhat is it"},
+        {"from": "gpt", "value": "Tennis"},
+    ],
 }
 
 
@@ -28,7 +37,10 @@ def one(record):
 
 
 def test_the_released_files():
-    assert one(RELEASED_PA) == ("What is the sport being played by the women in the image?", "Tennis")
+    assert one(RELEASED_PA) == (
+        "What is the sport being played by the women in the image?",
+        "Tennis",
+    )
     assert one(RELEASED_PI) == ("What is it?", "Horse")
     assert one(CONVERSATION) == ("What is it?", "Tennis")
     assert annotations_of(RELEASED_PA)[0].image == RELEASED_PA["image_path"]
@@ -40,7 +52,13 @@ def test_the_released_files():
         {"image": "a.jpg", "question": "What is it", "answer": "red"},
         {"image_id": "a", "question": "What is it", "pseudo_answer": "red", "answer": "a label"},
         {"file_name": "a.jpg", "question": " What is it\n", "answer": " red "},
-        {"imgname": "a.jpg", "pseudo_question": "What is it", "pseudo_answer": "red", "question": "a label", "answer": "a label"},
+        {
+            "imgname": "a.jpg",
+            "pseudo_question": "What is it",
+            "pseudo_answer": "red",
+            "question": "a label",
+            "answer": "a label",
+        },
     ],
 )
 def test_variants_keep_the_text(record):
@@ -79,15 +97,31 @@ def test_a_value_that_is_no_text_is_a_problem(value):
 def test_several_turns():
     turns = [("human", "<image>\nOne?"), ("gpt", "1"), ("human", "Two?"), ("gpt", "2")]
     record = {"image": "a", "conversations": [{"from": who, "value": text} for who, text in turns]}
-    assert annotations_of(record) == [Imported(image="a", question="One?", answer="1"), Imported(image="a", question="Two?", answer="2")]
+    assert annotations_of(record) == [
+        Imported(image="a", question="One?", answer="1"),
+        Imported(image="a", question="Two?", answer="2"),
+    ]
 
 
 @pytest.mark.parametrize(
     "turns",
-    [[], ["x"], [("human", "q")], [("gpt", "a"), ("human", "q")], [("human", "q"), ("gpt", None)], [("human", "<image>\n"), ("gpt", "a")]],
+    [
+        [],
+        ["x"],
+        [("human", "q")],
+        [("gpt", "a"), ("human", "q")],
+        [("human", "q"), ("gpt", None)],
+        [("human", "<image>\n"), ("gpt", "a")],
+    ],
 )
 def test_conversations_that_cannot_be_used(turns):
-    record = {"image": "a", "conversations": [{"from": turn[0], "value": turn[1]} if isinstance(turn, tuple) else turn for turn in turns]}
+    record = {
+        "image": "a",
+        "conversations": [
+            {"from": turn[0], "value": turn[1]} if isinstance(turn, tuple) else turn
+            for turn in turns
+        ],
+    }
     (found,) = annotations_of(record)
     assert found.problem is not None
 
@@ -122,7 +156,17 @@ def test_an_empty_list(tmp_path, text):
     assert list(records(str(tmp_path / "a.json"))) == []
 
 
-NO_JSON = [b"", b"no json", b"[1, 2", b'[{"a": 1}, {"a"', b"[" * 100_000, b'{"a": 1}\n{"b"', b"\xff\xfe[]", b'"text"', b"7"]
+NO_JSON = [
+    b"",
+    b"no json",
+    b"[1, 2",
+    b'[{"a": 1}, {"a"',
+    b"[" * 100_000,
+    b'{"a": 1}\n{"b"',
+    b"\xff\xfe[]",
+    b'"text"',
+    b"7",
+]
 NO_JSON += [b'{"rows": {}, \n"b": 1}', b'{"rows": []\n}']
 
 

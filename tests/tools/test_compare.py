@@ -9,9 +9,24 @@ import pytest
 
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.storage.folder import Folder
-from mpa_ray.tools.studies.compare import compare, html, jaccard, parity_ids, questions_of, tables, text
+from mpa_ray.tools.studies.compare import (
+    compare,
+    html,
+    jaccard,
+    parity_ids,
+    questions_of,
+    tables,
+    text,
+)
 from tests.browser import assert_harmless, assert_no_sideways_scroll, browser, installed
-from tests.report_runs import finish, some_rows, write_finished, write_hostile, write_predictions, write_started
+from tests.report_runs import (
+    finish,
+    some_rows,
+    write_finished,
+    write_hostile,
+    write_predictions,
+    write_started,
+)
 
 
 @pytest.fixture
@@ -22,7 +37,9 @@ def runs(tmp_path):
     finish(second)
     record = second.read_json("run.json")
     better = write_predictions(second, "mpa", 80, ("text",), ("stop", "7", "yes"))
-    record["evaluation"] = [score if score["model"] != "mpa" else better[0] for score in record["evaluation"]]
+    record["evaluation"] = [
+        score if score["model"] != "mpa" else better[0] for score in record["evaluation"]
+    ]
     second.write_json("run.json", record)
     return [first, second]
 
@@ -49,7 +66,9 @@ def test_what_is_compared(runs):
 
 
 def test_a_run_under_way_and_one_without_scores(runs, tmp_path):
-    started = write_started(tmp_path / "three/run-c", [some_rows(tmp_path / "three/images", 10)], [])
+    started = write_started(
+        tmp_path / "three/run-c", [some_rows(tmp_path / "three/images", 10)], []
+    )
     found = [*runs, started]
     assert cells(found, "Data")["finished"] == ["yes", "yes", "no"]
     assert cells(found, "Accuracy")["S-VLM after MPA"][2] == "-"
@@ -63,7 +82,12 @@ def on_other_questions(run, change):
         table = folder.read_table(name)
         column, values = change
         position = table.column_names.index(column)
-        folder.write_table(name, table.set_column(position, column, pa.array([values] * len(table), table.schema.field(column).type)))
+        folder.write_table(
+            name,
+            table.set_column(
+                position, column, pa.array([values] * len(table), table.schema.field(column).type)
+            ),
+        )
     return run
 
 
@@ -72,12 +96,21 @@ def test_runs_on_two_benchmarks_are_not_tested_against_each_other(tmp_path, chan
     runs = [write_finished(tmp_path / name) for name in ("a", "b", "c", "d")]
     on_other_questions(runs[1], change)
     on_other_questions(runs[3], change)
-    blocks = [(title, rows) for title, rows in tables(compare(runs)) if title.startswith("Accuracy")]
+    blocks = [
+        (title, rows) for title, rows in tables(compare(runs)) if title.startswith("Accuracy")
+    ]
     of_a, of_b = ({row[0]: row[1:] for row in rows} for _, rows in blocks)
-    assert [title for title, _ in blocks] == [f"Accuracy, textvqa accuracy on benchmark of {names}, percent" for names in ("a, c", "b, d")]
+    assert [title for title, _ in blocks] == [
+        f"Accuracy, textvqa accuracy on benchmark of {names}, percent" for names in ("a, c", "b, d")
+    ]
     assert [cell != "-" for cell in of_a["S-VLM after MPA"]] == [True, False, True, False]
     assert [cell != "-" for cell in of_b["S-VLM after MPA"]] == [False, True, False, True]
-    assert [cell != "-" for cell in of_a["S-VLM after MPA, against a"]] == [False, False, True, False]
+    assert [cell != "-" for cell in of_a["S-VLM after MPA, against a"]] == [
+        False,
+        False,
+        True,
+        False,
+    ]
     assert not any("against" in label for label in of_b)
 
 
@@ -90,6 +123,8 @@ def test_a_run_whose_questions_are_not_known(runs):
     ]
     runs[1].child("rounds/1/evaluation").copy_from(runs[0].child("evaluation"))
     assert questions_of(runs[1]) == questions_of(runs[0]), "as rounds keep them"
+
+
 def test_a_run_of_rounds_has_the_parity_samples_of_all_rounds(runs, tmp_path):
     first, second = runs
     rounds = write_started(tmp_path / "four/run-d", [], [])
@@ -138,7 +173,14 @@ def test_the_scores_of_all_runs_are_drawn_on_one_axis_of_their_range(runs):
     page = html(compare(runs)).decode()
     assert "with 95% intervals. The axis begins at 30, not at 0.<" in page
     assert "<span>30</span><span>100</span>" in page
-    assert re.findall(r'cx="(.*?)"', page) == ["14.29%", "57.14%", "85.71%", "14.29%", "71.43%", "85.71%"]
+    assert re.findall(r'cx="(.*?)"', page) == [
+        "14.29%",
+        "57.14%",
+        "85.71%",
+        "14.29%",
+        "71.43%",
+        "85.71%",
+    ]
     assert f"<b>run-b</b>: chartqa: small learns from large · {runs[1].uri}<" in page
 
 
@@ -156,7 +198,9 @@ def test_the_page(runs, tmp_path, width):
 
 def test_the_job(runs, tmp_path):
     def job(*arguments):
-        return subprocess.run([sys.executable, "jobs/compare.py", *arguments], capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "jobs/compare.py", *arguments], capture_output=True, text=True
+        )
 
     done = job(*(run.uri for run in runs), "--output", f"{tmp_path}/comparison.html")
     assert done.returncode == 0, done.stderr
@@ -167,17 +211,27 @@ def test_the_job(runs, tmp_path):
 
 @pytest.mark.parametrize(
     ("roots", "shared"),
-    [(("/a", "/b"), "0.833"), *((roots, "image roots differ") for roots in ((None, None), ("/a", None), (None, "/b")))],
+    [
+        (("/a", "/b"), "0.833"),
+        *((roots, "image roots differ") for roots in ((None, None), ("/a", None), (None, "/b"))),
+    ],
 )
 def test_samples_of_images_in_two_places(runs, roots, shared):
-    """Older lists have no root: their images are known by where they lay, which says nothing of a copy elsewhere."""
+    """Older lists have no root: their images are known by where they lay, which says nothing of a
+    copy elsewhere.
+    """
     for run, place, root in zip(runs, ("/a", "/b"), roots, strict=True):
         record = run.read_json("run.json")
         run.write_json("run.json", record | {"config": record["config"] | {"images": place}})
-        run.write_json("manifest/index.json", {"source": place, "files": [], "images": 0} | ({"root": root} if root else {}))
+        run.write_json(
+            "manifest/index.json",
+            {"source": place, "files": [], "images": 0} | ({"root": root} if root else {}),
+        )
     assert cells(runs, "Parity sets")["run"] == ["1.000", shared]
     [title] = [title for title, _ in tables(compare(runs)) if title.startswith("Parity sets")]
-    assert ("image roots differ, so images are matched by their paths below them" in title) == all(roots)
+    assert ("image roots differ, so images are matched by their paths below them" in title) == all(
+        roots
+    )
 
 
 def test_samples_of_an_older_list_in_one_place(runs):

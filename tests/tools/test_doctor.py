@@ -32,7 +32,9 @@ def write_pins(folder: Path, *required: str) -> Path:
     path = folder / "setup.cfg"
     lines = "\n    ".join(required)
     extras = "train =\nvllm =\nvllm-cpu =\napi =\n    no-such-client==1.0\n"
-    path.write_text(f"[options]\ninstall_requires =\n    {lines}\n[options.extras_require]\n{extras}")
+    path.write_text(
+        f"[options]\ninstall_requires =\n    {lines}\n[options.extras_require]\n{extras}"
+    )
     return path
 
 
@@ -53,16 +55,27 @@ def test_wrong_and_missing_versions(tmp_path: Path) -> None:
 def test_only_what_the_run_needs_is_asked_for(tmp_path: Path) -> None:
     pins = write_pins(tmp_path, "numpy")
     assert "failed" not in states(list(machine.versions(Config(), pins)))
-    assert "no-such-client" in next(finding for finding in machine.versions(Config(lvlm=API), pins) if finding.state == "failed").said
+    assert (
+        "no-such-client"
+        in next(
+            finding
+            for finding in machine.versions(Config(lvlm=API), pins)
+            if finding.state == "failed"
+        ).said
+    )
 
 
 def test_no_checkout_is_no_failure(tmp_path: Path) -> None:
     assert states(list(machine.versions(Config(), tmp_path / "setup.cfg"))) == ["ok", "warning"]
 
 
-def test_a_local_part_of_a_version_is_a_build_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_part_of_a_version_is_a_build_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(machine, "_installed", lambda name: "2.13.0+cpu")
-    assert "failed" not in states(list(machine.versions(Config(), write_pins(tmp_path, "torch==2.13.0"))))
+    assert "failed" not in states(
+        list(machine.versions(Config(), write_pins(tmp_path, "torch==2.13.0")))
+    )
 
 
 @pytest.mark.parametrize(("free", "state"), [(0.5, "failed"), (4, "warning"), (64, "ok")])
@@ -72,7 +85,9 @@ def test_memory(free: float, state: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert memory.state == state and bool(memory.fix) == (state != "ok")
 
 
-def test_disks_that_do_not_exist_yet_are_those_they_would_be_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_disks_that_do_not_exist_yet_are_those_they_would_be_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "not/yet"))
     [disk] = [finding for finding in machine.machine() if finding.what == "disk for Ray"]
     assert disk.said.endswith(f"free in {tmp_path}")
@@ -82,11 +97,21 @@ def test_disks_that_do_not_exist_yet_are_those_they_would_be_on(monkeypatch: pyt
     ("printed", "code", "expected"),
     [
         ("NVIDIA L40S, 46068, 12", 0, [("ok", "NVIDIA L40S, 45 GiB, 0 GiB of it in use")]),
-        ("NVIDIA L40S, 46068, 40000\nNVIDIA L40S, 46068, 0", 0, [("warning", "39 GiB of it in use"), ("ok", "0 GiB")]),
+        (
+            "NVIDIA L40S, 46068, 40000\nNVIDIA L40S, 46068, 0",
+            0,
+            [("warning", "39 GiB of it in use"), ("ok", "0 GiB")],
+        ),
         ("couldn't communicate with the NVIDIA driver", 9, [("failed", "couldn't communicate")]),
     ],
 )
-def test_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, code: int, expected: list[tuple[str, str]]) -> None:
+def test_cards(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    printed: str,
+    code: int,
+    expected: list[tuple[str, str]],
+) -> None:
     (tmp_path / "out").write_text(printed)
     fake = tmp_path / "nvidia-smi"
     fake.write_text(f"#!/bin/sh\ncat {tmp_path}/out\nexit {code}\n")
@@ -200,8 +225,13 @@ def test_what_the_cluster_has(ray_session: None, monkeypatch: pytest.MonkeyPatch
     )
     found = {finding.what: finding for finding in cluster.cluster(config)}
     assert "1 nodes, 4 CPU cores, 0 cards" in found["ray"].said
-    assert found["room for PA and PI"].said == "it asks for 1 GPU on one node, and the largest node has 0"
-    assert found["room for PA and PI"].state == found["room for PL"].state == "failed", "and nothing starts a node"
+    assert (
+        found["room for PA and PI"].said
+        == "it asks for 1 GPU on one node, and the largest node has 0"
+    )
+    assert found["room for PA and PI"].state == found["room for PL"].state == "failed", (
+        "and nothing starts a node"
+    )
     assert found["key on a worker"].state == "failed"
 
 
@@ -209,7 +239,12 @@ def test_large_models_are_stood_in_for_and_small_ones_are_asked(tmp_path: Path) 
     shutil.copytree(demo.LVLM, tmp_path / "small")
     large = ModelSection(model="Qwen/Qwen2-VL-7B-Instruct", gpus_per_replica=0, max_replicas=8)
     small = large.model_copy(update={"model": str(tmp_path / "small")})
-    made = dry_run.dry_config(Config(lvlm=large, svlm=small, pl=LevelSection(gpus_per_worker=0)), images="i", output="o", on_cards=True)
+    made = dry_run.dry_config(
+        Config(lvlm=large, svlm=small, pl=LevelSection(gpus_per_worker=0)),
+        images="i",
+        output="o",
+        on_cards=True,
+    )
     assert (made.lvlm.model, made.svlm.model) == (str(demo.LVLM), str(tmp_path / "small"))
     assert made.lvlm.max_replicas == 1 and made.pl.gpus_per_worker == 0 and made.pl.holdout == 0
     assert made.missing() == []
@@ -230,7 +265,9 @@ def test_a_stand_in_takes_a_share_of_a_card_where_the_model_takes_cards() -> Non
     made = dry_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_cards=True)
     assert made.lvlm.gpus_per_replica == made.svlm.gpus_per_replica == 0.4, "both share one"
     assert made.pl.gpus_per_worker == 1
-    made = dry_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_cards=False)
+    made = dry_run.dry_config(
+        Config(lvlm=given, svlm=given), images="i", output="o", on_cards=False
+    )
     assert made.lvlm.gpus_per_replica == made.svlm.gpus_per_replica == made.pl.gpus_per_worker == 0
 
 
@@ -239,13 +276,23 @@ def test_cards_that_are_asked_for_and_not_here(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cluster, "count_cards", lambda: 1)
     model = ModelSection(model="a/b", gpus_per_replica=0.5)
     found = list(cluster.cluster(Config(lvlm=model, svlm=model, pl=LevelSection(workers=3))))
-    assert [(finding.state, finding.what) for finding in found[1:]] == [("ok", "room for PA and PI"), ("ok", "room for PL")]
-    assert "asks for 3 GPU in all, and the cluster has 1, and goes on with 1 workers" in found[2].said
+    assert [(finding.state, finding.what) for finding in found[1:]] == [
+        ("ok", "room for PA and PI"),
+        ("ok", "room for PL"),
+    ]
+    assert (
+        "asks for 3 GPU in all, and the cluster has 1, and goes on with 1 workers" in found[2].said
+    )
     monkeypatch.setattr(cluster, "count_cards", lambda: 0)
     found = list(cluster.cluster(Config(lvlm=model, svlm=model)))
-    assert [(finding.state, finding.what) for finding in found[1:]] == [("failed", "room for PA and PI"), ("failed", "room for PL")]
+    assert [(finding.state, finding.what) for finding in found[1:]] == [
+        ("failed", "room for PA and PI"),
+        ("failed", "room for PL"),
+    ]
     assert found[1].fix
-    assert states(list(cluster.cluster(Config()))) == ["ok"], "no model is named, so no card is asked for"
+    assert states(list(cluster.cluster(Config()))) == ["ok"], (
+        "no model is named, so no card is asked for"
+    )
 
 
 Doctor = Callable[..., subprocess.CompletedProcess[str]]
@@ -256,16 +303,22 @@ def job(tmp_path: Path) -> Doctor:
     def run(*argv: str) -> subprocess.CompletedProcess[str]:
         variables = os.environ | {"PYTHONPATH": str(ROOT)}
         command = [sys.executable, str(ROOT / "jobs/doctor.py"), *argv]
-        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False
+        )
 
     return run
 
 
 def test_the_job(job: Doctor, tmp_path: Path) -> None:
     ended = job("--quick", "--preset", "demo", "--output", "runs/demo")
-    assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "nothing failed"), ended.stdout + ended.stderr
+    assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "nothing failed"), (
+        ended.stdout + ended.stderr
+    )
     ended = job("--quick", "--images", "nowhere", "--svlm.model", "no/such")
-    assert ended.returncode == 3 and ended.stderr.endswith(" failed: a run would not work\n"), ended.stdout + ended.stderr
+    assert ended.returncode == 3 and ended.stderr.endswith(" failed: a run would not work\n"), (
+        ended.stdout + ended.stderr
+    )
     assert f"failed   images: images='{tmp_path}/nowhere' does not exist" in ended.stdout
     assert job("--svlm.modle", "x").returncode == 2
 
@@ -279,7 +332,9 @@ def test_a_small_run(job: Doctor) -> None:
 
 @pytest.mark.slow
 def test_a_small_run_that_fails_says_why(job: Doctor, tmp_path: Path) -> None:
-    (tmp_path / "broken_engine.py").write_text("def load(model):\n    raise RuntimeError('no device')\n")
+    (tmp_path / "broken_engine.py").write_text(
+        "def load(model):\n    raise RuntimeError('no device')\n"
+    )
     ended = job("--preset", "demo", "--lvlm.engine", "broken_engine:load")
     assert ended.returncode == 3 and "failed   dry run: with " in ended.stdout, ended.stdout
 

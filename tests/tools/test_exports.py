@@ -27,11 +27,30 @@ def run(tmp_path):
     images.mkdir()
     (images / "really_a_jpeg.png").write_bytes(picture(1, kind="JPEG"))
     first = [
-        judged(f"{images}/really_a_jpeg.png", answer="red", lvlm="red", svlm="blue", verdict="parity"),
-        judged(f"{images}/really_a_jpeg.png", question="Another?", answer="=1+1", lvlm="x", svlm="y", verdict="parity", number=1),
+        judged(
+            f"{images}/really_a_jpeg.png", answer="red", lvlm="red", svlm="blue", verdict="parity"
+        ),
+        judged(
+            f"{images}/really_a_jpeg.png",
+            question="Another?",
+            answer="=1+1",
+            lvlm="x",
+            svlm="y",
+            verdict="parity",
+            number=1,
+        ),
         judged(f"{images}/b.png", answer="no", lvlm="x", svlm="y", verdict="svlm_correct"),
     ]
-    second = [judged(f"{images}/c.png", question=HOSTILE, answer="東京 <image>", lvlm="x", svlm="y", verdict="parity")]
+    second = [
+        judged(
+            f"{images}/c.png",
+            question=HOSTILE,
+            answer="東京 <image>",
+            lvlm="x",
+            svlm="y",
+            verdict="parity",
+        )
+    ]
     return write_run(tmp_path / "run", [first, second])
 
 
@@ -44,8 +63,12 @@ def test_datasets(run, tmp_path):
     rows = rows_of(output.child("data"))
     assert [row["question"] for row in rows] == ["What is it?", "Another?", HOSTILE]
     extensions = (".jpg", ".jpg", ".png")
-    assert [row["image"]["path"] for row in rows] == [row["image_id"] + end for row, end in zip(rows, extensions, strict=True)]
-    assert [row["image"]["bytes"] for row in rows] == [row["image"]["bytes"] for row in rows_of(run.child("parity"))]
+    assert [row["image"]["path"] for row in rows] == [
+        row["image_id"] + end for row, end in zip(rows, extensions, strict=True)
+    ]
+    assert [row["image"]["bytes"] for row in rows] == [
+        row["image"]["bytes"] for row in rows_of(run.child("parity"))
+    ]
 
 
 def test_trl(run, tmp_path):
@@ -64,10 +87,15 @@ def test_llava(run, tmp_path):
     output = Folder.at(tmp_path / "out")
     assert export(run, output, layout="llava")["images"] == 2
     records = json.loads(output.read_bytes("train.json"))
-    assert records[0]["conversations"] == [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "red"}]
+    assert records[0]["conversations"] == [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": "red"},
+    ]
     assert all(record["conversations"][0]["value"].count("<image>") == 1 for record in records)
     assert len({record["id"] for record in records}) == 3
-    assert {record["image"]: (tmp_path / "out" / record["image"]).read_bytes() for record in records} == {
+    assert {
+        record["image"]: (tmp_path / "out" / record["image"]).read_bytes() for record in records
+    } == {
         records[0]["image"]: picture(1, kind="JPEG"),
         records[2]["image"]: (tmp_path / "images" / "c.png").read_bytes(),
     }
@@ -92,12 +120,18 @@ def test_files_are_bounded(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("layout", ["datasets", "trl"])
 def test_the_card_is_read_by_the_hub(run, tmp_path, layout):
-    config = Config(task="okvqa", lvlm=ModelSection(model="Qwen/Qwen2-VL-7B-Instruct"), svlm=ModelSection(model="/home/me/secret/s`|<b>"))
+    config = Config(
+        task="okvqa",
+        lvlm=ModelSection(model="Qwen/Qwen2-VL-7B-Instruct"),
+        svlm=ModelSection(model="/home/me/secret/s`|<b>"),
+    )
     run.write_json("config.json", identity(config))
     output = Folder.at(tmp_path / "out")
     export(run, output, layout=layout)
     _, front, body = output.read_bytes("README.md").decode().split("---\n", 2)
-    assert yaml.safe_load(front)["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+    assert yaml.safe_load(front)["configs"][0]["data_files"] == [
+        {"split": "train", "path": "data/train-*.parquet"}
+    ]
     assert "`Qwen/Qwen2-VL-7B-Instruct`" in body and "`okvqa`" in body and "3 questions" in body
     assert "secret" not in body and "<b>" not in body
 
@@ -105,7 +139,10 @@ def test_the_card_is_read_by_the_hub(run, tmp_path, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_id_from_elsewhere_is_no_path(run, tmp_path, layout):
     name = run.child("parity").names()[0]
-    rows = [row | {"image_id": "../../escaped"} for row in run.child("parity").read_table(name).to_pylist()]
+    rows = [
+        row | {"image_id": "../../escaped"}
+        for row in run.child("parity").read_table(name).to_pylist()
+    ]
     run.write_table(f"parity/{name}", pa.Table.from_pylist(rows, schema=PARITY))
     export(run, Folder.at(tmp_path / "x" / "out"), layout=layout)
     assert {path.name for path in tmp_path.iterdir()} == {"images", "run", "x"}
@@ -115,10 +152,15 @@ def test_an_id_from_elsewhere_is_no_path(run, tmp_path, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_interrupted_export_has_no_record(run, tmp_path, layout):
     name = run.child("parity").names()[-1]
-    rows = [row | {"image": {"bytes": b"<svg>", "path": "a.png"}} for row in run.child("parity").read_table(name).to_pylist()]
+    rows = [
+        row | {"image": {"bytes": b"<svg>", "path": "a.png"}}
+        for row in run.child("parity").read_table(name).to_pylist()
+    ]
     run.write_table(f"parity/{name}", pa.Table.from_pylist(rows, schema=PARITY))
     output = Folder.at(tmp_path / "out")
-    with pytest.raises(RunError, match=r"not_an_image: 5 bytes that begin with b'<svg>'; remove the row"):
+    with pytest.raises(
+        RunError, match=r"not_an_image: 5 bytes that begin with b'<svg>'; remove the row"
+    ):
         export(run, output, layout=layout)
     assert not output.exists("export.json")
 
@@ -135,7 +177,14 @@ def test_what_cannot_be_exported_is_refused(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "written"),
-    [("a < b > c", "a < b > c"), ("<3", "<3"), ("x<y", "x<y"), ("<IMG_CONTEXT>", "< IMG_CONTEXT>"), ("<|a|><b>", "< |a|>< b>"), ("", "")],
+    [
+        ("a < b > c", "a < b > c"),
+        ("<3", "<3"),
+        ("x<y", "x<y"),
+        ("<IMG_CONTEXT>", "< IMG_CONTEXT>"),
+        ("<|a|><b>", "< |a|>< b>"),
+        ("", ""),
+    ],
 )
 def test_plain(text, written):
     assert plain(text) == written
@@ -143,7 +192,11 @@ def test_plain(text, written):
 
 def test_the_job(run, tmp_path):
     def job(*arguments):
-        return subprocess.run([sys.executable, "jobs/export.py", "--run", run.uri, *arguments], capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "jobs/export.py", "--run", run.uri, *arguments],
+            capture_output=True,
+            text=True,
+        )
 
     done = job("--format", "llava", "--output", f"{tmp_path}/out")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"3 samples in {tmp_path}/out")

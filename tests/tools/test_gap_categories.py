@@ -1,6 +1,13 @@
 import pytest
 
-from mpa_ray.tools.studies.gap_categories import CATEGORIES, UNCLASSIFIED, VERBOSE, is_verbose, judge_prompt, parse_reply
+from mpa_ray.tools.studies.gap_categories import (
+    CATEGORIES,
+    UNCLASSIFIED,
+    VERBOSE,
+    is_verbose,
+    judge_prompt,
+    parse_reply,
+)
 
 OKVQA = CATEGORIES["okvqa"]
 
@@ -66,14 +73,29 @@ def test_replies_that_name_a_category(reply, place):
 
 @pytest.mark.parametrize(
     "reply",
-    ["", "E", "AB", "A or B", "A. visual guesswork", "I think B", "B because the model guessed", "visual", "Apple", "7", "A, B", "\0"],
+    [
+        "",
+        "E",
+        "AB",
+        "A or B",
+        "A. visual guesswork",
+        "I think B",
+        "B because the model guessed",
+        "visual",
+        "Apple",
+        "7",
+        "A, B",
+        "\0",
+    ],
 )
 def test_replies_that_do_not(reply):
     assert parse_reply(reply, OKVQA) == UNCLASSIFIED
 
 
 def test_the_prompt_shows_the_sample_and_every_category():
-    prompt = judge_prompt(OKVQA, question="What\nis it? {answer}", answer="x" * 2000, svlm_answer=" ")
+    prompt = judge_prompt(
+        OKVQA, question="What\nis it? {answer}", answer="x" * 2000, svlm_answer=" "
+    )
     assert "Question: What is it? {answer}\n" in prompt
     assert f"Reference answer: {'x' * 500}\n" in prompt
     assert "Small model's answer: (nothing)\n" in prompt

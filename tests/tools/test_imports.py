@@ -18,7 +18,14 @@ from tests.run_folders import judged, picture, rows_of, write_run
 @pytest.fixture
 def images(tmp_path):
     folder = tmp_path / "images"
-    for name in ("train2014/a.jpg", "coco-text/a.jpg", "b.png", "100%#1.png", "both.png", "both.jpg"):
+    for name in (
+        "train2014/a.jpg",
+        "coco-text/a.jpg",
+        "b.png",
+        "100%#1.png",
+        "both.png",
+        "both.jpg",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(picture())
     (tmp_path / "secret.jpg").write_bytes(picture())
@@ -32,7 +39,11 @@ def annotations(tmp_path, rows):
 
 
 def record(image, **changes):
-    return {"image_path": image, "predicted_question": "What is it", "predicted_answer": "red"} | changes
+    return {
+        "image_path": image,
+        "predicted_question": "What is it",
+        "predicted_answer": "red",
+    } | changes
 
 
 @pytest.mark.parametrize(
@@ -70,17 +81,28 @@ def test_images_in_a_tar(tmp_path):
 
 
 def test_an_import(tmp_path, images):
-    rows = [record("/x/train2014/a.jpg")] * 2 + [record("b.png", predicted_answer=None), record("nowhere.jpg"), {"odd": 1}]
+    rows = [record("/x/train2014/a.jpg")] * 2 + [
+        record("b.png", predicted_answer=None),
+        record("nowhere.jpg"),
+        {"odd": 1},
+    ]
     output = Folder.at(tmp_path / "out")
     result = import_annotations(annotations(tmp_path, rows), str(images), output)
     assert (result["records"], result["annotations"]) == (5, 2)
-    assert result["quarantined"] == {"pseudo_annotator/unparsable_annotation": 2, "images/missing": 1}
+    assert result["quarantined"] == {
+        "pseudo_annotator/unparsable_annotation": 2,
+        "images/missing": 1,
+    }
     assert output.read_json("import.json") == result
     (table,) = output.child("annotations").tables()
     assert table.schema.equals(ANNOTATIONS)
     first, second = table.to_pylist()
     assert first["image_id"] == image_id_of(f"{images}/train2014/a.jpg")
-    assert (first["question"], first["answer"], first["lvlm_answer"]) == ("What is it?", "red", None)
+    assert (first["question"], first["answer"], first["lvlm_answer"]) == (
+        "What is it?",
+        "red",
+        None,
+    )
     assert first["sample_id"] != second["sample_id"]
     details = [row["detail"] for row in rows_of(output.child("quarantine"))]
     assert details[0] == "predicted_answer is null; it must be a text"
@@ -96,7 +118,14 @@ def test_parts_are_of_a_bounded_size(tmp_path, images):
 
 
 def test_what_was_exported_can_be_imported(tmp_path):
-    sample = judged(f"{tmp_path}/images/a.png", question="What color is it?", answer="red", lvlm="red", svlm="blue", verdict="parity")
+    sample = judged(
+        f"{tmp_path}/images/a.png",
+        question="What color is it?",
+        answer="red",
+        lvlm="red",
+        svlm="blue",
+        verdict="parity",
+    )
     run = write_run(tmp_path / "run", [[sample]])
     export(run, Folder.at(tmp_path / "llava"), layout="llava")
     output = Folder.at(tmp_path / "out")
@@ -110,8 +139,14 @@ def test_what_was_exported_can_be_imported(tmp_path):
     [
         ([], "it holds no record"),
         ([7], "a record is int and not an object"),
-        ([{"picture": "a", "q": "b"}], "a record has the keys 'picture', 'q'; needed are one of image, .*Rename its keys"),
-        ([record("no.jpg"), record("nor.jpg")], r"none of 2 records can be used \(images/missing 2\)"),
+        (
+            [{"picture": "a", "q": "b"}],
+            "a record has the keys 'picture', 'q'; needed are one of image, .*Rename its keys",
+        ),
+        (
+            [record("no.jpg"), record("nor.jpg")],
+            r"none of 2 records can be used \(images/missing 2\)",
+        ),
     ],
 )
 def test_what_cannot_be_imported_is_refused(tmp_path, images, rows, message):
@@ -121,6 +156,23 @@ def test_what_cannot_be_imported_is_refused(tmp_path, images, rows, message):
 
 
 def test_the_job(tmp_path, images):
-    arguments = ["--annotations", annotations(tmp_path, [record("b.png")]), "--images", str(images), "--output", f"{tmp_path}/out"]
-    jobs = [subprocess.run([sys.executable, "jobs/import_annotations.py", *arguments], capture_output=True, text=True) for _ in range(2)]
-    assert [(job.returncode, job.stdout) for job in jobs] == [(0, "1 annotations of 1 records\n"), (2, "")]
+    arguments = [
+        "--annotations",
+        annotations(tmp_path, [record("b.png")]),
+        "--images",
+        str(images),
+        "--output",
+        f"{tmp_path}/out",
+    ]
+    jobs = [
+        subprocess.run(
+            [sys.executable, "jobs/import_annotations.py", *arguments],
+            capture_output=True,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    assert [(job.returncode, job.stdout) for job in jobs] == [
+        (0, "1 annotations of 1 records\n"),
+        (2, ""),
+    ]

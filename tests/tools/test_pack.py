@@ -1,4 +1,6 @@
-"""Packing: every file is in a shard, a duplicate, or quarantined; ids stay; an interrupted call goes on."""
+"""Packing: every file is in a shard, a duplicate, or quarantined; ids stay; an interrupted call
+goes on.
+"""
 
 import io
 import shutil
@@ -47,7 +49,12 @@ FILES = {f"{number % 3}/{number:02d}.jpg": data for number, data in enumerate(PI
     "bad/text.jpg": b"<html>404</html>",
     "notes.txt": b"-",
 }
-BAD = {"bad/cut.jpg": "truncated", "bad/empty.png": "empty", "bad/large.png": "too_many_bytes", "bad/text.jpg": "not_an_image"}
+BAD = {
+    "bad/cut.jpg": "truncated",
+    "bad/empty.png": "empty",
+    "bad/large.png": "too_many_bytes",
+    "bad/text.jpg": "not_an_image",
+}
 
 
 @pytest.fixture
@@ -77,25 +84,44 @@ def rows(folder: Folder) -> list[dict[str, Any]]:
     return [row for found in folder.tables() for row in found.to_pylist()]
 
 
-def assert_packed(images: str, output: Folder, record: dict[str, Any], files: dict[str, bytes]) -> None:
+def assert_packed(
+    images: str, output: Folder, record: dict[str, Any], files: dict[str, bytes]
+) -> None:
     """Shards + duplicates + quarantine = the image files, each once, with the ids they had."""
-    by_name = {row["image_uri"].removeprefix(f"{images}/").replace("%20", " "): row for row in rows(output.child("shards"))}
-    duplicates = {
-        row["image_uri"].removeprefix(f"{images}/").replace("%20", " "): row for row in output.read_table("duplicates.parquet").to_pylist()
+    by_name = {
+        row["image_uri"].removeprefix(f"{images}/").replace("%20", " "): row
+        for row in rows(output.child("shards"))
     }
-    rejected = {row["image_uri"].removeprefix(f"{images}/"): row for row in rows(output.child("quarantine"))}
-    assert sorted([*by_name, *duplicates, *rejected]) == sorted(name for name in files if not name.endswith(".txt"))
+    duplicates = {
+        row["image_uri"].removeprefix(f"{images}/").replace("%20", " "): row
+        for row in output.read_table("duplicates.parquet").to_pylist()
+    }
+    rejected = {
+        row["image_uri"].removeprefix(f"{images}/"): row for row in rows(output.child("quarantine"))
+    }
+    assert sorted([*by_name, *duplicates, *rejected]) == sorted(
+        name for name in files if not name.endswith(".txt")
+    )
     assert {name: row["reason"] for name, row in rejected.items()} == BAD
     assert set(duplicates) == {"0/again.jpg", "2/once more.JPG", "2/zz.jpg"}
     first = {name: row["image_id"] for name, row in by_name.items()}
-    assert [duplicates[name]["same_as"] for name in ("0/again.jpg", "2/once more.JPG", "2/zz.jpg")] == [
+    assert [
+        duplicates[name]["same_as"] for name in ("0/again.jpg", "2/once more.JPG", "2/zz.jpg")
+    ] == [
         first["0/00.jpg"],
         first["0/00.jpg"],
         first["1/01.jpg"],
     ]
     for name, row in by_name.items():
-        assert row["image"] == {"bytes": files[name], "path": row["image_uri"]} and row["image_id"] == image_id_of(row["image_uri"])
-    assert record["images"] == 31 and record["packed"] == 24 and record["duplicates"] == 3 and sum(record["quarantined"].values()) == 4
+        assert row["image"] == {"bytes": files[name], "path": row["image_uri"]} and row[
+            "image_id"
+        ] == image_id_of(row["image_uri"])
+    assert (
+        record["images"] == 31
+        and record["packed"] == 24
+        and record["duplicates"] == 3
+        and sum(record["quarantined"].values()) == 4
+    )
     assert sum(shard["images"] for shard in record["shards"]) == 24 and len(record["shards"]) > 2
 
 
@@ -113,9 +139,17 @@ def test_ids_and_bytes_are_those_of_the_loose_files(tmp_path: Path) -> None:
     images, output = write(tmp_path / "in"), Folder.at(tmp_path / "out")
     packed(images, output)
     # Whoever takes the packed folder gets its shards and not its records.
-    built = manifest.build(output.uri, Folder.at(tmp_path / "manifest"), images_per_part=5, bytes_per_part=2**28, max_image_bytes=2**26)
+    built = manifest.build(
+        output.uri,
+        Folder.at(tmp_path / "manifest"),
+        images_per_part=5,
+        bytes_per_part=2**28,
+        max_image_bytes=2**26,
+    )
     found = {
-        row["image_id"]: row for part in range(built.parts) for row in read_images(part, manifest=built, max_image_bytes=10**6).to_pylist()
+        row["image_id"]: row
+        for part in range(built.parts)
+        for row in read_images(part, manifest=built, max_image_bytes=10**6).to_pylist()
     }
     assert len(found) == built.images == 24
     for name, data in list(FILES.items())[:24]:
@@ -126,8 +160,13 @@ def test_ids_and_bytes_are_those_of_the_loose_files(tmp_path: Path) -> None:
 def test_a_packed_folder_draws_as_the_loose_one_wherever_it_lies(tmp_path: Path) -> None:
     def keys(source: Path, name: str) -> dict[str, str]:
         folder = Folder.at(tmp_path / name)
-        built = manifest.build(str(source), folder, images_per_part=50, bytes_per_part=2**28, max_image_bytes=2**26)
-        return {row["image_id"]: row["draw_key"] for row in read_images(0, manifest=built, max_image_bytes=10**6).to_pylist()}
+        built = manifest.build(
+            str(source), folder, images_per_part=50, bytes_per_part=2**28, max_image_bytes=2**26
+        )
+        return {
+            row["image_id"]: row["draw_key"]
+            for row in read_images(0, manifest=built, max_image_bytes=10**6).to_pylist()
+        }
 
     images = write(tmp_path / "in")
     packed(images, Folder.at(tmp_path / "out"))
@@ -145,7 +184,9 @@ def test_a_packed_folder_draws_as_the_loose_one_wherever_it_lies(tmp_path: Path)
 
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(("bound", "value"), [("_ROWS_AT_ONCE", 3), ("_BYTES_AT_ONCE", 2_000)])
-def test_a_shard_of_many_pieces_is_whole(bound: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_of_many_pieces_is_whole(
+    bound: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shards, bound, value)
     images, output = write(tmp_path / "images"), Folder.at(tmp_path / "out")
     assert_packed(images, output, packed(images, output), FILES)
@@ -156,7 +197,10 @@ def test_a_piece_is_bounded_in_rows_and_in_bytes(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(shards, "_BYTES_AT_ONCE", 100)
 
     def pieces(*sizes: int) -> list[list[int]]:
-        return [[row["bytes"] for row in piece] for piece in shards._pieces([{"bytes": size} for size in sizes], 200)]
+        return [
+            [row["bytes"] for row in piece]
+            for piece in shards._pieces([{"bytes": size} for size in sizes], 200)
+        ]
 
     assert pieces() == []
     assert pieces(1, 1, 1) == [[1, 1, 1]] and pieces(1, 1, 1, 1) == [[1, 1, 1], [1]]
@@ -167,14 +211,19 @@ def test_a_piece_is_bounded_in_rows_and_in_bytes(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("in_this_process")
 def test_shards_are_of_the_size_asked_for(tmp_path: Path) -> None:
-    images, output = write(tmp_path / "in", {f"{n:03d}.jpg": picture(n, 30 + n) for n in range(60)}), Folder.at(tmp_path / "out")
+    images, output = (
+        write(tmp_path / "in", {f"{n:03d}.jpg": picture(n, 30 + n) for n in range(60)}),
+        Folder.at(tmp_path / "out"),
+    )
     sizes = [shard["bytes"] for shard in packed(images, output)["shards"]]
     assert len(sizes) > 4 and all(13_000 < size < 25_000 for size in sizes[:-1])
 
 
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("at", [1, 2, 5, 12, 20, 23])
-def test_an_interrupted_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+def test_an_interrupted_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
     images, output = write(tmp_path / "in"), Folder.at(tmp_path / "out")
     writes, original = [], Folder.write_bytes
 
@@ -190,14 +239,19 @@ def test_an_interrupted_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
             packed(images, output)
         except OSError:
             with pytest.raises(
-                ConfigurationError, match="unfinished pack" if output.exists("pack.json") else "holds no image|does not exist"
+                ConfigurationError,
+                match="unfinished pack"
+                if output.exists("pack.json")
+                else "holds no image|does not exist",
             ):
                 list(find(output.uri))
     assert_packed(images, output, packed(images, output), FILES)
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_shards_that_are_done_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_that_are_done_are_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, output = write(tmp_path / "in"), Folder.at(tmp_path / "out")
     packed(images, output)
     output.delete("index.json")
@@ -212,7 +266,9 @@ def test_from_s3_to_s3(bucket: str) -> None:
     images, output = f"s3://{bucket}/in", Folder.at(f"s3://{bucket}/out")
     assert_packed(images, output, packed(images, output), FILES)
     references = [reference for reference, _ in find(output.uri)]
-    assert references[0].startswith(f"s3://{bucket}/out/shards/shard-00000000.parquet#row_group=0&row=0&image_id=")
+    assert references[0].startswith(
+        f"s3://{bucket}/out/shards/shard-00000000.parquet#row_group=0&row=0&image_id="
+    )
     assert sorted(fetch(references, max_image_bytes=10**6)) == sorted(PICTURES)
 
 
@@ -226,13 +282,17 @@ def test_what_is_refused(tmp_path: Path) -> None:
         packed(str(tmp_path / "none"), Folder.at(tmp_path / "out"))
     output = Folder.at(tmp_path / "out2")
     packed(images, output)
-    with pytest.raises(ConfigurationError, match="holds another pack: shard_bytes was 20000 and is 10000"):
+    with pytest.raises(
+        ConfigurationError, match="holds another pack: shard_bytes was 20000 and is 10000"
+    ):
         pack(images, output, shard_bytes=10_000, **LIMITS)
 
 
 @pytest.mark.parametrize("ids", [["x"], [None], [7], ["../../etc/passwd"], ["A" * 32]])
 def test_ids_in_a_shard_that_are_none_are_refused(tmp_path: Path, ids: list) -> None:
-    shard = pa.table({"image_id": ids, "image_uri": ["/a.png"], "image": [b"x"]}).replace_schema_metadata(PACKED)
+    shard = pa.table(
+        {"image_id": ids, "image_uri": ["/a.png"], "image": [b"x"]}
+    ).replace_schema_metadata(PACKED)
     pq.write_table(shard, tmp_path / "shard.parquet")
     with pytest.raises(ConfigurationError, match="is no image_id; the shard was changed"):
         list(find(str(tmp_path)))
@@ -240,21 +300,36 @@ def test_ids_in_a_shard_that_are_none_are_refused(tmp_path: Path, ids: list) -> 
 
 def test_ids_of_other_parquet_files_are_not_taken(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image_id": ["0" * 32], "image": [b"x"]}), tmp_path / "a.parquet")
-    assert [reference for reference, _ in find(str(tmp_path))] == [f"{tmp_path}/a.parquet#row_group=0&row=0"]
+    assert [reference for reference, _ in find(str(tmp_path))] == [
+        f"{tmp_path}/a.parquet#row_group=0&row=0"
+    ]
 
 
 def test_two_copies_of_a_shard_are_one_image_twice(tmp_path: Path) -> None:
-    shard = pa.table({"image_id": ["0" * 32], "image_uri": ["/a.png"], "image": [b"x"]}).replace_schema_metadata(PACKED)
+    shard = pa.table(
+        {"image_id": ["0" * 32], "image_uri": ["/a.png"], "image": [b"x"]}
+    ).replace_schema_metadata(PACKED)
     for name in ("a", "b"):
         pq.write_table(shard, tmp_path / f"{name}.parquet")
-    built = manifest.build(str(tmp_path), Folder.at(tmp_path / "manifest"), images_per_part=5, bytes_per_part=2**28, max_image_bytes=2**26)
+    built = manifest.build(
+        str(tmp_path),
+        Folder.at(tmp_path / "manifest"),
+        images_per_part=5,
+        bytes_per_part=2**28,
+        max_image_bytes=2**26,
+    )
     first, second = read_images(0, manifest=built, max_image_bytes=100).to_pylist()
     assert first["image"] == b"x" and first["image_id"] == "0" * 32
     assert second["reason"] == Reason.DUPLICATE_REFERENCE and second["image_id"] != "0" * 32
 
 
 def test_sizes() -> None:
-    assert [number_of_bytes(text) for text in ("256MB", "1 GiB", "4096", "2kb")] == [256_000_000, 2**30, 4096, 2000]
+    assert [number_of_bytes(text) for text in ("256MB", "1 GiB", "4096", "2kb")] == [
+        256_000_000,
+        2**30,
+        4096,
+        2000,
+    ]
     for text in ("", "MB", "0", "-1MB", "1.5GB", "1TB"):
         with pytest.raises(Exception, match="is no number of bytes"):
             number_of_bytes(text)

@@ -19,16 +19,31 @@ def line(id_="a-0", rater="ann", **changes):
 
 
 def written(path: Path, *lines) -> Path:
-    path.write_text("\n".join(item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in lines), encoding="utf-8")
+    path.write_text(
+        "\n".join(
+            item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+            for item in lines
+        ),
+        encoding="utf-8",
+    )
     return path
 
 
 def test_the_later_of_two_ratings_counts(tmp_path):
     late = line(time="2026-01-02T00:00:00.000Z", answerability=0)
-    found = read([written(tmp_path / "a.jsonl", late, line()), written(tmp_path / "b.jsonl", line(rater="ben"), "")])
+    found = read(
+        [
+            written(tmp_path / "a.jsonl", late, line()),
+            written(tmp_path / "b.jsonl", line(rater="ben"), ""),
+        ]
+    )
     assert {(rating.rater, rating.answerability) for rating in found} == {("ann", 0), ("ben", 1)}
-    apart = read([written(tmp_path / "c.jsonl", line(), line(blind=False), line(fingerprint="e" * 12))])
-    assert len(apart) == 3, "ratings of another text, or with the models' answers in sight, are others"
+    apart = read(
+        [written(tmp_path / "c.jsonl", line(), line(blind=False), line(fingerprint="e" * 12))]
+    )
+    assert len(apart) == 3, (
+        "ratings of another text, or with the models' answers in sight, are others"
+    )
 
 
 def test_separators_inside_of_texts_are_no_ends_of_lines(tmp_path):
@@ -46,7 +61,10 @@ def test_separators_inside_of_texts_are_no_ends_of_lines(tmp_path):
         (line(rater=""), "rater: String should have at least 1 character"),
         (line(samples=[1]), "samples: Input should be a valid integer"),
         (line(surprise=1), "surprise: Extra inputs are not permitted"),
-        (line(decision="fix"), "the line: Value error, decision 'fix' needs the new question and answer"),
+        (
+            line(decision="fix"),
+            "the line: Value error, decision 'fix' needs the new question and answer",
+        ),
         (line(decision="burn"), "decision: Input should be 'keep', 'drop' or 'fix'"),
     ],
 )
@@ -76,20 +94,28 @@ def run(tmp_path):
 
 def test_groups_are_those_of_the_draw(run):
     rows = [row for table in run.child("judgements").tables() for row in table.to_pylist()]
-    every = [Rating(**line(row["sample_id"], samples=1000)) for row in rows] + [Rating(**line("unknown-0", samples=1000))]
+    every = [Rating(**line(row["sample_id"], samples=1000)) for row in rows] + [
+        Rating(**line("unknown-0", samples=1000))
+    ]
     groups = groups_of(run, every)
     parity = {row["sample_id"] for row in rows if row["verdict"] == "parity"}
     assert groups.keys() == {row["sample_id"] for row in rows}
     assert {item for item, its_groups in groups.items() if AFTER in its_groups} == parity
     few = groups_of(run, [Rating(**line(row["sample_id"], samples=3)) for row in rows])
-    assert sum(BEFORE in its_groups for its_groups in few.values()) == sum(AFTER in its_groups for its_groups in few.values()) == 3
+    assert (
+        sum(BEFORE in its_groups for its_groups in few.values())
+        == sum(AFTER in its_groups for its_groups in few.values())
+        == 3
+    )
     with pytest.raises(ConfigurationError, match="seeds 0, 1"):
         groups_of(run, [Rating(**line()), Rating(**line(seed=1))])
 
 
 def test_ratings_are_scored_as_sheets_are(run):
     rows = [row for table in run.child("judgements").tables() for row in table.to_pylist()]
-    lines = [line(row["sample_id"], rater, samples=1000) for row in rows for rater in ("ann", "ben")]
+    lines = [
+        line(row["sample_id"], rater, samples=1000) for row in rows for rater in ("ann", "ben")
+    ]
     for number, item in enumerate(lines):
         item["answer_correctness"] = int(number % 3 > 0)
         if number == 5:

@@ -1,4 +1,6 @@
-"""A model on another benchmark: scored once, and never under another's name; and the job that does it."""
+"""A model on another benchmark: scored once, and never under another's name; and the job that does
+it.
+"""
 
 import json
 import os
@@ -35,11 +37,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
-    def evaluate(model: ModelSection, *, name: str, config: Config, output: Folder) -> list[dict[str, Any]]:
+    def evaluate(
+        model: ModelSection, *, name: str, config: Config, output: Folder
+    ) -> list[dict[str, Any]]:
         names.append(name)
         benchmark.prepare(config.evaluate, output.child("evaluation/questions"))
         metrics = benchmark.metrics_of(config.evaluate, config.task_spec.metric)
-        return [{"model": name, "benchmark": "b", "metric": metric, "score": 38.1, "ci95": None, "n": 4} for metric in metrics]
+        return [
+            {"model": name, "benchmark": "b", "metric": metric, "score": 38.1, "ci95": None, "n": 4}
+            for metric in metrics
+        ]
 
     monkeypatch.setattr(transfer, "evaluate", evaluate)
     monkeypatch.setattr(ray_session, "ray_session", nullcontext)
@@ -47,17 +54,31 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def score(
-    *, name: str = "mpa", model: dict[str, Any] | None = None, evaluate: dict[str, Any] | None = None, **settings: Any
+    *,
+    name: str = "mpa",
+    model: dict[str, Any] | None = None,
+    evaluate: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> list[dict[str, Any]]:
     section = EvaluateSection(**({"benchmark": "benchmark.parquet"} | (evaluate or {})))
     found = ModelSection(**({"model": "small"} | (model or {})))
-    return transfer.score_alone(found, name=name, config=Config(evaluate=section, **settings), output=Folder.at("scores"))
+    return transfer.score_alone(
+        found, name=name, config=Config(evaluate=section, **settings), output=Folder.at("scores")
+    )
 
 
-def test_a_model_is_scored_once_however_its_folder_is_spelled(asked: list[str], place: Path) -> None:
+def test_a_model_is_scored_once_however_its_folder_is_spelled(
+    asked: list[str], place: Path
+) -> None:
     first = score()
-    assert score() == score(model={"model": f"{place}/small/"}, evaluate={"benchmark": "./benchmark.parquet"}) == first
-    assert score(model={"max_replicas": 3, "images_in_flight": 2}) == first, "which changes its speed alone"
+    assert (
+        score()
+        == score(model={"model": f"{place}/small/"}, evaluate={"benchmark": "./benchmark.parquet"})
+        == first
+    )
+    assert score(model={"max_replicas": 3, "images_in_flight": 2}) == first, (
+        "which changes its speed alone"
+    )
     score(name="zero_shot", model={"model": "c/d"})
     assert asked == ["mpa", "zero_shot"]
 
@@ -72,12 +93,20 @@ def test_a_model_is_scored_once_however_its_folder_is_spelled(asked: list[str], 
         ({"model": {"revision": "main"}}, "svlm.revision was None and is 'main'"),
         ({"task": "chartqa"}, "task was 'textvqa' and is 'chartqa'"),
         ({"evaluate": {"max_tokens": 4}}, "evaluate.max_tokens was 32 and is 4"),
-        ({"evaluate": {"benchmark": "other.parquet"}}, r"evaluate.benchmark was '.*/benchmark.parquet' and is '.*/other.parquet'"),
+        (
+            {"evaluate": {"benchmark": "other.parquet"}},
+            r"evaluate.benchmark was '.*/benchmark.parquet' and is '.*/other.parquet'",
+        ),
     ],
 )
-def test_scores_of_other_settings_are_not_passed_off(asked: list[str], place: Path, settings: dict[str, Any], told: str) -> None:
+def test_scores_of_other_settings_are_not_passed_off(
+    asked: list[str], place: Path, settings: dict[str, Any], told: str
+) -> None:
     score()
-    with pytest.raises(ConfigurationError, match=rf"holds other scores as 'mpa': {told}.*Give another output or name"):
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"holds other scores as 'mpa': {told}.*Give another output or name",
+    ):
         score(**settings)
     assert asked == ["mpa"]
 
@@ -97,13 +126,20 @@ def test_files_that_have_changed_are_noticed(asked: list[str], place: Path) -> N
         score()
 
 
-def test_scores_of_older_versions_are_shown_with_a_word(asked: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_of_older_versions_are_shown_with_a_word(
+    asked: list[str], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = score()
     kept = place / "scores/scores/mpa.json"
-    record = {"asked": {"model": "small", "benchmark": "benchmark.parquet", "format": "parquet"}, "scores": first}
+    record = {
+        "asked": {"model": "small", "benchmark": "benchmark.parquet", "format": "parquet"},
+        "scores": first,
+    }
     kept.write_text(json.dumps(record))
     assert score() == first and "did not keep the settings" in capsys.readouterr().out
-    with pytest.raises(ConfigurationError, match="the score was textvqa_accuracy and is relaxed_accuracy"):
+    with pytest.raises(
+        ConfigurationError, match="the score was textvqa_accuracy and is relaxed_accuracy"
+    ):
         score(task="chartqa")
     with pytest.raises(ConfigurationError, match="svlm.model was"):
         score(model={"model": "c/d"})
@@ -115,16 +151,31 @@ def test_scores_of_older_versions_are_shown_with_a_word(asked: list[str], place:
 
 def test_the_jobs_flags() -> None:
     parse = runpy.run_path(str(ROOT / "jobs" / "evaluate.py"))["parse"]
-    argv = ["--model", str(demo.SVLM), "--benchmark", "b.json", "--format", "textcaps", "--images", "i", "--output", "o"]
+    argv = [
+        "--model",
+        str(demo.SVLM),
+        "--benchmark",
+        "b.json",
+        "--format",
+        "textcaps",
+        "--images",
+        "i",
+        "--output",
+        "o",
+    ]
     argv += ["--max_tokens", "64"]
     job, config = parse([*argv, "--serve.engine", "transformers", "--serve.gpus_per_replica", "0"])
     assert (job.name, config.output) == ("model", os.path.abspath("o"))
     assert (config.svlm.model, config.svlm.engine) == (str(demo.SVLM), "transformers")
-    assert config.evaluate == EvaluateSection(benchmark="b.json", format="textcaps", images="i", max_tokens=64)
+    assert config.evaluate == EvaluateSection(
+        benchmark="b.json", format="textcaps", images="i", max_tokens=64
+    )
     for flag in ("--model", "--benchmark", "--output"):
         left = argv[: argv.index(flag)] + argv[argv.index(flag) + 2 :]
         with pytest.raises(ConfigurationError, match=f"{flag} is not set"):
             parse(left)
-    assert parse([*argv, "--model", os.path.relpath(demo.SVLM)])[1].svlm.model == str(demo.SVLM), "by the workers too"
+    assert parse([*argv, "--model", os.path.relpath(demo.SVLM)])[1].svlm.model == str(demo.SVLM), (
+        "by the workers too"
+    )
     with pytest.raises(ConfigurationError, match="holds no config.json"):
         parse(["--model", str(ROOT / "docs"), "--benchmark", "b", "--output", "o"])

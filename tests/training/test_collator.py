@@ -1,4 +1,6 @@
-"""Batches of the demo's own processor (a true Qwen2-VL one): labels on the answer alone, and prompts as the processor makes them."""
+"""Batches of the demo's own processor (a true Qwen2-VL one): labels on the answer alone, and
+prompts as the processor makes them.
+"""
 
 from typing import Any
 
@@ -6,7 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.demo_pair.models import END, PAD, SIZES, build_model, build_processor, build_tokenizer
+from benchmarks.demo_pair.models import (
+    END,
+    PAD,
+    SIZES,
+    build_model,
+    build_processor,
+    build_tokenizer,
+)
 from mpa_ray.models.chat_template import end_tokens, user_prompt
 from mpa_ray.tasks import prompts
 from mpa_ray.training.collator import IGNORED, Collator, answer_form
@@ -25,7 +34,9 @@ def end(processor: Any) -> int:
 
 
 def sample(question: str, answer: str, size: tuple[int, int] = (96, 96)) -> Sample:
-    return Sample(image=Image.effect_noise(size, 50).convert("RGB"), question=question, answer=answer)
+    return Sample(
+        image=Image.effect_noise(size, 50).convert("RGB"), question=question, answer=answer
+    )
 
 
 # Questions, answers and images of different lengths and sizes.
@@ -49,7 +60,9 @@ def test_rows_are_prompt_answer_end_and_then_padding(processor: Any, end: int, s
     assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
     lengths = []
     for row, item in enumerate(SAMPLES):
-        ids, labels, mask = (batch[name][row].tolist() for name in ("input_ids", "labels", "attention_mask"))
+        ids, labels, mask = (
+            batch[name][row].tolist() for name in ("input_ids", "labels", "attention_mask")
+        )
         prompt = prompt_alone(processor, item)["input_ids"][0].tolist()
         answer = [*tokenizer(item.answer, add_special_tokens=False)["input_ids"], end]
         length = len(prompt) + len(answer)
@@ -67,7 +80,13 @@ def test_images_and_other_tensors_are_the_processors(processor: Any, end: int) -
     assert batch.keys() == alone[0].keys() | {"labels"}
     for name in ("pixel_values", "image_grid_thw"):
         torch.testing.assert_close(batch[name], torch.cat([inputs[name] for inputs in alone]))
-    for name in batch.keys() - {"input_ids", "attention_mask", "labels", "pixel_values", "image_grid_thw"}:
+    for name in batch.keys() - {
+        "input_ids",
+        "attention_mask",
+        "labels",
+        "pixel_values",
+        "image_grid_thw",
+    }:
         for row, inputs in enumerate(alone):
             length = inputs[name].shape[1]
             assert batch[name][row, :length].tolist() == inputs[name][0].tolist()
@@ -75,7 +94,9 @@ def test_images_and_other_tensors_are_the_processors(processor: Any, end: int) -
 
 
 @pytest.mark.parametrize("learned", [0, 1, 2, 3, None])
-def test_samples_that_fill_up_a_share_teach_nothing(processor: Any, end: int, learned: int | None) -> None:
+def test_samples_that_fill_up_a_share_teach_nothing(
+    processor: Any, end: int, learned: int | None
+) -> None:
     collator = Collator(processor, end_tokens={end})
     batch, whole = collator(SAMPLES, learned=learned), collator(SAMPLES)
     count = 3 if learned is None else learned
@@ -85,7 +106,9 @@ def test_samples_that_fill_up_a_share_teach_nothing(processor: Any, end: int, le
         assert torch.equal(batch[name], whole[name])
 
 
-@pytest.mark.parametrize("answer", ["", " ", "red", "Yes.", "3,000", "42%", "ünïcödé 图", "two\nlines", "x" * 200])
+@pytest.mark.parametrize(
+    "answer", ["", " ", "red", "Yes.", "3,000", "42%", "ünïcödé 图", "two\nlines", "x" * 200]
+)
 def test_every_answer_ends_in_the_end_token_once(processor: Any, end: int, answer: str) -> None:
     tokens = Collator(processor, end_tokens={end}).answer_tokens(answer)
     assert tokens[-1] == end and tokens.count(end) == 1
@@ -94,19 +117,26 @@ def test_every_answer_ends_in_the_end_token_once(processor: Any, end: int, answe
 
 def test_a_template_that_ends_no_reply_still_teaches_to_stop(processor: Any, end: int) -> None:
     other = build_processor(build_tokenizer())
-    other.chat_template = "{% for m in messages %}{% for c in m['content'] %}{{ c.get('text', '') }}{% endfor %}{% endfor %}"
+    other.chat_template = (
+        "{% for m in messages %}{% for c in m['content'] %}{{ c.get('text', '')"
+        " }}{% endfor %}{% endfor %}"
+    )
     assert Collator(other, end_tokens={end}).answer_tokens("red")[-1] == end
 
 
 def test_a_template_that_rewrites_its_prompt_is_refused(processor: Any) -> None:
     other = build_processor(build_tokenizer())
-    other.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"
+    other.chat_template = (
+        "{{ messages | length }}{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"
+    )
     with pytest.raises(ValueError, match="does not continue its own prompt"):
         answer_form(other)
 
 
 def test_the_loss_of_a_batch_is_equation_3(processor: Any) -> None:
-    """With a true Qwen2-VL: the head at chosen positions, against the logits of the whole sequence."""
+    """With a true Qwen2-VL: the head at chosen positions, against the logits of the whole
+    sequence.
+    """
     model = build_model(SIZES["svlm"], processor.tokenizer, seed=0).eval()
     collator = Collator(processor, end_tokens=end_tokens(model))
     batch = collator(SAMPLES, learned=2)

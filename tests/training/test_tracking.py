@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def points(folder: Folder) -> dict[str, dict[int, float]]:
-    """Name -> step -> value, as TensorBoard shows them: files in order, points that a later file purges left out."""
+    """Name -> step -> value, as TensorBoard shows them: files in order, points that a later file
+    purges left out.
+    """
     from tensorboardX.proto.event_pb2 import Event
 
     found: dict[str, dict[int, float]] = {}
@@ -30,7 +32,10 @@ def points(folder: Folder) -> dict[str, dict[int, float]]:
             event = Event.FromString(data[place + 12 : place + 12 + length])
             place += 12 + length + 4
             if event.session_log.status == event.session_log.START:
-                found = {tag: {step: value for step, value in curve.items() if step < event.step} for tag, curve in found.items()}
+                found = {
+                    tag: {step: value for step, value in curve.items() if step < event.step}
+                    for tag, curve in found.items()
+                }
             for value in event.summary.value:
                 found.setdefault(value.tag, {})[event.step] = value.simple_value
     return found
@@ -38,7 +43,9 @@ def points(folder: Folder) -> dict[str, dict[int, float]]:
 
 def train(folder: Folder, steps: range, *, kept: int) -> None:
     """Logs steps, is lost after the last, and had kept those up to `kept`."""
-    [tracker] = trackers(Tracking(names=("tensorboard",), folder=folder, run="r"), settings={}, done=steps.start - 1)
+    [tracker] = trackers(
+        Tracking(names=("tensorboard",), folder=folder, run="r"), settings={}, done=steps.start - 1
+    )
     for step in steps:
         tracker.log(step, {"loss_per_sample": float(step), "learning_rate": 0.5})
         if step == kept:
@@ -47,7 +54,9 @@ def train(folder: Folder, steps: range, *, kept: int) -> None:
         tracker.close()
 
 
-def test_tensorboard_shows_a_training_that_went_on_as_one_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_shows_a_training_that_went_on_as_one_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import time
 
     folder = Folder.at(tmp_path / "tensorboard/mpa")
@@ -65,7 +74,9 @@ def test_all_that_was_logged_is_kept_when_the_worker_is_lost_at_that_moment(tmp_
     folder = Folder.at(tmp_path / "tensorboard/mpa")
     train(folder, range(1, 500), kept=498)
     curve = points(folder)
-    assert all(curve[name].keys() == set(range(1, 499)) for name in ("loss_per_sample", "learning_rate"))
+    assert all(
+        curve[name].keys() == set(range(1, 499)) for name in ("loss_per_sample", "learning_rate")
+    )
 
 
 def test_tensorboards_files_lie_in_s3_where_the_output_does(bucket: str) -> None:
@@ -83,7 +94,9 @@ def test_what_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(tracking._PACKAGES, "wandb", "no_such_package_here")
     tracking.check(["tensorboard"])
     with pytest.raises(
-        ConfigurationError, match=r"pl.tracking=wandb: no_such_package_here is not installed; pip install 'mpa_ray\[wandb\]'"
+        ConfigurationError,
+        match=r"pl.tracking=wandb: no_such_package_here is not installed; pip install"
+        r" 'mpa_ray\[wandb\]'",
     ):
         tracking.check(["tensorboard", "wandb"])
 
@@ -92,7 +105,8 @@ SCRIPT = """
 import sys
 from mpa_ray.training.tracking import Tracking, trackers
 for first in (1, 3):
-    [tracker] = trackers(Tracking(names=(sys.argv[1],), run="run1-ab-mpa"), settings={"learning_rate": 1e-5}, done=first - 1)
+    tracking = Tracking(names=(sys.argv[1],), run="run1-ab-mpa")
+    [tracker] = trackers(tracking, settings={"learning_rate": 1e-5}, done=first - 1)
     for step in range(first, first + 2):
         tracker.log(step, {"loss_per_sample": 10.0 - step, "learning_rate": 0.5})
         tracker.keep()
@@ -102,13 +116,21 @@ for first in (1, 3):
 
 def in_process(name: str, folder: Path, **environment: str) -> None:
     command = [sys.executable, "-c", SCRIPT, name]
-    settings = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"} | environment
-    done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=120, check=False)
+    settings = (
+        os.environ
+        | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        | environment
+    )
+    done = subprocess.run(
+        command, cwd=folder, env=settings, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def records(path: Path) -> Iterator[bytes]:
-    """The records of W&B's file of a run: LevelDB's log format after a header of 7 bytes, in blocks of 32 KiB."""
+    """The records of W&B's file of a run: LevelDB's log format after a header of 7 bytes, in blocks
+    of 32 KiB.
+    """
     data, place, whole = path.read_bytes(), 7, b""
     while place + 7 <= len(data):
         left = 2**15 - place % 2**15
@@ -126,24 +148,42 @@ def records(path: Path) -> Iterator[bytes]:
 
 def test_wandb_keeps_an_offline_run(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="the extra wandb is not installed")
-    in_process("wandb", tmp_path, WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true")
+    in_process(
+        "wandb", tmp_path, WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true"
+    )
     from wandb.proto.wandb_internal_pb2 import Record
 
     rows, names, settings = [], set(), set()
     for path in sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb")):
         for record in map(Record.FromString, records(path)):
             if record.WhichOneof("record_type") == "history":
-                rows.append({item.key or "/".join(item.nested_key): item.value_json for item in record.history.item})
+                rows.append(
+                    {
+                        item.key or "/".join(item.nested_key): item.value_json
+                        for item in record.history.item
+                    }
+                )
             elif record.WhichOneof("record_type") == "run":
                 names.add(record.run.run_id)
-                settings |= {(item.key, float(item.value_json)) for item in record.run.config.update if item.key == "learning_rate"}
+                settings |= {
+                    (item.key, float(item.value_json))
+                    for item in record.run.config.update
+                    if item.key == "learning_rate"
+                }
     assert names == {"run1-ab-mpa"}, "one run, that went on"
     assert settings == {("learning_rate", 1e-5)}
-    assert sorted((int(row["_step"]), float(row["loss_per_sample"])) for row in rows) == [(1, 9.0), (2, 8.0), (3, 7.0), (4, 6.0)]
+    assert sorted((int(row["_step"]), float(row["loss_per_sample"])) for row in rows) == [
+        (1, 9.0),
+        (2, 8.0),
+        (3, 7.0),
+        (4, 6.0),
+    ]
 
 
 @pytest.mark.parametrize("place", ["file:{}/mlruns", "sqlite:///{}/mlflow.db"])
-def test_mlflow_keeps_one_run_of_a_training_that_went_on(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_keeps_one_run_of_a_training_that_went_on(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
     if place.startswith("sqlite"):
         pytest.importorskip("sqlalchemy", reason="MLflow's databases need it")
@@ -155,4 +195,9 @@ def test_mlflow_keeps_one_run_of_a_training_that_went_on(tmp_path: Path, place: 
     [run] = client.search_runs([client.get_experiment_by_name("signs").experiment_id])
     assert run.info.status == "FINISHED" and run.data.params == {"learning_rate": "1e-05"}
     history = client.get_metric_history(run.info.run_id, "loss_per_sample")
-    assert [(metric.step, metric.value) for metric in history] == [(1, 9.0), (2, 8.0), (3, 7.0), (4, 6.0)]
+    assert [(metric.step, metric.value) for metric in history] == [
+        (1, 9.0),
+        (2, 8.0),
+        (3, 7.0),
+        (4, 6.0),
+    ]

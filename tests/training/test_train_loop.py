@@ -1,4 +1,6 @@
-"""The parts of the training loop that need neither Ray nor DeepSpeed: who learns what, at which rate, and the loss of Eq. 3."""
+"""The parts of the training loop that need neither Ray nor DeepSpeed: who learns what, at which
+rate, and the loss of Eq. 3.
+"""
 
 import itertools
 import math
@@ -12,7 +14,15 @@ from PIL import Image
 
 from mpa_ray.config import LevelSection
 from mpa_ray.training.collator import IGNORED
-from mpa_ray.training.train_loop import Share, answer_loss, deepspeed_config, learning_rate, of_like_length, shares, taught_tokens
+from mpa_ray.training.train_loop import (
+    Share,
+    answer_loss,
+    deepspeed_config,
+    learning_rate,
+    of_like_length,
+    shares,
+    taught_tokens,
+)
 from mpa_ray.training.training_data import Sample
 
 SIZES = st.integers(1, 9)
@@ -21,7 +31,12 @@ SIZES = st.integers(1, 9)
 def all_shares(samples: int, workers: int, **sizes: int) -> list[list[Share]]:
     """The shares of all workers, step by step; sample n is named 100 + n."""
     order = np.arange(100, 100 + samples)
-    return list(zip(*(shares(order, rank=rank, workers=workers, **sizes) for rank in range(workers)), strict=True))
+    return list(
+        zip(
+            *(shares(order, rank=rank, workers=workers, **sizes) for rank in range(workers)),
+            strict=True,
+        )
+    )
 
 
 def learned(share: Share) -> list[int]:
@@ -30,19 +45,32 @@ def learned(share: Share) -> list[int]:
 
 @settings(max_examples=400, deadline=None)
 @given(st.integers(0, 60), SIZES, SIZES, SIZES)
-def test_every_sample_is_learned_once_and_all_workers_make_the_same_calls(samples: int, workers: int, batch_size: int, micro: int) -> None:
+def test_every_sample_is_learned_once_and_all_workers_make_the_same_calls(
+    samples: int, workers: int, batch_size: int, micro: int
+) -> None:
     steps = all_shares(samples, workers, batch_size=batch_size, micro_batch_size=micro)
     assert len(steps) == math.ceil(samples / batch_size)
     for number, step in enumerate(steps):
-        batch = list(range(100 + number * batch_size, 100 + min(samples, (number + 1) * batch_size)))
+        batch = list(
+            range(100 + number * batch_size, 100 + min(samples, (number + 1) * batch_size))
+        )
         assert sorted(itertools.chain(*map(learned, step))) == batch
         assert {share.batch_size for share in step} == {len(batch)}
         calls = {tuple(len(indices) for indices, _ in share.micro_batches) for share in step}
         assert len(calls) == 1, "ZeRO waits for each worker in each call"
         assert all(1 <= size <= micro for size in calls.pop())
-        assert all(index in batch for share in step for indices, _ in share.micro_batches for index in indices)
+        assert all(
+            index in batch
+            for share in step
+            for indices, _ in share.micro_batches
+            for index in indices
+        )
         # No worker works on more than its even share, rounded up.
-        assert all(sum(len(indices) for indices, _ in share.micro_batches) == math.ceil(len(batch) / workers) for share in step)
+        assert all(
+            sum(len(indices) for indices, _ in share.micro_batches)
+            == math.ceil(len(batch) / workers)
+            for share in step
+        )
 
 
 @settings(max_examples=100, deadline=None)
@@ -54,7 +82,9 @@ def test_a_restart_on_any_number_of_workers_goes_on_where_the_last_stopped(
     first = all_shares(samples, before, batch_size=batch_size, micro_batch_size=2)[:done]
     start = sum(step[0].batch_size for step in first)
     second = all_shares(samples, after, batch_size=batch_size, micro_batch_size=3, start=start)
-    assert sorted(index for step in [*first, *second] for share in step for index in learned(share)) == list(range(100, 100 + samples))
+    assert sorted(
+        index for step in [*first, *second] for share in step for index in learned(share)
+    ) == list(range(100, 100 + samples))
     same = all_shares(samples, before, batch_size=batch_size, micro_batch_size=2, start=start)
     assert same == all_shares(samples, before, batch_size=batch_size, micro_batch_size=2)[done:]
 
@@ -66,7 +96,10 @@ def rates(steps: int, warmup: float) -> list[float]:
 
 def test_micro_batches_hold_samples_of_like_length_and_lose_none() -> None:
     lengths = [400, 8, 300, 12, 8, 200, 16]
-    samples = [Sample(image=Image.new("RGB", (28, 28)), question="x" * length, answer=str(n)) for n, length in enumerate(lengths)]
+    samples = [
+        Sample(image=Image.new("RGB", (28, 28)), question="x" * length, answer=str(n))
+        for n, length in enumerate(lengths)
+    ]
     found = of_like_length([samples[:3], samples[3:6], samples[6:]], learned=5)
     assert [len(micro_batch) for micro_batch, _ in found] == [3, 3, 1]
     assert [learned for _, learned in found] == [3, 2, 0]
@@ -78,7 +111,9 @@ def test_micro_batches_hold_samples_of_like_length_and_lose_none() -> None:
 def test_a_large_image_is_longer_than_a_long_question() -> None:
     large = Sample(image=Image.new("RGB", (560, 560)), question="?", answer="a")
     long = Sample(image=Image.new("RGB", (28, 28)), question="x" * 1000, answer="b")
-    assert [micro_batch[0].answer for micro_batch, _ in of_like_length([[large], [long]], learned=2)] == ["b", "a"]
+    assert [
+        micro_batch[0].answer for micro_batch, _ in of_like_length([[large], [long]], learned=2)
+    ] == ["b", "a"]
 
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_a_tenth() -> None:
@@ -92,22 +127,35 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_a_tenth() -> None:
     assert found[-1] == pytest.approx(0.2, rel=0.001)
 
 
-@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.0), (1, 0.03), (1, 1.0), (2, 0.5), (7, 0.0), (7, 1.0), (1000, 0.03)])
+@pytest.mark.parametrize(
+    ("steps", "warmup"), [(1, 0.0), (1, 0.03), (1, 1.0), (2, 0.5), (7, 0.0), (7, 1.0), (1000, 0.03)]
+)
 def test_every_step_learns_something(steps: int, warmup: float) -> None:
     assert all(0 < rate <= 2.0 for rate in rates(steps, warmup))
     assert max(rates(steps, warmup)) == 2.0
 
 
 def test_deepspeed_is_told_what_was_configured() -> None:
-    section = LevelSection(zero_stage=3, max_grad_norm=0.5, micro_batch_size=2, precision="bfloat16")
+    section = LevelSection(
+        zero_stage=3, max_grad_norm=0.5, micro_batch_size=2, precision="bfloat16"
+    )
     found = deepspeed_config(section, 3)
-    assert found["zero_optimization"]["stage"] == 3 and found["gradient_clipping"] == 0.5 and found["bf16"]["enabled"]
-    assert found["train_batch_size"] == found["train_micro_batch_size_per_gpu"] * found["gradient_accumulation_steps"] * 3
+    assert (
+        found["zero_optimization"]["stage"] == 3
+        and found["gradient_clipping"] == 0.5
+        and found["bf16"]["enabled"]
+    )
+    assert (
+        found["train_batch_size"]
+        == found["train_micro_batch_size_per_gpu"] * found["gradient_accumulation_steps"] * 3
+    )
     assert not deepspeed_config(LevelSection(precision="float32"), 1)["bf16"]["enabled"]
 
 
 def tiny_model() -> Any:
-    """A causal model of a running mean: what it says of a position depends on that and the ones before it."""
+    """A causal model of a running mean: what it says of a position depends on that and the ones
+    before it.
+    """
     import torch
 
     class Tiny(torch.nn.Module):
@@ -120,7 +168,9 @@ def tiny_model() -> Any:
         def get_output_embeddings(self) -> Any:
             return self.head
 
-        def forward(self, input_ids: Any, attention_mask: Any, logits_to_keep: Any, use_cache: bool) -> Any:
+        def forward(
+            self, input_ids: Any, attention_mask: Any, logits_to_keep: Any, use_cache: bool
+        ) -> Any:
             assert not use_cache
             hidden = self.embedding(input_ids) * attention_mask.unsqueeze(-1)
             hidden = hidden.cumsum(1) / torch.arange(1, input_ids.shape[1] + 1).view(1, -1, 1)
@@ -133,7 +183,9 @@ def tiny_model() -> Any:
 
 
 def equation_3(model: Any, batch: dict[str, Any]) -> Any:
-    """Summed over samples: -sum_t log P(A_t | A_<t, prompt), from the logits of the whole sequence, token by token."""
+    """Summed over samples: -sum_t log P(A_t | A_<t, prompt), from the logits of the whole sequence,
+    token by token.
+    """
     import torch
 
     everywhere = torch.arange(batch["input_ids"].shape[1])
@@ -176,7 +228,9 @@ def test_the_loss_is_equation_3_and_so_is_its_gradient(rows: list[tuple[int, int
     torch.testing.assert_close(loss, expected)
     found = torch.autograd.grad(loss, list(model.parameters()))
     torch.testing.assert_close(found, wanted)
-    assert model.logits == 11 * tokens, "the head is computed where an answer token is predicted, and nowhere else"
+    assert model.logits == 11 * tokens, (
+        "the head is computed where an answer token is predicted, and nowhere else"
+    )
     assert "labels" in batch, "the caller's batch stays whole"
 
 
@@ -188,7 +242,9 @@ def test_a_batch_that_teaches_nothing_goes_through_the_model_and_moves_nothing()
     loss, tokens = answer_loss(model, batch)
     assert (loss.item(), tokens) == (0.0, 0)
     assert model.logits == 11
-    assert all((gradient == 0).all() for gradient in torch.autograd.grad(loss, list(model.parameters())))
+    assert all(
+        (gradient == 0).all() for gradient in torch.autograd.grad(loss, list(model.parameters()))
+    )
 
 
 def test_the_head_is_whole_again_after_a_step() -> None:
@@ -197,7 +253,9 @@ def test_the_head_is_whole_again_after_a_step() -> None:
     model, batch = tiny_model(), batch_of([(5, 3), (2, 2)], 9)
     answer_loss(model, batch)
     everywhere = torch.arange(9)
-    assert model(batch["input_ids"], batch["attention_mask"], everywhere, use_cache=False).logits.shape == (2, 9, 11)
+    assert model(
+        batch["input_ids"], batch["attention_mask"], everywhere, use_cache=False
+    ).logits.shape == (2, 9, 11)
 
 
 def test_samples_that_only_fill_up_a_share_are_no_tokens_a_second() -> None:

@@ -21,26 +21,56 @@ def failed(*workers: Exception) -> WorkerGroupError:
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (failed(LOST, RunError("p/1.parquet: its image cannot be read")), RunError, "p/1.parquet: its image cannot be read"),
-        (failed(ConfigurationError("svlm.model='x': no such model")), ConfigurationError, "svlm.model='x': no such model"),
-        (failed(FULL), RunError, "[Errno 28] No space left on device. Fix the storage and give the same command again"),
-        (ControllerError(FULL), RunError, "[Errno 28] No space left on device. Fix the storage and give the same command again"),
         (
-            WorkerGroupError("a\nTraceback:\nmpa_ray.errors.StorageError: s3://b: denied\nb", {0: LOST}),
+            failed(LOST, RunError("p/1.parquet: its image cannot be read")),
+            RunError,
+            "p/1.parquet: its image cannot be read",
+        ),
+        (
+            failed(ConfigurationError("svlm.model='x': no such model")),
+            ConfigurationError,
+            "svlm.model='x': no such model",
+        ),
+        (
+            failed(FULL),
+            RunError,
+            "[Errno 28] No space left on device. Fix the storage and give the same command again",
+        ),
+        (
+            ControllerError(FULL),
+            RunError,
+            "[Errno 28] No space left on device. Fix the storage and give the same command again",
+        ),
+        (
+            WorkerGroupError(
+                "a\nTraceback:\nmpa_ray.errors.StorageError: s3://b: denied\nb", {0: LOST}
+            ),
             RunError,
             "s3://b: denied",
         ),
     ],
 )
-def test_what_the_run_itself_says_is_taken_out_of_the_traceback(error: TrainingFailedError, kind: type, message: str) -> None:
+def test_what_the_run_itself_says_is_taken_out_of_the_traceback(
+    error: TrainingFailedError, kind: type, message: str
+) -> None:
     said = failure(error, "mpa")
     assert isinstance(said, kind) and str(said) == message
 
 
 def test_any_other_failure_is_one_line_too() -> None:
-    line = str(failure(failed(ValueError(f"CUDA out of memory.\n  Tried to allocate {'9' * 900} GiB")), "mpa"))
-    assert line.startswith("mpa: training failed: ValueError: CUDA out of memory. Tried to allocate 999")
-    assert "\n" not in line and len(line) < 500 and line.endswith("the same command goes on from the newest checkpoint")
+    line = str(
+        failure(
+            failed(ValueError(f"CUDA out of memory.\n  Tried to allocate {'9' * 900} GiB")), "mpa"
+        )
+    )
+    assert line.startswith(
+        "mpa: training failed: ValueError: CUDA out of memory. Tried to allocate 999"
+    )
+    assert (
+        "\n" not in line
+        and len(line) < 500
+        and line.endswith("the same command goes on from the newest checkpoint")
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +84,11 @@ def test_any_other_failure_is_one_line_too() -> None:
         (failed(StorageError("s3://bucket/model: slow down")), False, True),
     ],
 )
-def test_what_another_attempt_would_meet_again_is_not_tried_again(error: TrainingFailedError, local: bool, again: bool) -> None:
+def test_what_another_attempt_would_meet_again_is_not_tried_again(
+    error: TrainingFailedError, local: bool, again: bool
+) -> None:
     policy = policy_type()(FailureConfig(max_failures=-1))
     policy.storage_is_local = local
-    assert policy.make_decision(error) == (FailureDecision.RETRY if again else FailureDecision.RAISE)
+    assert policy.make_decision(error) == (
+        FailureDecision.RETRY if again else FailureDecision.RAISE
+    )

@@ -1,4 +1,6 @@
-"""Which rows are trained on, in which order, and reading ahead: nothing lost, nothing twice, no thread left waiting."""
+"""Which rows are trained on, in which order, and reading ahead: nothing lost, nothing twice, no
+thread left waiting.
+"""
 
 import gc
 import threading
@@ -23,24 +25,32 @@ IDS = [f"{number:032x}-0" for number in range(4000)]
 
 
 def training_set(*folders: Path, holdout: float = 0.0, **limits: int) -> TrainingSet:
-    return TrainingSet([Folder.at(folder) for folder in folders], holdout=holdout, **(LIMITS | limits))
+    return TrainingSet(
+        [Folder.at(folder) for folder in folders], holdout=holdout, **(LIMITS | limits)
+    )
 
 
 def test_draws_belong_to_the_sample_for_ever() -> None:
-    # Written down: who changes it moves samples between training and the held-out rows of runs that go on.
+    # Written down: who changes it moves samples between training and the held-out rows of runs that
+    # go on.
     assert draw("0123-0", "holdout") == pytest.approx(0.6894006831608711, abs=1e-12)
     assert draw("0123-0", "other") != draw("0123-0", "holdout")
 
 
 def test_draws_are_even_and_independent() -> None:
-    first, second = np.array([draw(name, "a") for name in IDS]), np.array([draw(name, "b") for name in IDS])
+    first, second = (
+        np.array([draw(name, "a") for name in IDS]),
+        np.array([draw(name, "b") for name in IDS]),
+    )
     assert first.min() >= 0 and first.max() < 1
     assert np.abs(np.histogram(first, 10, (0, 1))[0] - 400).max() < 100
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.05
 
 
 def test_held_out_shares_nest() -> None:
-    shares = {share: {name for name in IDS if is_held_out(name, share)} for share in (0.0, 0.1, 0.3, 0.49)}
+    shares = {
+        share: {name for name in IDS if is_held_out(name, share)} for share in (0.0, 0.1, 0.3, 0.49)
+    }
     assert shares[0.0] == set()
     assert shares[0.1] < shares[0.3] < shares[0.49]
     assert len(shares[0.1]) == pytest.approx(400, abs=80)
@@ -52,7 +62,9 @@ def test_all_rows_but_the_held_out_are_there_once(parity_folder: Path) -> None:
     kept = [row for row in rows if not is_held_out(row["sample_id"], 0.3)]
     assert 0 < len(samples) == len(kept) < 24
     found = [samples[index] for index in range(len(samples))]
-    assert [(sample.question, sample.answer) for sample in found] == [(row["question"], row["answer"]) for row in kept]
+    assert [(sample.question, sample.answer) for sample in found] == [
+        (row["question"], row["answer"]) for row in kept
+    ]
     assert all(sample.image.mode == "RGB" for sample in found)
 
 
@@ -70,10 +82,15 @@ def test_images_are_shrunk_to_the_models_bound(parity_folder: Path) -> None:
 def test_a_row_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     rows = parity_rows(2).to_pylist()
     rows[1]["image"]["bytes"] = b"no longer an image"
-    Folder.at(tmp_path).write_table("part-00000000.parquet", pa.Table.from_pylist(rows, schema=PARITY))
+    Folder.at(tmp_path).write_table(
+        "part-00000000.parquet", pa.Table.from_pylist(rows, schema=PARITY)
+    )
     samples = training_set(tmp_path)
     assert samples[0].question == rows[0]["question"]
-    with pytest.raises(RunError, match=f"part-00000000.parquet, sample {rows[1]['sample_id']}: its image cannot be read"):
+    with pytest.raises(
+        RunError,
+        match=f"part-00000000.parquet, sample {rows[1]['sample_id']}: its image cannot be read",
+    ):
         samples[1]
 
 
@@ -85,7 +102,9 @@ def many_files(tmp_path: Path) -> TrainingSet:
     return training_set(tmp_path)
 
 
-def test_an_order_has_every_index_once_and_depends_on_the_seed_alone(many_files: TrainingSet, tmp_path: Path) -> None:
+def test_an_order_has_every_index_once_and_depends_on_the_seed_alone(
+    many_files: TrainingSet, tmp_path: Path
+) -> None:
     order = many_files.order(3)
     assert sorted(order.tolist()) == list(range(60))
     assert order.tolist() == training_set(tmp_path).order(3).tolist()
@@ -93,7 +112,9 @@ def test_an_order_has_every_index_once_and_depends_on_the_seed_alone(many_files:
     assert order.tolist() != sorted(order.tolist())
 
 
-def test_neighbours_come_from_few_files(many_files: TrainingSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbours_come_from_few_files(
+    many_files: TrainingSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(training_data, "_WINDOW", 10)
     order = many_files.order(0)
     files = order // 4
@@ -101,7 +122,9 @@ def test_neighbours_come_from_few_files(many_files: TrainingSet, monkeypatch: py
     assert all(len(set(files[start : start + 10].tolist())) <= 4 for start in range(0, 60, 10))
     assert files[:10].tolist() != sorted(files[:10].tolist()), "within a window files are mixed"
     assert Counter(files.tolist()) == Counter({number: 4 for number in range(15)})
-    assert len({tuple(many_files.order(seed)[:10] // 4) for seed in range(5)}) == 5, "and files come in another order each time"
+    assert len({tuple(many_files.order(seed)[:10] // 4) for seed in range(5)}) == 5, (
+        "and files come in another order each time"
+    )
 
 
 def test_few_files_are_kept_open(many_files: TrainingSet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ usage = namedtuple("usage", ("total", "used", "free"))
 @pytest.mark.parametrize(
     ("steps", "needed"),
     [
-        # A model of 10 parameters of 2 bytes; 4 of them are trained, and 12 bytes each in a checkpoint.
+        # A model of 10 parameters of 2 bytes; 4 of them are trained, and 12 bytes each in a
+        # checkpoint.
         ({"written": 0, "to_come": 0}, 20),
         ({"written": 0, "to_come": 1}, 20 + 48),
         ({"written": 0, "to_come": 9}, 20 + 3 * 48),
@@ -35,7 +36,9 @@ def test_a_disk_without_room_is_found_before_the_first_step(
     import torch
 
     def room(free: int, target: Folder) -> None:
-        monkeypatch.setattr(training_state.shutil, "disk_usage", lambda place: usage(10**9, 0, free))
+        monkeypatch.setattr(
+            training_state.shutil, "disk_usage", lambda place: usage(10**9, 0, free)
+        )
         training_state.require_room(target, parameters=10, dtype=torch.bfloat16, trained=4, **steps)
 
     target = Folder.at(tmp_path / "not/there/yet")
@@ -45,7 +48,14 @@ def test_a_disk_without_room_is_found_before_the_first_step(
     room(0, Folder(filesystem=None, path="bucket/run", uri="s3://bucket/run"))  # type: ignore[arg-type]
 
 
-SETTINGS = {"gpus_per_worker": 0, "precision": "float32", "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3, "holdout": 0.0}
+SETTINGS = {
+    "gpus_per_worker": 0,
+    "precision": "float32",
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "learning_rate": 1e-3,
+    "holdout": 0.0,
+}
 
 
 def process_group_of_one() -> None:
@@ -72,10 +82,15 @@ def _engine(settings: LevelSection) -> tuple[Any, Any]:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_pretrained(demo.SVLM, dtype=getattr(torch, settings.precision))
+    model = AutoModelForImageTextToText.from_pretrained(
+        demo.SVLM, dtype=getattr(torch, settings.precision)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95))
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config(settings, 1), dist_init_required=not torch.distributed.is_initialized()
+        model=model,
+        optimizer=optimizer,
+        config=deepspeed_config(settings, 1),
+        dist_init_required=not torch.distributed.is_initialized(),
     )
     return engine.train() or engine, AutoProcessor.from_pretrained(demo.SVLM)
 
@@ -85,16 +100,27 @@ def _batches(folder: Path, processor: Any, model: Any) -> list[list[dict[str, An
     from mpa_ray.training.collator import Collator
     from mpa_ray.training.training_data import TrainingSet
 
-    samples = TrainingSet([Folder.at(folder)], holdout=0.0, max_pixels=10**6, max_image_pixels=10**7, max_image_bytes=10**7)
+    samples = TrainingSet(
+        [Folder.at(folder)],
+        holdout=0.0,
+        max_pixels=10**6,
+        max_image_pixels=10**7,
+        max_image_bytes=10**7,
+    )
     collator = Collator(processor, end_tokens=end_tokens(model))
-    return [[collator([samples[i], samples[i + 1]]), collator([samples[i + 2], samples[i + 3]])] for i in range(0, 24, 4)]
+    return [
+        [collator([samples[i], samples[i + 1]]), collator([samples[i + 2], samples[i + 3]])]
+        for i in range(0, 24, 4)
+    ]
 
 
 def _logits(model: Any, batch: dict[str, Any]) -> Any:
     import torch
 
     with torch.no_grad():
-        return model(**{name: value for name, value in batch.items() if name != "labels"}).logits.float()
+        return model(
+            **{name: value for name, value in batch.items() if name != "labels"}
+        ).logits.float()
 
 
 def _save_and_reload(folder: Path, target: Path, stage: int) -> dict[str, Any]:
@@ -113,7 +139,9 @@ def _save_and_reload(folder: Path, target: Path, stage: int) -> dict[str, Any]:
     engine.eval()
     trained = _logits(engine, batches[0][0])
     save_model(engine, processor, Folder.at(target), dtype=torch.float32, rank=0)
-    reloaded, report = AutoModelForImageTextToText.from_pretrained(target, dtype=torch.float32, output_loading_info=True)
+    reloaded, report = AutoModelForImageTextToText.from_pretrained(
+        target, dtype=torch.float32, output_loading_info=True
+    )
     original = AutoModelForImageTextToText.from_pretrained(demo.SVLM, dtype=torch.float32)
     return {
         "difference": (trained - _logits(reloaded.eval(), batches[0][0])).abs().max().item(),
@@ -124,11 +152,17 @@ def _save_and_reload(folder: Path, target: Path, stage: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_saved_model_gives_the_trained_logits(ray_session: None, parity_folder: Path, tmp_path: Path, stage: int) -> None:
+def test_saved_model_gives_the_trained_logits(
+    ray_session: None, parity_folder: Path, tmp_path: Path, stage: int
+) -> None:
     import ray
 
     # In a process of its own: DeepSpeed and its process group stay in it.
-    found = ray.get(ray.remote(num_cpus=1, max_calls=1)(_save_and_reload).remote(parity_folder, tmp_path / "model", stage))
+    found = ray.get(
+        ray.remote(num_cpus=1, max_calls=1)(_save_and_reload).remote(
+            parity_folder, tmp_path / "model", stage
+        )
+    )
     assert found["difference"] < 1e-4, found
     assert found["moved"] > 1e-2, "training changed nothing, so the comparison proves nothing"
     assert not found["missing"] and not found["unexpected"], found
@@ -155,14 +189,22 @@ def _resume(folder: Path, work: Path, stage: int) -> tuple[list[float], list[flo
     take_step(again, batches[0], scale=0.0, rate=0.0)
     progress = load_state(again, Checkpoint.from_directory(work))
     assert progress["samples"] == 12
-    resumed = whole[:3] + [take_step(again, micro_batches, scale=1 / 4, rate=1e-3)[0] for micro_batches in batches[3:]]
+    resumed = whole[:3] + [
+        take_step(again, micro_batches, scale=1 / 4, rate=1e-3)[0] for micro_batches in batches[3:]
+    ]
     return whole, resumed
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_resumed_training_goes_on_as_if_never_stopped(ray_session: None, parity_folder: Path, tmp_path: Path, stage: int) -> None:
+def test_a_resumed_training_goes_on_as_if_never_stopped(
+    ray_session: None, parity_folder: Path, tmp_path: Path, stage: int
+) -> None:
     import ray
 
-    whole, resumed = ray.get(ray.remote(num_cpus=1, max_calls=1)(_resume).remote(parity_folder, tmp_path / "state", stage))
+    whole, resumed = ray.get(
+        ray.remote(num_cpus=1, max_calls=1)(_resume).remote(
+            parity_folder, tmp_path / "state", stage
+        )
+    )
     assert resumed == pytest.approx(whole, rel=1e-3)
     assert whole[3:] != pytest.approx(whole[:3], rel=1e-2)

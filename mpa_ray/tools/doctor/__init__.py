@@ -1,4 +1,5 @@
-"""What can be known of a machine or cluster before a run: versions, memory, cards, Ray, storage, models, keys, and one small run.
+"""What can be known of a machine or cluster before a run: versions, memory, cards, Ray, storage,
+models, keys, and one small run.
 
 Each check is a function that gives findings; none raises where a thing is not well.
 """

@@ -1,4 +1,6 @@
-"""The models of a run: that each is there, of a family that works, and may be had. No weights are fetched."""
+"""The models of a run: that each is there, of a family that works, and may be had. No weights are
+fetched.
+"""
 
 import os
 from collections.abc import Iterator
@@ -14,14 +16,20 @@ from mpa_ray.tools.doctor.finding import Finding, named_models
 
 
 def access(config: Config) -> Iterator[Finding]:
-    """That each model is there and of a family that works; of a hub name only its configuration is fetched, never weights."""
+    """That each model is there and of a family that works; of a hub name only its configuration is
+    fetched, never weights.
+    """
     for name, model in named_models(config).items():
         what = f"{name} {model.model}"
         try:
             if model.kind.is_api:
                 api_key.check_api(name, model)
                 yield Finding(
-                    state="ok", what=what, said="behind an API; the key is set" if os.environ.get(model.api_key_env) else "no key"
+                    state="ok",
+                    what=what,
+                    said="behind an API; the key is set"
+                    if os.environ.get(model.api_key_env)
+                    else "no key",
                 )
                 continue
             if not model.kind.loads_checkpoint:
@@ -45,7 +53,12 @@ def _fetched(what: str, name: str, model: ModelSection) -> Iterator[Finding]:
         families.check_loaded(f"{name}.model", model, trained=name == "svlm")
     except OSError as error:
         said = " ".join(str(error).split())[:300]
-        fix = "look at the name, at HF_TOKEN for a gated model, and at the network; or give a folder with a copy"
+        fix = (
+            "look at the name, at HF_TOKEN for a gated model, and at the network; or give a"
+            " folder with a copy"
+        )
         yield Finding(state="failed", what=what, said=said, fix=fix)
         return
-    yield Finding(state="ok", what=what, said="its configuration is to be had; weights were not fetched")
+    yield Finding(
+        state="ok", what=what, said="its configuration is to be had; weights were not fetched"
+    )

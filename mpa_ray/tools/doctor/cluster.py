@@ -17,14 +17,23 @@ _CONNECT_S = 5.0
 
 
 def cluster(config: Config) -> Iterator[Finding]:
-    """That Ray is reachable where RAY_ADDRESS names it, and what it has, against what the run asks for at the same time."""
+    """That Ray is reachable where RAY_ADDRESS names it, and what it has, against what the run asks
+    for at the same time.
+    """
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        yield Finding(state="ok", what="ray", said="RAY_ADDRESS is not set: a run starts a Ray of its own on this machine")
+        yield Finding(
+            state="ok",
+            what="ray",
+            said="RAY_ADDRESS is not set: a run starts a Ray of its own on this machine",
+        )
         yield from _on_this_machine(config)
         return
     host, _, port = address.rpartition("://")[2].rpartition(":")
-    fix = "is the head up, and its port open from here? Without RAY_ADDRESS a run starts a Ray of its own"
+    fix = (
+        "is the head up, and its port open from here? Without RAY_ADDRESS a run starts a Ray of"
+        " its own"
+    )
     try:
         if port.isdigit():
             socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
@@ -32,7 +41,12 @@ def cluster(config: Config) -> Iterator[Finding]:
             yield from _resources(config)
             yield from _keys(config)
     except (OSError, RuntimeError, ValueError) as error:
-        yield Finding(state="failed", what="ray", said=f"RAY_ADDRESS={address}: {' '.join(str(error).split())[:300]}", fix=fix)
+        yield Finding(
+            state="failed",
+            what="ray",
+            said=f"RAY_ADDRESS={address}: {' '.join(str(error).split())[:300]}",
+            fix=fix,
+        )
 
 
 def _on_this_machine(config: Config) -> Iterator[Finding]:
@@ -59,7 +73,10 @@ def _resources(config: Config) -> Iterator[Finding]:
     alive = [node for node in ray.nodes() if node["Alive"]]
     there = ray.cluster_resources()
     cpus, gpus, store = (there.get(name, 0) for name in ("CPU", "GPU", "object_store_memory"))
-    said = f"{len(alive)} nodes, {cpus:g} CPU cores, {gpus:g} cards, {store / 2**30:.1f} GiB of object store"
+    said = (
+        f"{len(alive)} nodes, {cpus:g} CPU cores, {gpus:g} cards, {store / 2**30:.1f} GiB of"
+        " object store"
+    )
     yield Finding(state="ok", what="ray", said=said)
     try:
         placed = capacity.placed(config, list(named_models(config)))
@@ -69,11 +86,19 @@ def _resources(config: Config) -> Iterator[Finding]:
     for line in placed.lines:
         yield Finding(state="ok", what="placement", said=line.removeprefix("placement: "))
     # What is not there, an autoscaler may start; nobody says what.
-    yield from _room(placed.config, [node["Resources"] for node in alive], state="warning" if capacity.autoscaler().grows else "failed")
+    yield from _room(
+        placed.config,
+        [node["Resources"] for node in alive],
+        state="warning" if capacity.autoscaler().grows else "failed",
+    )
 
 
-def _room(config: Config, nodes: Sequence[Mapping[str, float]], *, state: State) -> Iterator[Finding]:
-    """The sum that a stage makes before it begins: what it asks for together, against what the nodes have."""
+def _room(
+    config: Config, nodes: Sequence[Mapping[str, float]], *, state: State
+) -> Iterator[Finding]:
+    """The sum that a stage makes before it begins: what it asks for together, against what the
+    nodes have.
+    """
     models = list(named_models(config).values())
     asked = {} if config.parity or not models else {"PA and PI": bundles(models)}
     if config.svlm.model:
@@ -82,25 +107,48 @@ def _room(config: Config, nodes: Sequence[Mapping[str, float]], *, state: State)
         lack = capacity.lacking(needed, nodes)
         fewest = needed[: config.pl.min_workers or None] if what == "PL" else needed
         if lack and capacity.lacking(fewest, nodes):
-            fix = "a larger machine or cluster, or less for each model (gpus_per_replica, cpus_per_replica, min_replicas; pl.workers)"
+            fix = (
+                "a larger machine or cluster, or less for each model (gpus_per_replica,"
+                " cpus_per_replica, min_replicas; pl.workers)"
+            )
             yield Finding(state=state, what=f"room for {what}", said=f"it {lack}", fix=fix)
         else:
-            fewer = f"; it {lack}, and goes on with {len(fewest)} workers, or as many as there are" if lack else ""
-            yield Finding(state="ok", what=f"room for {what}", said=f"{capacity.shown(needed)}{fewer}")
+            fewer = (
+                f"; it {lack}, and goes on with {len(fewest)} workers, or as many as there are"
+                if lack
+                else ""
+            )
+            yield Finding(
+                state="ok", what=f"room for {what}", said=f"{capacity.shown(needed)}{fewer}"
+            )
 
 
 def _keys(config: Config) -> Iterator[Finding]:
-    """An API's key must be set where Ray's workers run, which is not always where the job is given."""
+    """An API's key must be set where Ray's workers run, which is not always where the job is
+    given.
+    """
     import ray
 
     def is_set(name: str) -> bool:
         # The key itself stays where it is.
         return bool(os.environ.get(name))
 
-    names = {model.api_key_env for model in named_models(config).values() if model.kind.is_api and not model.base_url}
+    names = {
+        model.api_key_env
+        for model in named_models(config).values()
+        if model.kind.is_api and not model.base_url
+    }
     for name in sorted(names):
         if ray.get(ray.remote(num_cpus=0)(is_set).remote(name)):
             yield Finding(state="ok", what="key on a worker", said=f"{name} is set")
         else:
-            fix = f"set {name} in the environment of the cluster's nodes, or in the job's runtime environment"
-            yield Finding(state="failed", what="key on a worker", said=f"{name} is not set where Ray's workers run", fix=fix)
+            fix = (
+                f"set {name} in the environment of the cluster's nodes, or in the job's runtime"
+                " environment"
+            )
+            yield Finding(
+                state="failed",
+                what="key on a worker",
+                said=f"{name} is not set where Ray's workers run",
+                fix=fix,
+            )

@@ -25,7 +25,8 @@ from mpa_ray.tools.doctor.machine import count_cards
 
 # Some of them must be parity samples, or nothing is trained: the embedded pair finds a third.
 _IMAGES = 24
-# So few parameters are loaded, asked and trained within the minute, on a CPU too; larger models are stood in for by the embedded pair.
+# So few parameters are loaded, asked and trained within the minute, on a CPU too; larger models are
+# stood in for by the embedded pair.
 _SMALL = 50_000_000
 _RUN_S = 300.0
 _SHARE_OF_A_CARD = 0.4
@@ -33,8 +34,10 @@ _ENGINE_OPTIONS = {"gpu_memory_utilization": 0.2}
 
 
 def dry_run(config: Config) -> Iterator[Finding]:
-    """A few rendered images through PA, PI and PL, in a process of its own: with the run's models where they are small and local, else with
-    the embedded pair on the run's engines and kind of device."""
+    """A few rendered images through PA, PI and PL, in a process of its own: with the run's models
+    where they are small and local, else with the embedded pair on the run's engines and kind of
+    device.
+    """
     with _place(config) as place, tempfile.TemporaryDirectory() as scratch:
         from mpa_ray.demo.render import write_images
 
@@ -43,27 +46,61 @@ def dry_run(config: Config) -> Iterator[Finding]:
         write_images(pictures, kind="sign", count=_IMAGES, seed=1)
         place.child("images").upload(pictures)
         on_cards = bool(os.environ.get("RAY_ADDRESS") or count_cards())
-        small = dry_config(config, images=place.child("images").uri, output=place.child("run").uri, on_cards=on_cards)
+        small = dry_config(
+            config,
+            images=place.child("images").uri,
+            output=place.child("run").uri,
+            on_cards=on_cards,
+        )
         settings = Path(scratch) / "settings.yaml"
         settings.write_text(yaml.safe_dump(small.model_dump(mode="json", exclude_unset=True)))
         began = time.monotonic()
-        command = [sys.executable, "-c", "from mpa_ray import Config, cli; cli.main(Config())", "--config", str(settings)]
-        variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+        command = [
+            sys.executable,
+            "-c",
+            "from mpa_ray import Config, cli; cli.main(Config())",
+            "--config",
+            str(settings),
+        ]
+        variables = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(
+                os.pathsep
+            )
+        }
         try:
-            ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=_RUN_S, check=False)
+            ended = subprocess.run(
+                command, env=variables, capture_output=True, text=True, timeout=_RUN_S, check=False
+            )
         except subprocess.TimeoutExpired:
-            fix = "does it wait for cards or cores? Leave a core of each node free; ray status shows what is asked for"
-            yield Finding(state="failed", what="dry run", said=f"not finished after {_RUN_S:.0f} s", fix=fix)
+            fix = (
+                "does it wait for cards or cores? Leave a core of each node free; ray status"
+                " shows what is asked for"
+            )
+            yield Finding(
+                state="failed", what="dry run", said=f"not finished after {_RUN_S:.0f} s", fix=fix
+            )
             return
-        models = f"{_name(small.lvlm)} by {small.lvlm.engine} and {_name(small.svlm)} by {small.svlm.engine}"
+        models = (
+            f"{_name(small.lvlm)} by {small.lvlm.engine} and {_name(small.svlm)} by"
+            f" {small.svlm.engine}"
+        )
         if ended.returncode == 0:
-            said = f"{_IMAGES} images through PA, PI and PL with {models} in {time.monotonic() - began:.0f} s"
+            said = (
+                f"{_IMAGES} images through PA, PI and PL with {models} in"
+                f" {time.monotonic() - began:.0f} s"
+            )
             yield Finding(state="ok", what="dry run", said=said)
             return
         lines = [line for line in ended.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        told = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[-1])
+        told = next(
+            (line.removeprefix("error: ") for line in lines if line.startswith("error: ")),
+            lines[-1],
+        )
         yield Finding(
-            state="failed", what="dry run", said=f"with {models}: {told[:500]}", fix="the first failed line above, if there is one"
+            state="failed",
+            what="dry run",
+            said=f"with {models}: {told[:500]}",
+            fix="the first failed line above, if there is one",
         )
 
 
@@ -74,23 +111,42 @@ def dry_config(config: Config, *, images: str, output: str, on_cards: bool) -> C
         config: of the run.
         images: a folder.
         output: of the small run.
-        on_cards: there are cards, or may be; a configuration that asks for none runs on the CPU all the same.
+        on_cards: there are cards, or may be; a configuration that asks for none runs on the CPU all
+            the same.
     """
     tree = preset("demo")
-    # One engine of the kind tells what two would, and loads in half the time; transformers' is what training loads anyway.
+    # One engine of the kind tells what two would, and loads in half the time; transformers' is what
+    # training loads anyway.
     embedded = {"lvlm": tree["lvlm"], "svlm": tree["svlm"] | {"engine": "transformers"}}
-    lvlm, svlm = (_stand_in(model, embedded[name], on_cards) for name, model in (("lvlm", config.lvlm), ("svlm", config.svlm)))
+    lvlm, svlm = (
+        _stand_in(model, embedded[name], on_cards)
+        for name, model in (("lvlm", config.lvlm), ("svlm", config.svlm))
+    )
     trained_on_card = on_cards and bool(config.svlm.model) and bool(config.pl.gpus_per_worker)
     training = tree["pl"] | {"gpus_per_worker": int(trained_on_card), "holdout": 0.0, "workers": 1}
     return Config.model_validate(
-        {"images": images, "output": output, "lvlm": lvlm, "svlm": svlm, "pl": training, "annotate": tree["annotate"], "images_per_part": 8}
+        {
+            "images": images,
+            "output": output,
+            "lvlm": lvlm,
+            "svlm": svlm,
+            "pl": training,
+            "annotate": tree["annotate"],
+            "images_per_part": 8,
+        }
     )
 
 
 def _stand_in(model: ModelSection, embedded: dict[str, Any], on_cards: bool) -> ModelSection:
     settings = model.model_dump(exclude_unset=True) if _is_small(model) else embedded
-    takes_card = on_cards and bool(model.model) and model.kind.has_kv_cache and model.gpus_per_replica != 0
-    settings = settings | {"min_replicas": 1, "max_replicas": 1, "gpus_per_replica": _SHARE_OF_A_CARD if takes_card else 0}
+    takes_card = (
+        on_cards and bool(model.model) and model.kind.has_kv_cache and model.gpus_per_replica != 0
+    )
+    settings = settings | {
+        "min_replicas": 1,
+        "max_replicas": 1,
+        "gpus_per_replica": _SHARE_OF_A_CARD if takes_card else 0,
+    }
     if takes_card and engine_kind(settings.get("engine", "vllm")).has_kv_cache:
         settings["engine_options"] = settings.get("engine_options", {}) | _ENGINE_OPTIONS
     return ModelSection.model_validate(settings)
@@ -114,7 +170,9 @@ def _name(model: ModelSection) -> str:
 
 @contextmanager
 def _place(config: Config) -> Iterator[Folder]:
-    """A folder that the workers reach too and that is gone afterwards: by the run's output on a cluster, else a temporary one."""
+    """A folder that the workers reach too and that is gone afterwards: by the run's output on a
+    cluster, else a temporary one.
+    """
     name = f"doctor-{uuid.uuid4().hex[:12]}"
     if config.output and is_remote(config.output):
         place = Folder.at(config.output).child(name)

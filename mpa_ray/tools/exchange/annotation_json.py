@@ -1,13 +1,16 @@
-"""Annotations from elsewhere, as JSON: the files of the paper's released code, and the obvious variants. Read record by record.
+"""Annotations from elsewhere, as JSON: the files of the paper's released code, and the obvious
+variants. Read record by record.
 
 What is recognised in a record:
 
     {"image_path", "predicted_question", "predicted_answer"}       the released code's PA.py
     {"image_path", "PA_question", "PA_answer"}                     the released code's PI.py
-    {"image", "conversations": [{"from": "human", ...}, ...]}      its training files, LLaVA's layout, and our own export
+    {"image", "conversations": [{"from": "human", ...}, ...]}      its training files, LLaVA's
+                                                                   layout, and our own export
     {"image" | "image_path" | "file_name" | ..., "question", "answer" | "pseudo_answer"}
 
-Keys that hold labels (`ground_truth_question`, `GT_answer`, a list of human `answers`) are never read.
+Keys that hold labels (`ground_truth_question`, `GT_answer`, a list of human `answers`) are never
+read.
 """
 
 import io
@@ -20,7 +23,17 @@ from typing import Any, TextIO
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.storage.folder import resolve
 
-IMAGE_KEYS = ("image", "image_path", "img_path", "file_name", "file_path", "image_file", "image_name", "imgname", "image_id")
+IMAGE_KEYS = (
+    "image",
+    "image_path",
+    "img_path",
+    "file_name",
+    "file_path",
+    "image_file",
+    "image_name",
+    "imgname",
+    "image_id",
+)
 # In pairs, because a record of the released code has labels beside its pseudo-labels.
 TEXT_KEYS = (
     ("predicted_question", "predicted_answer"),
@@ -43,7 +56,9 @@ _LONGEST_RECORD = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """One annotation as found. `problem` says why it cannot be used; then the texts may be empty."""
+    """One annotation as found. `problem` says why it cannot be used; then the texts may be
+    empty.
+    """
 
     image: str
     question: str = ""
@@ -55,7 +70,9 @@ def annotations_of(record: Any) -> list[Imported] | None:
     """The annotations of a record, at least one; None where its layout is not known."""
     if not isinstance(record, Mapping):
         return None
-    image = next((record[key] for key in IMAGE_KEYS if isinstance(record.get(key), str | int)), None)
+    image = next(
+        (record[key] for key in IMAGE_KEYS if isinstance(record.get(key), str | int)), None
+    )
     if image is None:
         return None
     if isinstance(record.get(CONVERSATIONS), list):
@@ -64,20 +81,39 @@ def annotations_of(record: Any) -> list[Imported] | None:
     return [_annotation(str(image), record, *keys)] if keys else None
 
 
-def _annotation(image: str, record: Mapping[str, Any], question_key: str, answer_key: str) -> Imported:
+def _annotation(
+    image: str, record: Mapping[str, Any], question_key: str, answer_key: str
+) -> Imported:
     for key in (question_key, answer_key):
         value = record[key]
-        if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-            return Imported(image=_text(image), problem=f"{key} is {_shown(value)}; it must be a text")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, str | int | float)
+            or not str(value).strip()
+        ):
+            return Imported(
+                image=_text(image), problem=f"{key} is {_shown(value)}; it must be a text"
+            )
     return _imported(image, str(record[question_key]), str(record[answer_key]), question_key)
 
 
 def _turns(image: str, turns: list[Any]) -> list[Imported]:
     """Each question of a conversation with the answer that follows it."""
-    said = [(turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else (None, None) for turn in turns]
+    said = [
+        (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else (None, None)
+        for turn in turns
+    ]
     texts = [text for _, text in said if isinstance(text, str)]
-    if not said or len(texts) < len(said) or [speaker for speaker, _ in said] != ["human", "gpt"] * (len(said) // 2):
-        return [Imported(image=_text(image), problem="conversations must be texts from human and gpt in turn")]
+    if (
+        not said
+        or len(texts) < len(said)
+        or [speaker for speaker, _ in said] != ["human", "gpt"] * (len(said) // 2)
+    ):
+        return [
+            Imported(
+                image=_text(image), problem="conversations must be texts from human and gpt in turn"
+            )
+        ]
     found = []
     for question, answer in zip(texts[::2], texts[1::2], strict=True):
         question = _IMAGE_TOKEN.sub(" ", question)
@@ -106,12 +142,14 @@ def _shown(value: Any) -> str:
 
 
 def records(uri: str) -> Iterator[Any]:
-    """The records of a file: a JSON list, one JSON object a line, or an object that holds the list under `data`, `annotations`, ...
+    """The records of a file: a JSON list, one JSON object a line, or an object that holds the list
+    under `data`, `annotations`, ...
 
     A list and lines are read as a stream; an object is read whole.
 
     Raises:
-        ConfigurationError: there is no such file, or it is no such JSON; the message says near which record.
+        ConfigurationError: there is no such file, or it is no such JSON; the message says near
+            which record.
     """
     filesystem, path = resolve(uri)
     if not filesystem.get_file_info(path).is_file:
@@ -126,7 +164,9 @@ def records(uri: str) -> Iterator[Any]:
         except (ValueError, RecursionError) as error:
             if isinstance(error, ConfigurationError):
                 raise
-            raise ConfigurationError(f"--annotations {uri}: not JSON after {number:,} records ({error}); fix the file") from error
+            raise ConfigurationError(
+                f"--annotations {uri}: not JSON after {number:,} records ({error}); fix the file"
+            ) from error
 
 
 def _items(stream: TextIO) -> Iterator[Any]:
@@ -144,7 +184,9 @@ def _items(stream: TextIO) -> Iterator[Any]:
         return
     rows = _listed(json.loads(start + stream.read()))
     if rows is None:
-        raise ValueError(f"no list, no object a line, and no object with a list under {', '.join(_LIST_KEYS)}")
+        raise ValueError(
+            f"no list, no object a line, and no object with a list under {', '.join(_LIST_KEYS)}"
+        )
     yield from rows
 
 

@@ -1,4 +1,6 @@
-"""Names for image files that we write: the extension comes from the bytes, never from what someone called them."""
+"""Names for image files that we write: the extension comes from the bytes, never from what someone
+called them.
+"""
 
 import hashlib
 import re
@@ -22,13 +24,27 @@ _SIGNATURES = (
 
 
 def named(stem: str, data: bytes) -> str:
-    """`stem` with the extension of the bytes' format. A stem that is not a plain name, as an id from elsewhere may be, becomes its hash.
+    """`stem` with the extension of the bytes' format. A stem that is not a plain name, as an id
+    from elsewhere may be, becomes its hash.
 
     Raises:
         UnreadableImage: the bytes are of no format that we read.
     """
-    extension = next((extension for start, mark, extension in _SIGNATURES if data[start : start + len(mark)] == mark), None)
+    extension = next(
+        (
+            extension
+            for start, mark, extension in _SIGNATURES
+            if data[start : start + len(mark)] == mark
+        ),
+        None,
+    )
     if extension is None:
-        raise UnreadableImage(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that begin with {data[:16]!r}")
-    plain = stem if _SAFE_STEM.fullmatch(stem) else hashlib.sha256(stem.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        raise UnreadableImage(
+            Reason.NOT_AN_IMAGE, f"{len(data)} bytes that begin with {data[:16]!r}"
+        )
+    plain = (
+        stem
+        if _SAFE_STEM.fullmatch(stem)
+        else hashlib.sha256(stem.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    )
     return plain + extension

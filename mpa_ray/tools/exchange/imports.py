@@ -1,4 +1,5 @@
-"""Annotations from elsewhere as an annotations/ folder of ours, which can enter at the Parity Identifier once the L-VLM has answered it.
+"""Annotations from elsewhere as an annotations/ folder of ours, which can enter at the Parity
+Identifier once the L-VLM has answered it.
 
 OUTPUT/annotations/    our schema, `lvlm_answer` still empty (mpa_ray.stages.lvlm_answer fills it)
 OUTPUT/quarantine/     records that cannot be used, with the reason
@@ -22,7 +23,14 @@ from mpa_ray.observability.progress import say
 from mpa_ray.report.run_folder import new_folder
 from mpa_ray.schema import ANNOTATIONS, QUARANTINE, Reason, Stage
 from mpa_ray.storage.folder import Folder
-from mpa_ray.tools.exchange.annotation_json import CONVERSATIONS, IMAGE_KEYS, TEXT_KEYS, Imported, annotations_of, records
+from mpa_ray.tools.exchange.annotation_json import (
+    CONVERSATIONS,
+    IMAGE_KEYS,
+    TEXT_KEYS,
+    Imported,
+    annotations_of,
+    records,
+)
 
 RECORD = "import.json"
 
@@ -33,7 +41,8 @@ _SAY_EVERY = 400 * _RECORDS_PER_PART
 class ImageIndex:
     """Where images are, by name. One entry an image is in memory, some hundred bytes each.
 
-    A name in a file from elsewhere only ever chooses among the images that were found here; it is never opened as a path.
+    A name in a file from elsewhere only ever chooses among the images that were found here; it is
+    never opened as a path.
     """
 
     def __init__(self, images: str) -> None:
@@ -54,7 +63,10 @@ class ImageIndex:
                 continue
             name = fields["member"][0] if fragment else unquote(path).removeprefix(root).lstrip("/")
             if name in self._by_path:
-                raise ConfigurationError(f"--images {images}: {name} is in two tars; a record that names it could mean either")
+                raise ConfigurationError(
+                    f"--images {images}: {name} is in two tars; a record that names it could mean"
+                    " either"
+                )
             self._by_path[name] = uri
             stem = posixpath.splitext(name)[0]
             self._by_stem[stem] = None if stem in self._by_stem else uri
@@ -62,24 +74,34 @@ class ImageIndex:
     def find(self, name: str) -> str | None:
         """The reference of the image a record names, or None.
 
-        A path of another machine is matched by its end, the longest that is there; a name without extension by the one image it fits.
+        A path of another machine is matched by its end, the longest that is there; a name without
+        extension by the one image it fits.
         """
         places = [place for place in name.replace("\\", "/").split("/") if place not in ("", ".")]
         if ".." in places:
             return None
         ends = ["/".join(places[start:]) for start in range(len(places))]
-        return next((found for known in (self._by_path, self._by_stem) for end in ends if (found := known.get(end))), None)
+        return next(
+            (
+                found
+                for known in (self._by_path, self._by_stem)
+                for end in ends
+                if (found := known.get(end))
+            ),
+            None,
+        )
 
 
 def import_annotations(annotations: str, images: str, output: Folder) -> dict[str, Any]:
     """Reads the JSON file `annotations`, finds its images under `images`, and writes `output`.
 
     Returns:
-        What is in import.json: {"source", "images", "records", "annotations", "quarantined": {stage/reason: count}}.
+        What is in import.json: {"source", "images", "records", "annotations", "quarantined":
+        {stage/reason: count}}.
 
     Raises:
-        ConfigurationError: a file is not there or is no JSON, the layout of the first record is not known, no record could be used, or the
-            output holds files.
+        ConfigurationError: a file is not there or is no JSON, the layout of the first record is not
+            known, no record could be used, or the output holds files.
     """
     found = records(annotations)
     first = next(found, None)
@@ -95,25 +117,40 @@ def _import(annotations: str, images: str, output: Folder, found: Iterator[Any])
     quarantined: Counter[str] = Counter()
     for part, chunk in enumerate(_chunks(found)):
         good, bad = part_rows(chunk, part * _RECORDS_PER_PART, index)
-        for name, rows, schema in (("annotations", good, ANNOTATIONS), ("quarantine", bad, QUARANTINE)):
+        for name, rows, schema in (
+            ("annotations", good, ANNOTATIONS),
+            ("quarantine", bad, QUARANTINE),
+        ):
             if rows:
-                output.write_table(f"{name}/{part_name(part)}", pa.Table.from_pylist(rows, schema=schema))
+                output.write_table(
+                    f"{name}/{part_name(part)}", pa.Table.from_pylist(rows, schema=schema)
+                )
         counts.update(records=len(chunk), annotations=len(good))
         quarantined.update(f"{row['stage']}/{row['reason']}" for row in bad)
         if counts["records"] % _SAY_EVERY == 0:
             say(f"import: {counts['records']:,} records")
-    record = {"source": annotations, "images": images, **counts, "quarantined": dict(quarantined.most_common())}
+    record = {
+        "source": annotations,
+        "images": images,
+        **counts,
+        "quarantined": dict(quarantined.most_common()),
+    }
     if not counts["annotations"]:
         raise ConfigurationError(
-            f"--annotations {annotations}: none of {counts['records']:,} records can be used ({_leading(quarantined)});"
+            f"--annotations {annotations}: none of {counts['records']:,} records can be used"
+            f" ({_leading(quarantined)});"
             f" see {output.uri}/quarantine. Is --images {images} the folder of these images?"
         )
     output.write_json(RECORD, record)
     return record
 
 
-def part_rows(chunk: Iterable[Any], first: int, index: ImageIndex) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of ANNOTATIONS and of QUARANTINE that records become; `first` is the number of the first record in its file."""
+def part_rows(
+    chunk: Iterable[Any], first: int, index: ImageIndex
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of ANNOTATIONS and of QUARANTINE that records become; `first` is the number of the first
+    record in its file.
+    """
     good, bad = [], []
     for number, record in enumerate(chunk, first):
         found = annotations_of(record)
@@ -122,18 +159,29 @@ def part_rows(chunk: Iterable[Any], first: int, index: ImageIndex) -> tuple[list
         for turn, item in enumerate(found):
             uri = index.find(item.image)
             image_uri = uri or item.image
-            # The record's number makes the id unique where an image has several records, without remembering which had.
+            # The record's number makes the id unique where an image has several records, without
+            # remembering which had.
             sample_id = f"{draw_key_of(image_uri, index.root)}-{number}-{turn}"
-            known = {"image_id": image_id_of(image_uri), "image_uri": image_uri, "sample_id": sample_id}
+            known = {
+                "image_id": image_id_of(image_uri),
+                "image_uri": image_uri,
+                "sample_id": sample_id,
+            }
             if item.problem is not None:
                 detail = {"reason": Reason.UNPARSABLE_ANNOTATION, "detail": item.problem}
             elif uri is None:
-                detail = {"reason": Reason.MISSING, "detail": f"record {number}: no image of this name"}
+                detail = {
+                    "reason": Reason.MISSING,
+                    "detail": f"record {number}: no image of this name",
+                }
             else:
                 good.append(known | {"question": item.question, "answer": item.answer})
                 continue
             stage = Stage.IMAGES if detail["reason"] == Reason.MISSING else Stage.PSEUDO_ANNOTATOR
-            bad.append(known | {"stage": str(stage), "reason": str(detail["reason"]), "detail": detail["detail"]})
+            bad.append(
+                known
+                | {"stage": str(stage), "reason": str(detail["reason"]), "detail": detail["detail"]}
+            )
     return good, bad
 
 
@@ -141,10 +189,14 @@ def _unknown(record: Any) -> str:
     if record is None:
         return "it holds no record"
     if not isinstance(record, dict):
-        return f"a record is {type(record).__name__} and not an object with the image's name, a question and an answer"
+        return (
+            f"a record is {type(record).__name__} and not an object with the image's name, a"
+            " question and an answer"
+        )
     pairs = ", ".join(" + ".join(pair) for pair in TEXT_KEYS)
     return (
-        f"a record has the keys {', '.join(map(repr, record)) or '(none)'}; needed are one of {', '.join(IMAGE_KEYS)} for the image, and"
+        f"a record has the keys {', '.join(map(repr, record)) or '(none)'}; needed are one of"
+        f" {', '.join(IMAGE_KEYS)} for the image, and"
         f" {CONVERSATIONS} or one of the pairs {pairs}. Rename its keys"
     )
 

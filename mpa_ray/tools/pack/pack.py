@@ -1,16 +1,19 @@
-"""Packing: loose image files become shards of a few hundred megabytes, which cost one request where loose files cost thousands.
+"""Packing: loose image files become shards of a few hundred megabytes, which cost one request where
+loose files cost thousands.
 
     pack.json           what was asked for; written first
-    shards/             Parquet: image_id, image_uri, draw_key, image {bytes, path}. Ids and keys are those of the loose files, so a run on
-    the shards draws the same
+    shards/             Parquet: image_id, image_uri, draw_key, image {bytes, path}. Ids and keys
+                        are those of the loose files, so a run on the shards draws the same
     quarantine/         Parquet: the files that no run could read, each with its reason
-    duplicates.parquet  files whose bytes are those of another, `same_as`; they are recorded here and not in the shards
+    duplicates.parquet  files whose bytes are those of another, `same_as`; they are recorded here
+                        and not in the shards
     index.json          the counts; written last
-    .pack/              the list of files and what was found out about each, for an interrupted call to go on from
+    .pack/              the list of files and what was found out about each, from which an
+                        interrupted call resumes
 
-Images in shards + duplicates + quarantine = the image files that were listed, each once. Each shard is planned by the sizes in the listing,
-and made by
-one Ray task: fetch, decode every pixel, hash, write. A call goes on with the shards that have no record in `.pack/checked/`.
+Images in shards + duplicates + quarantine = the image files that were listed, each once. Each shard
+is planned by the sizes in the listing, and made by one Ray task: fetch, decode every pixel, hash,
+write. A call goes on with the shards that have no record in `.pack/checked/`.
 """
 
 from collections import Counter
@@ -45,7 +48,13 @@ _READERS = 16
 
 
 def pack(
-    images: str, output: Folder, *, shard_bytes: int, max_image_pixels: int, max_image_bytes: int, max_decode_seconds: float
+    images: str,
+    output: Folder,
+    *,
+    shard_bytes: int,
+    max_image_pixels: int,
+    max_image_bytes: int,
+    max_decode_seconds: float,
 ) -> dict[str, Any]:
     """Packs the image files below `images`. Gives back what index.json holds.
 
@@ -53,7 +62,11 @@ def pack(
         ConfigurationError: there are none, or `output` holds something else.
         StorageError: storage failed again and again; the same call goes on.
     """
-    limits = {"max_image_pixels": max_image_pixels, "max_image_bytes": max_image_bytes, "max_decode_seconds": max_decode_seconds}
+    limits = {
+        "max_image_pixels": max_image_pixels,
+        "max_image_bytes": max_image_bytes,
+        "max_decode_seconds": max_decode_seconds,
+    }
     _claim(output, {"images": images, "shard_bytes": shard_bytes, **limits})
     if output.exists(PACK_FINISHED):
         say(f"{output.uri} is packed already; this is what it holds")
@@ -67,16 +80,29 @@ def _pack(images: str, output: Folder, shard_bytes: int, limits: Limits) -> dict
     plan = manifest.load(work.child("manifest"))
     if plan is None:
         planned = _planned(images, shard_bytes)
-        plan = manifest.write(planned, work.child("manifest"), source=images, root=root_of(images), schema=_PLANNED)
+        plan = manifest.write(
+            planned, work.child("manifest"), source=images, root=root_of(images), schema=_PLANNED
+        )
     done = work.child("checked").names(".parquet")
     todo = sorted(set(range(plan.parts)) - {part_number(name) for name in done})
-    say(f"pack: {plan.images:,} images into {plan.parts:,} shards" + (f"; {len(done):,} shards are done" if done else ""))
+    say(
+        f"pack: {plan.images:,} images into {plan.parts:,} shards"
+        + (f"; {len(done):,} shards are done" if done else "")
+    )
     with ray_session():
-        progress = Progress("pack", plan.images, unit="images", done=sum(about["images"] for about in _contents(work.child("checked"))))
+        progress = Progress(
+            "pack",
+            plan.images,
+            unit="images",
+            done=sum(about["images"] for about in _contents(work.child("checked"))),
+        )
         for counts in _in_tasks(todo, partial(pack_shard, plan=plan, output=output, limits=limits)):
             progress.add(counts["images"], quarantined=counts["quarantined"])
         reasons, with_duplicates = _find_duplicates(plan, work)
-        say(f"pack: {sum(with_duplicates.values()):,} duplicates are left out of {len(with_duplicates):,} shards")
+        say(
+            f"pack: {sum(with_duplicates.values()):,} duplicates are left out of"
+            f" {len(with_duplicates):,} shards"
+        )
         for _ in _in_tasks(sorted(with_duplicates), partial(drop_duplicates, output=output)):
             pass
     _write_duplicates(sorted(with_duplicates), output)
@@ -96,13 +122,22 @@ def _pack(images: str, output: Folder, shard_bytes: int, limits: Limits) -> dict
 def _claim(output: Folder, settings: dict[str, Any]) -> None:
     if not output.exists(PACK_STARTED):
         if output.exists() and output.names():
-            raise ConfigurationError(f"--output {output.uri} holds other files and no pack; give an empty or new folder")
+            raise ConfigurationError(
+                f"--output {output.uri} holds other files and no pack; give an empty or new folder"
+            )
         output.write_json(PACK_STARTED, settings)
     before = output.read_json(PACK_STARTED)
-    differing = sorted(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
+    differing = sorted(
+        name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name)
+    )
     if differing:
-        changes = "; ".join(f"{name} was {before.get(name)!r} and is {settings.get(name)!r}" for name in differing)
-        raise ConfigurationError(f"--output {output.uri} holds another pack: {changes}. Give another output, or the settings of that one")
+        changes = "; ".join(
+            f"{name} was {before.get(name)!r} and is {settings.get(name)!r}" for name in differing
+        )
+        raise ConfigurationError(
+            f"--output {output.uri} holds another pack: {changes}. Give another output, or the"
+            " settings of that one"
+        )
 
 
 def _planned(images: str, shard_bytes: int) -> Iterator[pa.Table]:
@@ -121,7 +156,10 @@ def _planned(images: str, shard_bytes: int) -> Iterator[pa.Table]:
         sizes.append(file.size)
         planned += file.size
     if not uris:
-        raise ConfigurationError(f"--images {images} holds no image file; files that end in {', '.join(sorted(EXTENSIONS))} are packed")
+        raise ConfigurationError(
+            f"--images {images} holds no image file; files that end in"
+            f" {', '.join(sorted(EXTENSIONS))} are packed"
+        )
     yield pa.table({"image_uri": uris, "bytes": sizes})
     if others:
         say(f"pack: {others:,} files are no image files by their names and are left out")
@@ -130,39 +168,59 @@ def _planned(images: str, shard_bytes: int) -> Iterator[pa.Table]:
 def _in_tasks(numbers: list[int], work: Callable[[int], pa.Table]) -> Iterator[dict[str, Any]]:
     """`work` on each number, in Ray tasks; what each gives, as it comes."""
     if numbers:
-        for counts in dataset_of(numbers, work).iter_batches(batch_size=None, batch_format="pyarrow"):
+        for counts in dataset_of(numbers, work).iter_batches(
+            batch_size=None, batch_format="pyarrow"
+        ):
             yield from counts.to_pylist()
 
 
 def _find_duplicates(plan: Manifest, work: Folder) -> tuple[Counter[str], dict[int, int]]:
-    """Why files were quarantined; and how many duplicates each shard has, which are recorded in `duplicates/`. Of equals the first listed
-    is kept."""
+    """Why files were quarantined; and how many duplicates each shard has, which are recorded in
+    `duplicates/`. Of equals the first listed is kept.
+    """
     checked = work.child("checked")
     reasons: Counter[str] = Counter()
     with Repeats() as repeats, ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, plan.parts, _READERS):
             numbers = range(start, min(plan.parts, start + _READERS))
-            tables = pool.map(lambda number: checked.read_table(part_name(number), ["image_id", "sha256", "reason"]), numbers)
+            tables = pool.map(
+                lambda number: checked.read_table(
+                    part_name(number), ["image_id", "sha256", "reason"]
+                ),
+                numbers,
+            )
             for number, table in zip(numbers, tables, strict=True):
                 rows = [(number << 32 | place, row) for place, row in enumerate(table.to_pylist())]
                 reasons.update(row["reason"] for _, row in rows if row["reason"] is not None)
                 good = [(position, row) for position, row in rows if row["reason"] is None]
                 keys = [bytes.fromhex(row["sha256"][:32]) for _, row in good]
-                repeats.add(keys, [bytes.fromhex(row["image_id"]) for _, row in good], [position for position, _ in good])
+                repeats.add(
+                    keys,
+                    [bytes.fromhex(row["image_id"]) for _, row in good],
+                    [position for position, _ in good],
+                )
         found = repeats.found()
     shards, starts = np.unique(found["position"] >> 32, return_index=True)
-    for number, repeats in zip(shards.tolist(), np.split(found, starts[1:])[: len(shards)], strict=True):
-        table = checked.read_table(part_name(number)).take((repeats["position"] & 0xFFFFFFFF).tolist())
+    for number, repeats in zip(
+        shards.tolist(), np.split(found, starts[1:])[: len(shards)], strict=True
+    ):
+        table = checked.read_table(part_name(number)).take(
+            (repeats["position"] & 0xFFFFFFFF).tolist()
+        )
         same = pa.array([name_of(repeat).hex() for repeat in repeats], pa.string())
         work.write_table(
-            f"duplicates/{part_name(number)}", table.append_column("same_as", same).select(_DUPLICATES.names).cast(_DUPLICATES)
+            f"duplicates/{part_name(number)}",
+            table.append_column("same_as", same).select(_DUPLICATES.names).cast(_DUPLICATES),
         )
     return reasons, dict(zip(shards.tolist(), np.diff([*starts, len(found)]).tolist(), strict=True))
 
 
 def _write_duplicates(numbers: list[int], output: Folder) -> None:
     recorded = output.child(".pack/duplicates")
-    with output.writing("duplicates.parquet") as stream, pyarrow.parquet.ParquetWriter(stream, _DUPLICATES, compression="zstd") as writer:
+    with (
+        output.writing("duplicates.parquet") as stream,
+        pyarrow.parquet.ParquetWriter(stream, _DUPLICATES, compression="zstd") as writer,
+    ):
         for number in numbers:
             writer.write_table(recorded.read_table(part_name(number)))
 
@@ -183,7 +241,8 @@ def table(record: dict[str, Any], output: Folder) -> str:
     spread = f", {sizes[0] / 1e6:,.1f} to {sizes[-1] / 1e6:,.1f} MB each" if sizes else ""
     lines = [
         f"{record['images']:,} image files",
-        f"  {record['packed']:,} in {len(sizes):,} shards ({record['bytes'] / 1e6:,.1f} MB{spread})",
+        f"  {record['packed']:,} in {len(sizes):,} shards ({record['bytes'] / 1e6:,.1f}"
+        f" MB{spread})",
         f"  {record['duplicates']:,} duplicates (duplicates.parquet)",
         *(f"  {count:,} quarantined: {reason}" for reason, count in record["quarantined"].items()),
         f"take them with --images {output.uri}",

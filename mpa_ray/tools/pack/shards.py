@@ -21,12 +21,31 @@ from mpa_ray.schema import IMAGE_ID, IMAGE_STRUCT, IMAGE_URI, QUARANTINE, Stage
 from mpa_ray.storage.folder import Folder
 
 BYTES, SHA256 = pa.field("bytes", pa.int64()), pa.field("sha256", pa.string())
-_CHECKED = pa.schema([IMAGE_ID, IMAGE_URI, BYTES, SHA256, pa.field("reason", pa.string()), pa.field("detail", pa.string())])
-_SHARD = pa.schema([IMAGE_ID, IMAGE_URI, pa.field("draw_key", pa.string()), pa.field("image", IMAGE_STRUCT)], metadata=PACKED)
+_CHECKED = pa.schema(
+    [
+        IMAGE_ID,
+        IMAGE_URI,
+        BYTES,
+        SHA256,
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+    ]
+)
+_SHARD = pa.schema(
+    [IMAGE_ID, IMAGE_URI, pa.field("draw_key", pa.string()), pa.field("image", IMAGE_STRUCT)],
+    metadata=PACKED,
+)
 # Encoded images do not get smaller.
-_COMPRESSION = {"image_id": "zstd", "image_uri": "zstd", "draw_key": "zstd", "image.bytes": "none", "image.path": "zstd"}
+_COMPRESSION = {
+    "image_id": "zstd",
+    "image_uri": "zstd",
+    "draw_key": "zstd",
+    "image.bytes": "none",
+    "image.path": "zstd",
+}
 
-# A row group, and what a task holds of a shard (twice: the next is fetched while one is decoded). A part of a run reads one to three.
+# A row group, and what a task holds of a shard (twice: the next is fetched while one is decoded). A
+# part of a run reads one to three.
 _ROWS_AT_ONCE = 128
 _BYTES_AT_ONCE = 32 * 2**20
 # A decoded image is only looked at; JPEGs are decoded at an eighth for it, all their data included.
@@ -40,22 +59,40 @@ def shard_name(number: int) -> str:
 
 
 def pack_shard(number: int, *, plan: Manifest, output: Folder, limits: Limits) -> pa.Table:
-    """Makes one shard, its part of quarantine/, and then its record. Gives back one row of counts."""
+    """Makes one shard, its part of quarantine/, and then its record. Gives back one row of
+    counts.
+    """
     rows = plan.part(number).to_pylist()
     checked: list[dict[str, Any]] = []
     good = 0
     name = f"{SHARDS}/{shard_name(number)}"
-    with ThreadPoolExecutor(1) as ahead, output.writing(name) as stream, _shard_writer(stream) as writer:
+    with (
+        ThreadPoolExecutor(1) as ahead,
+        output.writing(name) as stream,
+        _shard_writer(stream) as writer,
+    ):
         fetch = partial(references.fetch, max_image_bytes=limits["max_image_bytes"])
         pieces = _pieces(rows, limits["max_image_bytes"])
-        waiting = [(piece, ahead.submit(fetch, [row["image_uri"] for row in piece])) for piece in islice(pieces, 1)]
+        waiting = [
+            (piece, ahead.submit(fetch, [row["image_uri"] for row in piece]))
+            for piece in islice(pieces, 1)
+        ]
         while waiting:
             piece, fetched = waiting.pop()
             contents = fetched.result()
-            waiting += [(later, ahead.submit(fetch, [row["image_uri"] for row in later])) for later in islice(pieces, 1)]
-            found = [_checked(row, content, limits) for row, content in zip(piece, contents, strict=True)]
+            waiting += [
+                (later, ahead.submit(fetch, [row["image_uri"] for row in later]))
+                for later in islice(pieces, 1)
+            ]
+            found = [
+                _checked(row, content, limits) for row, content in zip(piece, contents, strict=True)
+            ]
             checked += found
-            kept = [(row, content) for row, content in zip(found, contents, strict=True) if row["reason"] is None]
+            kept = [
+                (row, content)
+                for row, content in zip(found, contents, strict=True)
+                if row["reason"] is None
+            ]
             if kept:
                 writer.write_table(_as_shard(kept, plan.root))
                 good += len(kept)
@@ -63,17 +100,29 @@ def pack_shard(number: int, *, plan: Manifest, output: Folder, limits: Limits) -
         output.delete(name)
     rejected = [row | {"stage": str(Stage.IMAGES)} for row in checked if row["reason"] is not None]
     if rejected:
-        output.write_table(f"quarantine/{part_name(number)}", pa.Table.from_pylist(rejected, schema=QUARANTINE))
-    output.write_table(f".pack/checked/{part_name(number)}", pa.Table.from_pylist(checked, schema=_CHECKED))
+        output.write_table(
+            f"quarantine/{part_name(number)}", pa.Table.from_pylist(rejected, schema=QUARANTINE)
+        )
+    output.write_table(
+        f".pack/checked/{part_name(number)}", pa.Table.from_pylist(checked, schema=_CHECKED)
+    )
     return pa.table({"images": [len(checked)], "quarantined": [len(rejected)]})
 
 
 def _shard_writer(stream: Any) -> pyarrow.parquet.ParquetWriter:
-    return pyarrow.parquet.ParquetWriter(stream, _SHARD, compression=_COMPRESSION, use_dictionary=False, write_statistics=["image_id"])
+    return pyarrow.parquet.ParquetWriter(
+        stream,
+        _SHARD,
+        compression=_COMPRESSION,
+        use_dictionary=False,
+        write_statistics=["image_id"],
+    )
 
 
 def _pieces(rows: list[dict[str, Any]], max_image_bytes: int) -> Iterator[list[dict[str, Any]]]:
-    """Rows in their order, so many at a time that their images fit into memory. What is over the bound is not read."""
+    """Rows in their order, so many at a time that their images fit into memory. What is over the
+    bound is not read.
+    """
     piece: list[dict[str, Any]] = []
     held = 0
     for row in rows:
@@ -93,7 +142,9 @@ def _decoder(**limits: Any) -> Decoder:
     return Decoder(max_pixels=_CHECKED_PIXELS, **limits)
 
 
-def _checked(row: dict[str, Any], content: bytes | UnreadableImage, limits: Limits) -> dict[str, Any]:
+def _checked(
+    row: dict[str, Any], content: bytes | UnreadableImage, limits: Limits
+) -> dict[str, Any]:
     """What is found out about one file."""
     found = {
         "image_id": row["image_id"],
@@ -114,15 +165,24 @@ def _checked(row: dict[str, Any], content: bytes | UnreadableImage, limits: Limi
 
 def _as_shard(rows: list[tuple[dict[str, Any], Any]], root: str | None) -> pa.Table:
     images = [{"bytes": content, "path": row["image_uri"]} for row, content in rows]
-    columns: dict[str, Any] = {name: [row[name] for row, _ in rows] for name in ("image_id", "image_uri")}
+    columns: dict[str, Any] = {
+        name: [row[name] for row, _ in rows] for name in ("image_id", "image_uri")
+    }
     columns["draw_key"] = [draw_key_of(uri, root) for uri in columns["image_uri"]]
     return pa.table(columns | {"image": pa.array(images, IMAGE_STRUCT)}, schema=_SHARD)
 
 
 def drop_duplicates(number: int, *, output: Folder) -> pa.Table:
-    """Writes a shard again without its duplicates. One that has none any more stays as it is in effect."""
+    """Writes a shard again without its duplicates. One that has none any more stays as it is in
+    effect.
+    """
     name = f"{SHARDS}/{shard_name(number)}"
-    dropped = output.child(".pack/duplicates").read_table(part_name(number), ["image_id"]).column(0).combine_chunks()
+    dropped = (
+        output.child(".pack/duplicates")
+        .read_table(part_name(number), ["image_id"])
+        .column(0)
+        .combine_chunks()
+    )
     left = 0
     if output.exists(name):
         groups = output.read_parquet(name, lambda file: file.num_row_groups)

@@ -1,8 +1,8 @@
-"""What a run will take, before it is paid for: hours, cards, money, tokens and the size of the parity set, from the rates of
-a smaller run of the same kind (`mpa_ray.tools.planning.rates`).
+"""What a run will take, before it is paid for: hours, cards, money, tokens and the size of the
+parity set, from the rates of a smaller run of the same kind (`mpa_ray.tools.planning.rates`).
 
-Each range holds 99% of the time if the images to come are like those of the smaller run: there are a dozen, and all of them should hold.
-They know nothing of an autoscaler that waits for cards.
+Each range holds 99% of the time if the images to come are like those of the smaller run: there are
+a dozen, and all of them should hold. They know nothing of an autoscaler that waits for cards.
 """
 
 import math
@@ -77,12 +77,16 @@ class Stage:
         return math.ceil(self.cards / hardware.cards_per_node)
 
     def usd(self, hardware: Hardware) -> Range:
-        return self.seconds.times(self.nodes(hardware) * hardware.cards_per_node * hardware.usd_per_card_hour / 3600)
+        return self.seconds.times(
+            self.nodes(hardware) * hardware.cards_per_node * hardware.usd_per_card_hour / 3600
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What `images` will take and give. `tokens` are by their names in the commits; `api_usd` is None where no model has a price."""
+    """What `images` will take and give. `tokens` are by their names in the commits; `api_usd` is
+    None where no model has a price.
+    """
 
     images: int
     parity: Range
@@ -101,24 +105,34 @@ def forecast(rates: Rates, config: Config, *, images: int, hardware: Hardware) -
         images: how many there will be.
         hardware: what they will run on; rates grow with cards and with workers.
     """
-    trials, further = (count * config.annotate.questions_per_image for count in (rates.images, images))
+    trials, further = (
+        count * config.annotate.questions_per_image for count in (rates.images, images)
+    )
     annotations = _hits(rates.annotations, trials, further)
     parts = len(next(iter(rates.tokens.values())))
-    per_annotation = {name: _mean(values, images * parts / rates.images) for name, values in rates.tokens.items()}
+    per_annotation = {
+        name: _mean(values, images * parts / rates.images) for name, values in rates.tokens.items()
+    }
     tokens = {name: mean.times(annotations) for name, mean in per_annotation.items()}
     return Forecast(
         images=images,
         parity=_hits(rates.parity, trials, further),
         quarantined=_hits(rates.quarantined, rates.images, images),
         tokens=tokens,
-        stages=[_inference(rates, config, images, hardware), *_later(rates, config, images, hardware)],
+        stages=[
+            _inference(rates, config, images, hardware),
+            *_later(rates, config, images, hardware),
+        ],
         api_usd=_api_usd(rates, config, tokens, images),
     )
 
 
 def _hits(hits: int, trials: int, further: int) -> Range:
-    # Several questions of an image can each be quarantined or dropped, so there may be more of them than trials.
-    return Range(further * hits / trials, *further_hits(min(hits, trials), trials, further, level=_LEVEL))
+    # Several questions of an image can each be quarantined or dropped, so there may be more of them
+    # than trials.
+    return Range(
+        further * hits / trials, *further_hits(min(hits, trials), trials, further, level=_LEVEL)
+    )
 
 
 def _mean(values: Sequence[float], further: float) -> Range:
@@ -129,11 +143,17 @@ def _mean(values: Sequence[float], further: float) -> Range:
 
 def cards_of(model: ModelSection) -> float:
     """The cards of a model's replicas, or its cores where it has no card; an API has none."""
-    return 0.0 if model.kind.is_api else (model.most_replicas or model.min_replicas) * (model.cards or model.cpus)
+    return (
+        0.0
+        if model.kind.is_api
+        else (model.most_replicas or model.min_replicas) * (model.cards or model.cpus)
+    )
 
 
 def all_cards(config: Config) -> float:
-    """The cards of PA and PI together, when every model has its `max_replicas`; where the cluster alone bounds them, `min_replicas`."""
+    """The cards of PA and PI together, when every model has its `max_replicas`; where the cluster
+    alone bounds them, `min_replicas`.
+    """
     return sum(cards_of(model) for model in (config.lvlm, *config.jury, config.svlm))
 
 
@@ -150,7 +170,9 @@ def _inference(rates: Rates, config: Config, images: int, hardware: Hardware) ->
 
 
 def _later(rates: Rates, config: Config, images: int, hardware: Hardware) -> list[Stage]:
-    """PL and the evaluations. A labeled benchmark, and training on labels, are as large as they were."""
+    """PL and the evaluations. A labeled benchmark, and training on labels, are as large as they
+    were.
+    """
     svlm = cards_of(config.svlm)
     asked = max(svlm, cards_of(config.lvlm)) if config.evaluate.lvlm else svlm
     grown = images / rates.images
@@ -168,17 +190,25 @@ def _later(rates: Rates, config: Config, images: int, hardware: Hardware) -> lis
         elif name.startswith("evaluate_"):
             found.append(Stage(name=name, cards=asked, seconds=Range.at(step["seconds"])))
         elif name.startswith("holdout_"):
-            # Its rate was not measured apart; it is at least that of PA and PI, which ask the same S-VLM beside the L-VLM.
+            # Its rate was not measured apart; it is at least that of PA and PI, which ask the same
+            # S-VLM beside the L-VLM.
             rows = sum(step.get(key, 0) for key in CHANGES)
             growing = min(step["seconds"], rows * rates.seconds_per_image)
-            found.append(Stage(name=name, cards=svlm, seconds=Range.at(step["seconds"] - growing + growing * grown)))
+            found.append(
+                Stage(
+                    name=name,
+                    cards=svlm,
+                    seconds=Range.at(step["seconds"] - growing + growing * grown),
+                )
+            )
     return found
 
 
 def timed_samples(training: dict[str, Any]) -> int:
     """How many of its samples the seconds of a training's loop were taken over.
 
-    Earlier versions took those of the last group of workers alone, and say with which step it began.
+    Earlier versions took those of the last group of workers alone, and say with which step it
+    began.
     """
     if "timed_samples" in training:
         return training["timed_samples"]
@@ -186,8 +216,15 @@ def timed_samples(training: dict[str, Any]) -> int:
     return training["samples"] - (first_step - 1) * training.get("batch_size", 0)
 
 
-def with_prices(config: Config, *, input_tokens: float | None, cached_tokens: float | None, output_tokens: float | None) -> Config:
-    """`config` with an API's prices for the L-VLM's tokens, in US dollars for a million; without any, as it is.
+def with_prices(
+    config: Config,
+    *,
+    input_tokens: float | None,
+    cached_tokens: float | None,
+    output_tokens: float | None,
+) -> Config:
+    """`config` with an API's prices for the L-VLM's tokens, in US dollars for a million; without
+    any, as it is.
 
     Raises:
         ConfigurationError: one of input and output is missing.
@@ -196,11 +233,16 @@ def with_prices(config: Config, *, input_tokens: float | None, cached_tokens: fl
         return config
     if input_tokens is None or output_tokens is None:
         raise ConfigurationError(
-            "a cost needs the prices of input and of output; give --usd-per-million-input-tokens and --usd-per-million-output-tokens"
+            "a cost needs the prices of input and of output; give --usd-per-million-input-tokens"
+            " and --usd-per-million-output-tokens"
         )
     prices = {"input": input_tokens, "cached": cached_tokens, "output": output_tokens}
     return config.model_copy(
-        update={"lvlm": config.lvlm.model_copy(update={f"usd_per_million_{name}_tokens": price for name, price in prices.items()})}
+        update={
+            "lvlm": config.lvlm.model_copy(
+                update={f"usd_per_million_{name}_tokens": price for name, price in prices.items()}
+            )
+        }
     )
 
 
@@ -213,14 +255,26 @@ def _api_usd(rates: Rates, config: Config, tokens: dict[str, Range], images: int
     ]
     if config.lvlm.usd_per_million_input_tokens is not None:
         of_lvlm = {kind: lvlm_tokens(tokens, kind) for kind in ("prompt", "cached", "output")}
-        # The ledger has what the commits do not: replies that were quarantined, and what was asked twice.
+        # The ledger has what the commits do not: replies that were quarantined, and what was asked
+        # twice.
         billed = rates.paid.get("annotate_and_identify")
         asked = sum(
-            np.mean(rates.tokens[f"{call}_{kind}_tokens"]) for call in ("annotation", "lvlm_answer") for kind in ("prompt", "output")
+            np.mean(rates.tokens[f"{call}_{kind}_tokens"])
+            for call in ("annotation", "lvlm_answer")
+            for kind in ("prompt", "output")
         )
-        factor = (billed["prompt_tokens"] + billed["output_tokens"]) / (asked * rates.annotations) if billed and asked else 1.0
+        factor = (
+            (billed["prompt_tokens"] + billed["output_tokens"]) / (asked * rates.annotations)
+            if billed and asked
+            else 1.0
+        )
         usd = [
-            ledger.usd(ledger.Tokens(*(round(getattr(of_lvlm[kind], end)) for kind in ("prompt", "cached", "output"))), config.lvlm)
+            ledger.usd(
+                ledger.Tokens(
+                    *(round(getattr(of_lvlm[kind], end)) for kind in ("prompt", "cached", "output"))
+                ),
+                config.lvlm,
+            )
             for end in ("expected", "low", "high")
         ]
         bills.append(Range(*usd).times(max(1.0, factor)))
@@ -228,24 +282,51 @@ def _api_usd(rates: Rates, config: Config, tokens: dict[str, Range], images: int
 
 
 def lvlm_tokens(tokens: dict[str, Range], kind: str) -> Range:
-    """The L-VLM's tokens of a kind (prompt, cached, output): of its annotations and of its own answers."""
+    """The L-VLM's tokens of a kind (prompt, cached, output): of its annotations and of its own
+    answers.
+    """
     return tokens[f"annotation_{kind}_tokens"] + tokens[f"lvlm_answer_{kind}_tokens"]
 
 
 def table(found: Forecast, rates: Rates, config: Config, hardware: Hardware) -> str:
     """The forecast for a terminal."""
     unit = "cards" if config.lvlm.cards or config.svlm.cards else "cores"
-    data = [[f"{found.images:,} images", "expected", "range"], _row("parity set", found.parity), _row("quarantined", found.quarantined)]
+    data = [
+        [f"{found.images:,} images", "expected", "range"],
+        _row("parity set", found.parity),
+        _row("quarantined", found.quarantined),
+    ]
     data += [_row(name, counts) for name, counts in _token_rows(found.tokens) if counts.high]
     priced = hardware.usd_per_card_hour > 0
-    stages = [["stage", unit, "nodes", "time", "range", f"{unit.removesuffix('s')} hours", *(["money"] if priced else [])]]
+    stages = [
+        [
+            "stage",
+            unit,
+            "nodes",
+            "time",
+            "range",
+            f"{unit.removesuffix('s')} hours",
+            *(["money"] if priced else []),
+        ]
+    ]
     for stage in found.stages:
         seconds = stage.seconds
         low, high = duration(seconds.low), duration(seconds.high)
-        row = [stage.name, f"{stage.cards:g}", f"{stage.nodes(hardware):,}", duration(seconds.expected)]
-        row += [f"{low} to {high}" if low != high else "", f"{stage.cards * seconds.expected / 3600:,.1f}"]
+        row = [
+            stage.name,
+            f"{stage.cards:g}",
+            f"{stage.nodes(hardware):,}",
+            duration(seconds.expected),
+        ]
+        row += [
+            f"{low} to {high}" if low != high else "",
+            f"{stage.cards * seconds.expected / 3600:,.1f}",
+        ]
         stages.append(row + ([dollars(stage.usd(hardware).expected)] if priced else []))
-    rate = f"{1 / rates.seconds_per_image:,.2f} images/s on {all_cards(config):g} {unit} after {duration(rates.startup_s)} of loading"
+    rate = (
+        f"{1 / rates.seconds_per_image:,.2f} images/s on {all_cards(config):g} {unit} after"
+        f" {duration(rates.startup_s)} of loading"
+    )
     lines = [
         f"PA and PI were measured at {rate}, over {rates.images:,} images",
         "",
@@ -265,16 +346,27 @@ def _row(name: str, counts: Range) -> list[str]:
 def _token_rows(tokens: dict[str, Range]) -> list[tuple[str, Range]]:
     rows = [(f"L-VLM tokens {words}", lvlm_tokens(tokens, kind)) for kind, words in _KINDS.items()]
     for prefix, model in {"jury": "jury", "svlm_answer": "S-VLM"}.items():
-        rows += [(f"{model} tokens {words}", tokens[f"{prefix}_{kind}_tokens"]) for kind, words in _KINDS.items()]
+        rows += [
+            (f"{model} tokens {words}", tokens[f"{prefix}_{kind}_tokens"])
+            for kind, words in _KINDS.items()
+        ]
     return rows
 
 
 def _sums(found: Forecast, hardware: Hardware) -> list[str]:
     total = sum((stage.seconds for stage in found.stages), Range.at(0.0))
-    lines = [f"time, one stage after another: {duration(total.expected)} ({duration(total.low)} to {duration(total.high)})"]
+    lines = [
+        f"time, one stage after another: {duration(total.expected)} ({duration(total.low)} to"
+        f" {duration(total.high)})"
+    ]
     money = {}
     if hardware.usd_per_card_hour:
-        money["cards, each paid while its stage runs"] = sum((stage.usd(hardware) for stage in found.stages), Range.at(0.0))
+        money["cards, each paid while its stage runs"] = sum(
+            (stage.usd(hardware) for stage in found.stages), Range.at(0.0)
+        )
     if found.api_usd:
         money["APIs"] = found.api_usd
-    return lines + [f"{what}: {dollars(usd.expected)} ({dollars(usd.low)} to {dollars(usd.high)})" for what, usd in money.items()]
+    return lines + [
+        f"{what}: {dollars(usd.expected)} ({dollars(usd.low)} to {dollars(usd.high)})"
+        for what, usd in money.items()
+    ]

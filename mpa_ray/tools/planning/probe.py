@@ -1,7 +1,8 @@
-"""A probe: a small run of the real pipeline on images drawn at random, from which `plan` tells what the whole will take.
+"""A probe: a small run of the real pipeline on images drawn at random, from which `plan` tells what
+the whole will take.
 
-It is a run like any other, in an output of its own, and goes on where it stopped. It has one replica of each model, trains MPA's own S-VLM
-on what it found, and asks no benchmark.
+It is a run like any other, in an output of its own, and goes on where it stopped. It has one
+replica of each model, trains MPA's own S-VLM on what it found, and asks no benchmark.
 """
 
 import random
@@ -28,17 +29,24 @@ T = TypeVar("T")
 
 
 def probe(config: Config, *, count: int) -> tuple[Config, int]:
-    """Runs the probe of a run, in `config.output`. Gives back the configuration it ran with, what the cluster decided filled in, and how
-    many images were listed in all.
+    """Runs the probe of a run, in `config.output`. Gives back the configuration it ran with, what
+    the cluster decided filled in, and how many images were listed in all.
 
     Raises:
         ConfigurationError: the run cannot be probed, or not in this output.
         RunError: the probe could not go on.
     """
-    unfit = {"annotations": config.annotations, "parity": config.parity, "rounds": config.rounds > 1 and config.rounds}
+    unfit = {
+        "annotations": config.annotations,
+        "parity": config.parity,
+        "rounds": config.rounds > 1 and config.rounds,
+    }
     for name, value in unfit.items():
         if value:
-            raise ConfigurationError(f"{name}={value!r}: a probe is of one round that starts from images; plan by --rates of a former run")
+            raise ConfigurationError(
+                f"{name}={value!r}: a probe is of one round that starts from images; plan by"
+                " --rates of a former run"
+            )
     small, output = _small(config, count), Folder.at(config.output)
     checks.check(small, output)
     listed = config.demo.images or _draw(small, output, count=count)
@@ -59,7 +67,8 @@ def _small(config: Config, count: int) -> Config:
     images_per_part = min(config.images_per_part, max(in_flight, -(-count // _PARTS)))
     if count < PARTS_NEEDED * images_per_part:
         raise ConfigurationError(
-            f"--probe {count}: with {in_flight} images in flight it takes {PARTS_NEEDED * images_per_part} to tell a rate; give so many, or"
+            f"--probe {count}: with {in_flight} images in flight it takes"
+            f" {PARTS_NEEDED * images_per_part} to tell a rate; give so many, or"
             " lower images_in_flight"
         )
     changes = {
@@ -77,22 +86,36 @@ def _small(config: Config, count: int) -> Config:
 
 
 def _draw(config: Config, output: Folder, *, count: int) -> int:
-    """Lists `config.images` and writes the probe's manifest: `count` of them, in a random order. Gives back how many there are."""
+    """Lists `config.images` and writes the probe's manifest: `count` of them, in a random order.
+    Gives back how many there are.
+    """
     folder = output.child("manifest")
     if manifest.load(folder, source=config.images) and folder.exists(_SAMPLED):
         return folder.read_json(_SAMPLED)["listed"]
-    drawn, listed = sample(find(config.images, image_roots=config.image_roots), count, seed=config.seed, what=config.images)
-    tables = manifest.cut(
-        drawn, images_per_part=config.images_per_part, bytes_per_part=config.bytes_per_part, max_image_bytes=config.max_image_bytes
+    drawn, listed = sample(
+        find(config.images, image_roots=config.image_roots),
+        count,
+        seed=config.seed,
+        what=config.images,
     )
-    manifest.write(tables, folder, source=config.images, root=root_of(config.images), schema=MANIFEST)
+    tables = manifest.cut(
+        drawn,
+        images_per_part=config.images_per_part,
+        bytes_per_part=config.bytes_per_part,
+        max_image_bytes=config.max_image_bytes,
+    )
+    manifest.write(
+        tables, folder, source=config.images, root=root_of(config.images), schema=MANIFEST
+    )
     folder.write_json(_SAMPLED, {"listed": listed, "drawn": len(drawn)})
     say(f"probe: {len(drawn):,} of {listed:,} images, drawn at random")
     return listed
 
 
 def sample(stream: Iterable[T], count: int, *, seed: int, what: str) -> tuple[list[T], int]:
-    """`count` of a stream, each as likely as any other, in a random order; and how many there were (Vitter's algorithm R)."""
+    """`count` of a stream, each as likely as any other, in a random order; and how many there were
+    (Vitter's algorithm R).
+    """
     generator = random.Random(seed)
     drawn: list[T] = []
     tally = Tally(f"listing {what}", unit="images")

@@ -1,6 +1,8 @@
-"""Several runs side by side: their data, how far their parity sets overlap, their scores with paired tests, and what they cost.
+"""Several runs side by side: their data, how far their parity sets overlap, their scores with
+paired tests, and what they cost.
 
-A run is compared with the first one. Nothing is loaded but counts, the ids of parity samples (8 bytes each) and predictions.
+A run is compared with the first one. Nothing is loaded but counts, the ids of parity samples (8
+bytes each) and predictions.
 """
 
 import hashlib
@@ -39,9 +41,12 @@ class Compared:
     Attributes:
         name: short, and unique among them.
         images: where its images lay; None where it began with annotations or a parity set.
-        relative: whether its samples are known by the paths of their images below that, and not by whole references.
-        questions: a hash of the benchmark's questions (`questions_of`); None where they are not known.
-        against_first: model -> the paired test against the same model of the first run in percent, and on how many questions.
+        relative: whether its samples are known by the paths of their images below that, and not by
+            whole references.
+        questions: a hash of the benchmark's questions (`questions_of`); None where they are not
+            known.
+        against_first: model -> the paired test against the same model of the first run in percent,
+            and on how many questions.
     """
 
     name: str
@@ -64,7 +69,10 @@ def compare(runs: Sequence[Folder]) -> list[Compared]:
     for run, name in zip(runs, _names(runs), strict=True):
         known = facts.read(run)
         evaluation, questions = Evaluation(run, known.evaluation), questions_of(run)
-        is_same = bool(found) and (evaluation.metric, questions) == (found[0].evaluation.metric, found[0].questions)
+        is_same = bool(found) and (evaluation.metric, questions) == (
+            found[0].evaluation.metric,
+            found[0].questions,
+        )
         tests = _tests(evaluation, found[0].evaluation) if is_same else {}
         listed = manifest.load(run.child("manifest"))
         found.append(
@@ -92,11 +100,14 @@ def _names(runs: Sequence[Folder]) -> list[str]:
 
 def _tests(evaluation: Evaluation, first: Evaluation) -> dict[str, tuple[PairedTest | None, int]]:
     both = [model for model in evaluation.predictions if model in first.predictions]
-    return {model: compared(evaluation.predictions[model], first.predictions[model]) for model in both}
+    return {
+        model: compared(evaluation.predictions[model], first.predictions[model]) for model in both
+    }
 
 
 def questions_of(run: Folder) -> str | None:
-    """A hash of the questions that a run's models were asked, with ids and answers, in any order; None where no prediction is kept.
+    """A hash of the questions that a run's models were asked, with ids and answers, in any order;
+    None where no prediction is kept.
 
     An id alone says little: it is often the question's place in its file.
     """
@@ -162,9 +173,15 @@ def _data(runs: Sequence[Compared]) -> Iterable[Row]:
     yield ["images", *(f"{one['images']:,}" for one in data)]
     yield ["annotations", *(f"{one['annotations']:,}" for one in data)]
     for verdict in map(str, Verdict):
-        yield [verdict.replace("_", " "), *(_part(one["verdicts"].get(verdict, 0), one["annotations"]) for one in data)]
+        yield [
+            verdict.replace("_", " "),
+            *(_part(one["verdicts"].get(verdict, 0), one["annotations"]) for one in data),
+        ]
     for reason in dict.fromkeys(reason for one in data for reason in one["quarantined"]):
-        yield [f"quarantined: {reason}", *(f"{one['quarantined'].get(reason, 0):,}" for one in data)]
+        yield [
+            f"quarantined: {reason}",
+            *(f"{one['quarantined'].get(reason, 0):,}" for one in data),
+        ]
 
 
 def _part(count: int, whole: int) -> str:
@@ -174,7 +191,11 @@ def _part(count: int, whole: int) -> str:
 def _matched_by(runs: Sequence[Compared]) -> str:
     """What a reader should know of samples of images that lay in several places."""
     roots = {run.images for run in runs if run.relative}
-    return "; image roots differ, so images are matched by their paths below them" if len(roots) > 1 else ""
+    return (
+        "; image roots differ, so images are matched by their paths below them"
+        if len(roots) > 1
+        else ""
+    )
 
 
 def _overlap(runs: Sequence[Compared]) -> Iterable[Row]:
@@ -192,16 +213,23 @@ def _shared(run: Compared, other: Compared) -> str:
 
 
 def _scores(runs: Sequence[Compared]) -> Iterable[tuple[str, list[Row]]]:
-    """A table for each benchmark and official score that the runs have. Two benchmarks of one name are told apart by their questions."""
+    """A table for each benchmark and official score that the runs have. Two benchmarks of one name
+    are told apart by their questions.
+    """
     scored = [run for run in runs if run.evaluation.scores]
     blocks = dict.fromkeys(map(_scored_on, scored))
     for metric, benchmark, questions in blocks:
         models = dict.fromkeys(score["model"] for run in runs for score in run.evaluation.scores)
-        order = sorted(models, key=lambda model: _MODELS.index(model) if model in _MODELS else len(_MODELS))
-        rows = [row for model in order for row in _of_model(runs, model, (metric, benchmark, questions))]
+        order = sorted(
+            models, key=lambda model: _MODELS.index(model) if model in _MODELS else len(_MODELS)
+        )
+        rows = [
+            row for model in order for row in _of_model(runs, model, (metric, benchmark, questions))
+        ]
         title = f"{(metric or '').replace('_', ' ')} on {benchmark}"
         if [block[:2] for block in blocks].count((metric, benchmark)) > 1:
-            title += f" of {', '.join(run.name for run in scored if _scored_on(run) == (metric, benchmark, questions))}"
+            which = (metric, benchmark, questions)
+            title += f" of {', '.join(run.name for run in scored if _scored_on(run) == which)}"
         yield f"{title}{'' if questions else ' (its questions are not known)'}, percent", rows
 
 
@@ -215,8 +243,17 @@ def _of_model(runs: Sequence[Compared], model: str, which: tuple[str | None, ...
     if not any(mine):
         return
     label = LABELS.get(model, model)
-    yield [label, *(f"{score['score']:.1f} ({interval(score['ci95'])})" if score else _NONE for score in mine)]
-    tests = [run.against_first.get(model, (None, 0)) if score else (None, 0) for run, score in zip(runs, mine, strict=True)]
+    yield [
+        label,
+        *(
+            f"{score['score']:.1f} ({interval(score['ci95'])})" if score else _NONE
+            for score in mine
+        ),
+    ]
+    tests = [
+        run.against_first.get(model, (None, 0)) if score else (None, 0)
+        for run, score in zip(runs, mine, strict=True)
+    ]
     if any(test for test, _ in tests):
         yield [f"{label}, against {runs[0].name}", *(_difference(*test) for test in tests)]
 
@@ -225,17 +262,39 @@ def _difference(test: PairedTest | None, questions: int) -> str:
     if test is None:
         return _NONE
     low, high = test["ci95"]
-    return f"{test['difference']:+.1f} ({low:+.1f} to {high:+.1f}), p={test['p_value']:.3g}, n={questions:,}"
+    return (
+        f"{test['difference']:+.1f} ({low:+.1f} to {high:+.1f}), p={test['p_value']:.3g},"
+        f" n={questions:,}"
+    )
 
 
 def _cost(runs: Sequence[Compared]) -> Iterable[Row]:
     tokens = [run.facts.data["tokens"] for run in runs]
-    for label, end in (("tokens in", "_prompt_tokens"), ("of these cached", "_cached_tokens"), ("tokens out", "_output_tokens")):
-        yield [label, *(f"{sum(count for name, count in one.items() if name.endswith(end)):,}" for one in tokens)]
+    for label, end in (
+        ("tokens in", "_prompt_tokens"),
+        ("of these cached", "_cached_tokens"),
+        ("tokens out", "_output_tokens"),
+    ):
+        yield [
+            label,
+            *(
+                f"{sum(count for name, count in one.items() if name.endswith(end)):,}"
+                for one in tokens
+            ),
+        ]
     for stage in dict.fromkeys(stage for run in runs for stage in run.facts.stages):
-        yield [stage.replace("_", " "), *(duration(run.facts.stages[stage]) if stage in run.facts.stages else _NONE for run in runs)]
+        yield [
+            stage.replace("_", " "),
+            *(
+                duration(run.facts.stages[stage]) if stage in run.facts.stages else _NONE
+                for run in runs
+            ),
+        ]
     yield ["all stages (wall time)", *(duration(run.facts.wall_seconds) for run in runs)]
-    yield ["paid to an API", *(_NONE if run.facts.cost_usd is None else dollars(run.facts.cost_usd) for run in runs)]
+    yield [
+        "paid to an API",
+        *(_NONE if run.facts.cost_usd is None else dollars(run.facts.cost_usd) for run in runs),
+    ]
 
 
 def text(runs: Sequence[Compared]) -> str:
@@ -250,4 +309,10 @@ def text(runs: Sequence[Compared]) -> str:
 def html(runs: Sequence[Compared]) -> bytes:
     """The tables as a page."""
     axis = charts.axis_of(value for run in runs for value in drawn(run.evaluation))
-    return page.render("compare.html", runs=runs, tables=[item for item in tables(runs) if len(item[1]) > 1], labels=LABELS, axis=axis)
+    return page.render(
+        "compare.html",
+        runs=runs,
+        tables=[item for item in tables(runs) if len(item[1]) > 1],
+        labels=LABELS,
+        axis=axis,
+    )

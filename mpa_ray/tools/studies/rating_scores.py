@@ -1,4 +1,6 @@
-"""Scores of filled rating sheets: means before and after PI with bootstrap intervals, agreement of the raters, Table 4 beside them."""
+"""Scores of filled rating sheets: means before and after PI with bootstrap intervals, agreement of
+the raters, Table 4 beside them.
+"""
 
 import csv
 import io
@@ -14,7 +16,8 @@ from mpa_ray.report.rating_questions import AFTER, BEFORE, HUMAN, QUESTIONS
 from mpa_ray.tasks.confidence import bootstrap_interval
 from mpa_ray.tools.studies.agreement import fleiss_kappa, krippendorff_alpha
 
-# Table 4: 500 samples, 3 raters; the order of QUESTIONS. The paper prints human-likeness in percent.
+# Table 4: 500 samples, 3 raters; the order of QUESTIONS. The paper prints human-likeness in
+# percent.
 TABLE_4 = {
     ("Qwen2VL-7B", BEFORE): (0.76, 0.68, 0.80, 0.58),
     ("Qwen2VL-7B", AFTER): (0.92, 0.84, 0.92, 0.74),
@@ -46,14 +49,18 @@ def read_key(path: str | Path) -> dict[str, tuple[str, ...]]:
     Raises:
         ConfigurationError: it is no key file.
     """
-    return {row["item"]: tuple(row["groups"].split()) for _, row in _rows(Path(path), ("item", "groups"))}
+    return {
+        row["item"]: tuple(row["groups"].split())
+        for _, row in _rows(Path(path), ("item", "groups"))
+    }
 
 
 def read_sheet(path: str | Path, items: Iterable[str]) -> Sheet:
     """A filled sheet, in whatever order and with whatever delimiter the spreadsheet saved it.
 
     Raises:
-        ConfigurationError: a line for each cell that is neither yes, no nor empty, each item that is there twice, and each unknown one.
+        ConfigurationError: a line for each cell that is neither yes, no nor empty, each item that
+            is there twice, and each unknown one.
     """
     path = Path(path)
     ratings: Ratings = {}
@@ -64,7 +71,10 @@ def read_sheet(path: str | Path, items: Iterable[str]) -> Sheet:
     for line, row in _rows(path, ("item", *QUESTIONS)):
         item = (row["item"] or "").strip()
         if item not in unseen:
-            problems.append(f"{path}, row {line}: item {item!r} {'is there twice' if item in known else 'is not in the key'}")
+            problems.append(
+                f"{path}, row {line}: item {item!r}"
+                f" {'is there twice' if item in known else 'is not in the key'}"
+            )
             continue
         del unseen[item]
         cells = {question: (row[question] or "").strip().casefold() for question in QUESTIONS}
@@ -72,11 +82,18 @@ def read_sheet(path: str | Path, items: Iterable[str]) -> Sheet:
             if cell in _YES or cell in _NO:
                 ratings[item, question] = int(cell in _YES)
             elif cell:
-                problems.append(f"{path}, row {line}, {question}: {row[question][:40]!r} is neither 1 nor 0; correct it, or leave it empty")
+                problems.append(
+                    f"{path}, row {line}, {question}: {row[question][:40]!r} is neither 1 nor 0;"
+                    " correct it, or leave it empty"
+                )
         if empty := [question for question, cell in cells.items() if not cell]:
             missing.append(f"row {line} ({item}): {', '.join(empty)}")
     if problems:
-        more = [f"... and {len(problems) - _LISTED} more like these"] if len(problems) > _LISTED else []
+        more = (
+            [f"... and {len(problems) - _LISTED} more like these"]
+            if len(problems) > _LISTED
+            else []
+        )
         raise ConfigurationError(*problems[:_LISTED], *more)
     missing += [f"{item}: no row" for item in unseen]
     return Sheet(name=path.name, ratings=ratings, missing=tuple(missing))
@@ -86,7 +103,8 @@ def _rows(path: Path, needed: tuple[str, ...]) -> Iterable[tuple[int, dict[str, 
     """The rows of a CSV file with their line numbers; comma, semicolon or tab between cells."""
     if not path.is_file():
         raise ConfigurationError(f"{path}: there is no such file")
-    # Only ASCII columns are read, so the encoding in which a spreadsheet saved the questions does not matter.
+    # Only ASCII columns are read, so the encoding in which a spreadsheet saved the questions does
+    # not matter.
     text = path.read_bytes().decode("utf-8-sig", "replace")
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
@@ -94,33 +112,52 @@ def _rows(path: Path, needed: tuple[str, ...]) -> Iterable[tuple[int, dict[str, 
     try:
         absent = [name for name in needed if name not in (reader.fieldnames or [])]
         if absent:
-            raise ConfigurationError(f"{path}: no column {absent[0]!r}; it has {', '.join(map(str, reader.fieldnames or [])) or 'none'}")
+            raise ConfigurationError(
+                f"{path}: no column {absent[0]!r}; it has"
+                f" {', '.join(map(str, reader.fieldnames or [])) or 'none'}"
+            )
         for row in reader:
             if any(row[name] for name in needed):
                 yield reader.line_num, row
     except csv.Error as error:
-        raise ConfigurationError(f"{path}, row {reader.line_num + 1}: not CSV ({error}); save the sheet as CSV again") from error
+        raise ConfigurationError(
+            f"{path}, row {reader.line_num + 1}: not CSV ({error}); save the sheet as CSV again"
+        ) from error
 
 
-def score(groups: dict[str, tuple[str, ...]], sheets: list[Sheet], *, seed: int = 0) -> dict[str, Any]:
+def score(
+    groups: dict[str, tuple[str, ...]], sheets: list[Sheet], *, seed: int = 0
+) -> dict[str, Any]:
     """Means, intervals and agreement.
 
-    An item's score is the mean of its ratings, a group's the mean of its items; the interval resamples items, not raters.
+    An item's score is the mean of its ratings, a group's the mean of its items; the interval
+    resamples items, not raters.
 
     Returns:
-        {"raters": names, "missing": {name: texts}, "scores": [{"group", "question", "mean" in 0..1, "ci95", "items", "ratings"}],
-        "agreement": {question: {"krippendorff_alpha", "fleiss_kappa", "fleiss_items"}}}; a coefficient is None where it is undefined.
-        Fleiss' kappa is over the items that every rater rated.
+        {"raters": names, "missing": {name: texts}, "scores": [{"group", "question", "mean" in 0..1,
+        "ci95", "items", "ratings"}], "agreement": {question: {"krippendorff_alpha", "fleiss_kappa",
+        "fleiss_items"}}}; a coefficient is None where it is undefined. Fleiss' kappa is over the
+        items that every rater rated.
 
     Raises:
         ConfigurationError: no sheet, two of one name, or a group with no rating of a question.
     """
     names = [sheet.name for sheet in sheets]
     if not sheets or len(set(names)) < len(names):
-        raise ConfigurationError(f"sheets {', '.join(names) or '(none)'}: give each rater's file once, under a name of its own")
+        raise ConfigurationError(
+            f"sheets {', '.join(names) or '(none)'}: give each rater's file once, under a name of"
+            " its own"
+        )
     scores, agreement = [], {}
     for question in QUESTIONS:
-        ratings = {item: [sheet.ratings[item, question] for sheet in sheets if (item, question) in sheet.ratings] for item in groups}
+        ratings = {
+            item: [
+                sheet.ratings[item, question]
+                for sheet in sheets
+                if (item, question) in sheet.ratings
+            ]
+            for item in groups
+        }
         complete = [found for found in ratings.values() if len(found) == len(sheets)]
         agreement[question] = {
             "krippendorff_alpha": krippendorff_alpha(ratings.values()),
@@ -128,37 +165,79 @@ def score(groups: dict[str, tuple[str, ...]], sheets: list[Sheet], *, seed: int 
             "fleiss_items": len(complete),
         }
         for group in _groups_of(groups):
-            found = [ratings[item] for item, its_groups in groups.items() if group in its_groups and ratings[item]]
+            found = [
+                ratings[item]
+                for item, its_groups in groups.items()
+                if group in its_groups and ratings[item]
+            ]
             if not found:
-                raise ConfigurationError(f"no sheet has a rating of {question} for any item {group}; at least one is needed")
+                raise ConfigurationError(
+                    f"no sheet has a rating of {question} for any item {group}; at least one is"
+                    " needed"
+                )
             means = [fmean(item) for item in found]
             interval = bootstrap_interval(means, seed=seed)
-            row = {"group": group, "question": question, "mean": fmean(means), "ci95": list(interval)}
+            row = {
+                "group": group,
+                "question": question,
+                "mean": fmean(means),
+                "ci95": list(interval),
+            }
             scores.append(row | {"items": len(found), "ratings": sum(map(len, found))})
-    return {"raters": names, "missing": {sheet.name: list(sheet.missing) for sheet in sheets}, "scores": scores, "agreement": agreement}
+    return {
+        "raters": names,
+        "missing": {sheet.name: list(sheet.missing) for sheet in sheets},
+        "scores": scores,
+        "agreement": agreement,
+    }
 
 
 def _groups_of(groups: dict[str, tuple[str, ...]]) -> list[str]:
-    return [group for group in (BEFORE, AFTER, HUMAN) if any(group in its_groups for its_groups in groups.values())]
+    return [
+        group
+        for group in (BEFORE, AFTER, HUMAN)
+        if any(group in its_groups for its_groups in groups.values())
+    ]
 
 
 def tables(result: dict[str, Any]) -> str:
-    """The scores beside Table 4 of the paper, the agreement, and what is missing, for a terminal."""
+    """The scores beside Table 4 of the paper, the agreement, and what is missing, for a
+    terminal.
+    """
     scores = {(row["group"], row["question"]): row for row in result["scores"]}
     groups = list(dict.fromkeys(group for group, _ in scores))
     lines = [["", *QUESTIONS]]
     for group in groups:
         rows = [scores[group, question] for question in QUESTIONS]
         lines.append([f"ours, {group}", *(_shown(row["mean"], row["question"]) for row in rows)])
-        lines.append(["  95% interval", *(" to ".join(_shown(end, row["question"]) for end in row["ci95"]) for row in rows)])
+        lines.append(
+            [
+                "  95% interval",
+                *(" to ".join(_shown(end, row["question"]) for end in row["ci95"]) for row in rows),
+            ]
+        )
     for (model, group), values in TABLE_4.items():
-        lines.append([f"paper, {model}, {group}", *(_shown(value, question) for value, question in zip(values, QUESTIONS, strict=True))])
+        lines.append(
+            [
+                f"paper, {model}, {group}",
+                *(
+                    _shown(value, question)
+                    for value, question in zip(values, QUESTIONS, strict=True)
+                ),
+            ]
+        )
     agreement = result["agreement"]
-    for name, label in (("krippendorff_alpha", "Krippendorff's alpha"), ("fleiss_kappa", "Fleiss' kappa")):
+    for name, label in (
+        ("krippendorff_alpha", "Krippendorff's alpha"),
+        ("fleiss_kappa", "Fleiss' kappa"),
+    ):
         values = [agreement[question][name] for question in QUESTIONS]
         lines.append([label, *("-" if value is None else f"{value:.2f}" for value in values)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
     for rater, missing in result["missing"].items():
         if missing:
             more = f"; and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""

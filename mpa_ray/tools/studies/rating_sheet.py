@@ -1,4 +1,5 @@
-"""A sheet for people to rate annotations, before and after the Parity Identifier, without knowing which is which (Table 4 of the paper).
+"""A sheet for people to rate annotations, before and after the Parity Identifier, without knowing
+which is which (Table 4 of the paper).
 
 OUTPUT/for_raters/    sheet.csv, images/, instructions.md: all a rater gets
 OUTPUT/key.csv        which item is which: stays with whoever runs the study
@@ -32,8 +33,9 @@ _BEFORE_A_FORMULA = re.compile(r"(?:^|;)[\s\"]*(?=[=+\-@＝＋－＠])")
 
 INSTRUCTIONS = """# Rating questions and answers about images
 
-Open `sheet.csv` in a spreadsheet. For each row look at the image in `images/`, read the question and the answer, and put **1** (yes) or
-**0** (no) into each of the four columns. Leave a cell empty where you cannot tell. Change nothing else; the order of rows may change.
+Open `sheet.csv` in a spreadsheet. For each row look at the image in `images/`, read the question
+and the answer, and put **1** (yes) or **0** (no) into each of the four columns. Leave a cell empty
+where you cannot tell. Change nothing else; the order of rows may change.
 
 {questions}
 
@@ -41,13 +43,16 @@ The task: {task}
 
 An apostrophe in front of what would look like a formula to the spreadsheet (at the start of a
 cell, or behind a semicolon) is not part of the text.
-Save as CSV under a name of your own, and send back that one file. Rate alone: agreement between raters is part of the result.
+Save as CSV under a name of your own, and send back that one file. Rate alone: agreement between
+raters is part of the result.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One row of the sheet. An annotation that was drawn both before and after PI is rated once and counts in both groups."""
+    """One row of the sheet. An annotation that was drawn both before and after PI is rated once and
+    counts in both groups.
+    """
 
     groups: tuple[str, ...]
     sample_id: str
@@ -58,8 +63,11 @@ class Item:
     """The encoded image, where it does not have to be fetched by its URI."""
 
 
-def write_sheet(run: Folder, output: Folder, *, samples: int, seed: int, task: str, human: bool = False) -> dict[str, int]:
-    """Draws `samples` annotations before PI (of all) and as many after PI (of the parity set) and writes sheet, images and key.
+def write_sheet(
+    run: Folder, output: Folder, *, samples: int, seed: int, task: str, human: bool = False
+) -> dict[str, int]:
+    """Draws `samples` annotations before PI (of all) and as many after PI (of the parity set) and
+    writes sheet, images and key.
 
     Args:
         run: a run's output folder.
@@ -67,13 +75,15 @@ def write_sheet(run: Folder, output: Folder, *, samples: int, seed: int, task: s
         samples: of each group; all there are where they are fewer.
         seed: of what is drawn and of the order.
         task: what the questions are about, for the instructions.
-        human: mix in as many questions of the run's labeled benchmark, which people wrote, so that human-likeness has a measure beside it.
+        human: mix in as many questions of the run's labeled benchmark, which people wrote, so that
+            human-likeness has a measure beside it.
 
     Returns:
         The number of items in each group, and "items" in all.
 
     Raises:
-        ConfigurationError: no judgements, no parity sample, no benchmark although `human` asks for it, or the output holds files.
+        ConfigurationError: no judgements, no parity sample, no benchmark although `human` asks for
+            it, or the output holds files.
         RunError: an image cannot be read.
     """
     if samples < 1:
@@ -82,7 +92,9 @@ def write_sheet(run: Folder, output: Folder, *, samples: int, seed: int, task: s
     require_new(output)
     items = _annotations(judgements, samples, seed)
     if not any(AFTER in item.groups for item in items):
-        raise ConfigurationError(f"--run {run.uri}: it has no parity sample, so there is nothing after PI to rate")
+        raise ConfigurationError(
+            f"--run {run.uri}: it has no parity sample, so there is nothing after PI to rate"
+        )
     items += _human_items(run, samples, seed) if human else []
     items.sort(key=lambda item: draw(item.sample_id, f"order/{seed}"))
     sheet, key = [], []
@@ -95,10 +107,14 @@ def write_sheet(run: Folder, output: Folder, *, samples: int, seed: int, task: s
         key.append([name, " ".join(item.groups), item.sample_id, item.image_uri])
     output.write_bytes("for_raters/sheet.csv", csv_bytes([[*ITEM_COLUMNS, *QUESTIONS], *sheet]))
     questions = "\n".join(f"- `{name}`: {text}" for name, text in QUESTIONS.items())
-    output.write_bytes("for_raters/instructions.md", INSTRUCTIONS.format(questions=questions, task=task).encode())
+    output.write_bytes(
+        "for_raters/instructions.md", INSTRUCTIONS.format(questions=questions, task=task).encode()
+    )
     output.write_bytes("key.csv", csv_bytes([list(KEY_COLUMNS), *key]))
     groups = (BEFORE, AFTER, *([HUMAN] if human else []))
-    return {"items": len(items)} | {group: sum(group in item.groups for item in items) for group in groups}
+    return {"items": len(items)} | {
+        group: sum(group in item.groups for item in items) for group in groups
+    }
 
 
 def _images(items: list[Item], max_image_bytes: int) -> list[bytes | UnreadableImage]:
@@ -113,12 +129,16 @@ def _named(name: str, image: bytes | UnreadableImage, item: Item) -> str:
             raise image
         return named(name, image)
     except UnreadableImage as error:
-        raise RunError(f"{item.image_uri}: cannot be read ({error}); put it back, or draw with another --seed") from None
+        raise RunError(
+            f"{item.image_uri}: cannot be read ({error}); put it back, or draw with another --seed"
+        ) from None
 
 
 def _annotations(judgements: Folder, samples: int, seed: int) -> list[Item]:
     before = drawn(judgements, samples, salt=f"{BEFORE}/{seed}")
-    after = drawn(judgements, samples, salt=f"{AFTER}/{seed}", verdicts=frozenset({str(Verdict.PARITY)}))
+    after = drawn(
+        judgements, samples, salt=f"{AFTER}/{seed}", verdicts=frozenset({str(Verdict.PARITY)})
+    )
     groups: dict[Place, tuple[str, ...]] = dict.fromkeys(before, (BEFORE,))
     for place in after:
         groups[place] = (*groups.get(place, ()), AFTER)
@@ -127,12 +147,16 @@ def _annotations(judgements: Folder, samples: int, seed: int) -> list[Item]:
 
 
 def _human_items(run: Folder, samples: int, seed: int) -> list[Item]:
-    """Questions of the run's labeled benchmark with their commonest answer (the first of equals)."""
+    """Questions of the run's labeled benchmark with their commonest answer (the first of
+    equals).
+    """
     questions = require(run, "evaluation/questions")
     draws = (
         (draw(question_id, f"{HUMAN}/{seed}"), name, number)
         for name in questions.names(".parquet")
-        for number, question_id in enumerate(questions.read_table(name, ["question_id"]).column(0).to_pylist())
+        for number, question_id in enumerate(
+            questions.read_table(name, ["question_id"]).column(0).to_pylist()
+        )
     )
     items = []
     for _, name, number in heapq.nsmallest(samples, draws):
@@ -151,9 +175,13 @@ def _human_items(run: Folder, samples: int, seed: int) -> list[Item]:
 
 
 def csv_bytes(rows: list[list[Any]]) -> bytes:
-    """Rows as CSV for any spreadsheet: every cell quoted and harmless, with the mark that tells Excel the text is UTF-8."""
+    """Rows as CSV for any spreadsheet: every cell quoted and harmless, with the mark that tells
+    Excel the text is UTF-8.
+    """
     text = io.StringIO(newline="")
-    csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerows([[harmless(str(cell)) for cell in row] for row in rows])
+    csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerows(
+        [[harmless(str(cell)) for cell in row] for row in rows]
+    )
     return b"\xef\xbb\xbf" + text.getvalue().encode("utf-8", "replace")
 
 
@@ -161,5 +189,10 @@ def harmless(cell: str) -> str:
     """A text that no spreadsheet takes for a formula, on one line and without a tab, whether the
     delimiter is a comma, a semicolon or a tab
     (https://owasp.org/www-community/attacks/CSV_Injection)."""
-    line = " ".join("".join(character if character.isprintable() or character in _JOINERS else " " for character in cell).split())
+    line = " ".join(
+        "".join(
+            character if character.isprintable() or character in _JOINERS else " "
+            for character in cell
+        ).split()
+    )
     return _BEFORE_A_FORMULA.sub(r"\g<0>'", line)

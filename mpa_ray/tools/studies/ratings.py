@@ -1,10 +1,13 @@
-"""Ratings of samples as the report's pages export them: one JSON object a line, one line for a rater and a sample.
+"""Ratings of samples as the report's pages export them: one JSON object a line, one line for a
+rater and a sample.
 
-    {"mpa_ray_rating": 1, "run": "0123456789ab", "samples": 100, "seed": 0, "blind": true, "rater": "ann",
-     "time": "2026-01-31T12:00:00.000Z", "id": a sample_id, "fingerprint": of the rated text, "answerability": 1, ...,
+    {"mpa_ray_rating": 1, "run": "0123456789ab", "samples": 100, "seed": 0, "blind": true,
+     "rater": "ann", "time": "2026-01-31T12:00:00.000Z", "id": a sample_id,
+     "fingerprint": of the rated text, "answerability": 1, ...,
      "decision": "fix", "question": ..., "answer": ...}
 
-What was not rated is not in it. `decision` is "keep", "drop" or "fix"; only the last has a new question and answer.
+What was not rated is not in it. `decision` is "keep", "drop" or "fix"; only the last has a new
+question and answer.
 """
 
 from collections.abc import Iterable, Iterator
@@ -54,7 +57,8 @@ class Rating(BaseModel):
 
 
 def read(paths: Iterable[str | Path]) -> list[Rating]:
-    """The ratings of several files; of two by the same rater on the same text, shown in the same way, the later one.
+    """The ratings of several files; of two by the same rater on the same text, shown in the same
+    way, the later one.
 
     Raises:
         ConfigurationError: a line for each line that is no rating.
@@ -70,13 +74,19 @@ def read(paths: Iterable[str | Path]) -> list[Rating]:
             except ValidationError as error:
                 first = error.errors()[0]
                 place = ".".join(map(str, first["loc"])) or "the line"
-                problems.append(f"{path}, line {number}: {place}: {first['msg']}; export the ratings again")
+                problems.append(
+                    f"{path}, line {number}: {place}: {first['msg']}; export the ratings again"
+                )
                 continue
             key = (rating.rater, rating.id, rating.fingerprint, rating.blind)
             if key not in found or found[key].time <= rating.time:
                 found[key] = rating
     if problems:
-        more = [f"... and {len(problems) - _LISTED} more like these"] if len(problems) > _LISTED else []
+        more = (
+            [f"... and {len(problems) - _LISTED} more like these"]
+            if len(problems) > _LISTED
+            else []
+        )
         raise ConfigurationError(*problems[:_LISTED], *more)
     if not found:
         raise ConfigurationError("the files hold no rating; export them in the page")
@@ -90,20 +100,33 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def groups_of(run: Folder, ratings: list[Rating]) -> dict[str, tuple[str, ...]]:
-    """The groups of the rating study that each rated sample was drawn into; a sample that was in neither is left out.
+    """The groups of the rating study that each rated sample was drawn into; a sample that was in
+    neither is left out.
 
     Raises:
-        ConfigurationError: the ratings are of studies with different seeds, or the run has no judgements.
+        ConfigurationError: the ratings are of studies with different seeds, or the run has no
+            judgements.
     """
     seeds = {rating.seed for rating in ratings}
     if len(seeds) > 1:
-        raise ConfigurationError(f"the ratings are of draws with the seeds {', '.join(map(str, sorted(seeds)))}; score them one by one")
+        raise ConfigurationError(
+            f"the ratings are of draws with the seeds {', '.join(map(str, sorted(seeds)))}; score"
+            " them one by one"
+        )
     seed, samples = seeds.pop(), max(rating.samples for rating in ratings)
     judgements = require(run, "judgements")
     before = {sample_id for _, sample_id in drawn(judgements, samples, salt=f"{BEFORE}/{seed}")}
-    after = {sample_id for _, sample_id in drawn(judgements, samples, salt=f"{AFTER}/{seed}", verdicts=frozenset({str(Verdict.PARITY)}))}
+    after = {
+        sample_id
+        for _, sample_id in drawn(
+            judgements, samples, salt=f"{AFTER}/{seed}", verdicts=frozenset({str(Verdict.PARITY)})
+        )
+    }
     rated = dict.fromkeys(rating.id for rating in ratings)
-    groups = {item: tuple(name for name, members in ((BEFORE, before), (AFTER, after)) if item in members) for item in rated}
+    groups = {
+        item: tuple(name for name, members in ((BEFORE, before), (AFTER, after)) if item in members)
+        for item in rated
+    }
     return {item: its_groups for item, its_groups in groups.items() if its_groups}
 
 
@@ -117,7 +140,11 @@ def sheets(ratings: list[Rating], items: Iterable[str]) -> list[Sheet]:
         for rating in ratings:
             if rating.rater == rater and rating.id in known:
                 given = {question: getattr(rating, question) for question in QUESTIONS}
-                cells |= {(rating.id, question): value for question, value in given.items() if value is not None}
+                cells |= {
+                    (rating.id, question): value
+                    for question, value in given.items()
+                    if value is not None
+                }
                 if empty := [question for question, value in given.items() if value is None]:
                     missing.append(f"{rating.id}: {', '.join(empty)}")
         found.append(Sheet(name=rater, ratings=cells, missing=tuple(missing)))

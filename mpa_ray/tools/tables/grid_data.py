@@ -1,4 +1,6 @@
-"""Where a grid's images, benchmarks and labels are (`data.yaml`), and the configuration of a cell that follows from it."""
+"""Where a grid's images, benchmarks and labels are (`data.yaml`), and the configuration of a cell
+that follows from it.
+"""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,8 +15,8 @@ from mpa_ray.demo import presets
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.tools.tables.paper import Cell
 
-# The paper's names. What a checkpoint is called on the hub may be in a layout that transformers does not serve: `models` in data.yaml says
-# where a converted one is.
+# The paper's names. What a checkpoint is called on the hub may be in a layout that transformers
+# does not serve: `models` in data.yaml says where a converted one is.
 MODELS: dict[str, dict[str, Any]] = {
     "Qwen2VL-7B": presets.PAPER["qwen2vl-7b"]["lvlm"],
     "InternVL2-8B": presets.PAPER["internvl2-8b"]["lvlm"],
@@ -28,7 +30,20 @@ MODELS: dict[str, dict[str, Any]] = {
 SVLMS = ("SmolVLM-500M", "TinyLLaVA-2B", "InternVL2-2B", "InternVL2-4B", "Qwen2VL-2B")
 
 # The grid decides these, cell by cell.
-_NOT_SETTINGS = {"images", "output", "task", "lvlm", "svlm", "jury", "labels", "ablations", "annotations", "rounds", "seed", "demo"}
+_NOT_SETTINGS = {
+    "images",
+    "output",
+    "task",
+    "lvlm",
+    "svlm",
+    "jury",
+    "labels",
+    "ablations",
+    "annotations",
+    "rounds",
+    "seed",
+    "demo",
+}
 
 
 class TaskData(Section):
@@ -50,7 +65,9 @@ class GridData(Section):
     transfer: dict[Literal["icdar2015", "textcaps"], EvaluateSection] = Field(default={})
     """The benchmarks of Tables 3 and 10; their formats are known."""
     models: dict[str, dict[str, Any]] = Field(default={})
-    """The paper's name of a model -> settings as under `lvlm` or `svlm`: another checkpoint, replicas, prices."""
+    """The paper's name of a model -> settings as under `lvlm` or `svlm`: another checkpoint,
+    replicas, prices.
+    """
     settings: dict[str, Any] = Field(default={})
     """Settings of every run, as in a run's YAML: `{pl: {workers: 3}}`."""
 
@@ -58,9 +75,15 @@ class GridData(Section):
     def _check(self) -> Self:
         for name in self.models:
             if name not in MODELS:
-                raise ValueError(f"models.{name}: the paper has no model of this name; it has {', '.join(MODELS)}")
+                raise ValueError(
+                    f"models.{name}: the paper has no model of this name; it has"
+                    f" {', '.join(MODELS)}"
+                )
         if decided := sorted(_NOT_SETTINGS & self.settings.keys()):
-            raise ValueError(f"settings.{decided[0]}: the grid sets this itself, from tasks and models; remove it")
+            raise ValueError(
+                f"settings.{decided[0]}: the grid sets this itself, from tasks and models; remove"
+                " it"
+            )
         return self
 
 
@@ -74,19 +97,26 @@ def read(path: str | Path) -> GridData:
         tree = yaml.safe_load(Path(path).read_text())
         return GridData.model_validate(tree)
     except OSError as error:
-        raise ConfigurationError(f"--data {path}: cannot be read: {error.strerror}; give a YAML file (jobs/data.example.yaml)") from error
+        raise ConfigurationError(
+            f"--data {path}: cannot be read: {error.strerror}; give a YAML file"
+            " (jobs/data.example.yaml)"
+        ) from error
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"--data {path}: not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigurationError(
+            f"--data {path}: not YAML: {' '.join(str(error).split())}"
+        ) from error
     except ValidationError as error:
         lines = problems(error, GridData)
         raise ConfigurationError(*(f"--data {path}: {line}" for line in lines)) from error
 
 
 def cell_config(cell: Cell, data: GridData, *, output: str, seed: int) -> Config:
-    """The run of a cell. Tables that share it configure it alike but for its ablations, so that none is made twice.
+    """The run of a cell. Tables that share it configure it alike but for its ablations, so that
+    none is made twice.
 
     Raises:
-        ConfigurationError: the data lacks the task or labels the cell needs, or the settings do not go together.
+        ConfigurationError: the data lacks the task or labels the cell needs, or the settings do not
+            go together.
     """
     task = data.tasks.get(cell.task)
     if task is None:
@@ -94,7 +124,10 @@ def cell_config(cell: Cell, data: GridData, *, output: str, seed: int) -> Config
     for benchmark in cell.benchmarks:
         if benchmark not in data.transfer:
             raise ConfigurationError(f"data.yaml has no transfer.{benchmark}")
-    models = {role: MODELS[name] | data.models.get(name, {}) for role, name in (("lvlm", cell.lvlm), ("svlm", cell.svlm))}
+    models = {
+        role: MODELS[name] | data.models.get(name, {})
+        for role, name in (("lvlm", cell.lvlm), ("svlm", cell.svlm))
+    }
     batch_size, learning_rate = hyperparameters.TABLE_11[_table_11_name(cell.svlm)]
     own = {
         "task": cell.task,
@@ -108,7 +141,15 @@ def cell_config(cell: Cell, data: GridData, *, output: str, seed: int) -> Config
         "pl": {"batch_size": batch_size, "learning_rate": learning_rate},
         **models,
     }
-    return validate(merge(own, {**data.settings, "evaluate": merge(data.settings.get("evaluate", {}), own["evaluate"])}))
+    return validate(
+        merge(
+            own,
+            {
+                **data.settings,
+                "evaluate": merge(data.settings.get("evaluate", {}), own["evaluate"]),
+            },
+        )
+    )
 
 
 def _table_11_name(svlm: str) -> str:

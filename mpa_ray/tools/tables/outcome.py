@@ -30,11 +30,26 @@ class Outcome:
     transfer: dict[str, list[Score]] = field(default_factory=dict)
 
     def score(self, figure: Figure, metric: str = "") -> Score | None:
-        """The entry of an evaluation for a figure: its own metric, the official one (the first), or `metric`."""
-        found = self.transfer.get(figure.benchmark, []) if figure.benchmark else (self.record or {}).get("evaluation", [])
+        """The entry of an evaluation for a figure: its own metric, the official one (the first), or
+        `metric`.
+        """
+        found = (
+            self.transfer.get(figure.benchmark, [])
+            if figure.benchmark
+            else (self.record or {}).get("evaluation", [])
+        )
         wanted = metric or figure.metric
-        return next((score for score in found if score["model"] == figure.model and wanted in ("", score["metric"])), None)
+        return next(
+            (
+                score
+                for score in found
+                if score["model"] == figure.model and wanted in ("", score["metric"])
+            ),
+            None,
+        )
 
     def predictions(self, figure: Figure) -> Folder:
         """Where the predictions behind a figure are."""
-        return (self.folder.child(f"transfer/{figure.benchmark}") if figure.benchmark else self.folder).child("evaluation/predictions")
+        return (
+            self.folder.child(f"transfer/{figure.benchmark}") if figure.benchmark else self.folder
+        ).child("evaluation/predictions")

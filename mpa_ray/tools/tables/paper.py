@@ -1,6 +1,8 @@
-"""The paper's tables as grids of runs, with the paper's own figures: percent, as printed (arXiv 2509.16633).
+"""The paper's tables as grids of runs, with the paper's own figures: percent, as printed (arXiv
+2509.16633).
 
-A cell is one run of MPA (S-VLM, L-VLM, task) and what of it the table shows. Several tables share cells, and a grid makes each once.
+A cell is one run of MPA (S-VLM, L-VLM, task) and what of it the table shows. Several tables share
+cells, and a grid makes each once.
 """
 
 from collections.abc import Iterable, Mapping
@@ -40,7 +42,13 @@ class Cell:
     @property
     def ablations(self) -> tuple[str, ...]:
         """The comparisons that are trained beside MPA."""
-        return tuple(dict.fromkeys(figure.model for figure in self.figures if figure.model not in (MPA, ZERO_SHOT, LVLM)))
+        return tuple(
+            dict.fromkeys(
+                figure.model
+                for figure in self.figures
+                if figure.model not in (MPA, ZERO_SHOT, LVLM)
+            )
+        )
 
     @property
     def benchmarks(self) -> tuple[str, ...]:
@@ -62,10 +70,30 @@ _TASKS = ("textvqa", "stvqa", "chartqa", "okvqa")
 
 # S-VLM -> for each task: zero-shot, MPA by Qwen2VL-7B, MPA by InternVL2-8B.
 _TABLE_1 = {
-    "SmolVLM-500M": ((55.3, 57.6, 57.7), (78.5, 80.3, 80.7), (56.5, 59.9, 59.3), (38.2, 40.7, 39.9)),
-    "TinyLLaVA-2B": ((47.1, 53.5, 51.9), (44.7, 48.7, 49.8), (12.0, 24.0, 27.2), (43.6, 46.6, 47.2)),
-    "InternVL2-2B": ((68.0, 70.3, 69.5), (63.0, 65.5, 65.7), (63.2, 68.3, 68.2), (42.7, 45.6, 44.6)),
-    "InternVL2-4B": ((69.1, 71.4, 70.3), (63.2, 66.6, 67.9), (73.1, 73.8, 74.0), (50.5, 52.3, 52.0)),
+    "SmolVLM-500M": (
+        (55.3, 57.6, 57.7),
+        (78.5, 80.3, 80.7),
+        (56.5, 59.9, 59.3),
+        (38.2, 40.7, 39.9),
+    ),
+    "TinyLLaVA-2B": (
+        (47.1, 53.5, 51.9),
+        (44.7, 48.7, 49.8),
+        (12.0, 24.0, 27.2),
+        (43.6, 46.6, 47.2),
+    ),
+    "InternVL2-2B": (
+        (68.0, 70.3, 69.5),
+        (63.0, 65.5, 65.7),
+        (63.2, 68.3, 68.2),
+        (42.7, 45.6, 44.6),
+    ),
+    "InternVL2-4B": (
+        (69.1, 71.4, 70.3),
+        (63.2, 66.6, 67.9),
+        (73.1, 73.8, 74.0),
+        (50.5, 52.3, 52.0),
+    ),
     "Qwen2VL-2B": ((70.6, 75.1, 72.3), (62.5, 67.2, 66.6), (65.9, 67.6, 66.9), (47.1, 48.9, 48.9)),
 }
 # S-VLM -> for each task: without PI, MPA.
@@ -77,7 +105,12 @@ _TABLE_9 = {
     "Qwen2VL-2B": ((73.6, 75.1), (65.8, 67.2), (67.4, 67.6), (47.2, 48.9)),
 }
 # Task -> LoRA on 100 labels, full fine-tuning on them, MPA.
-_TABLE_5 = {"textvqa": (71.9, 71.8, 75.1), "stvqa": (63.4, 61.7, 67.2), "chartqa": (66.1, 65.7, 67.6), "okvqa": (47.9, 47.7, 48.9)}
+_TABLE_5 = {
+    "textvqa": (71.9, 71.8, 75.1),
+    "stvqa": (63.4, 61.7, 67.2),
+    "chartqa": (66.1, 65.7, 67.6),
+    "okvqa": (47.9, 47.7, 48.9),
+}
 # Task -> human labels, without PI, MPA: samples and score.
 _TABLE_6 = {
     "textvqa": (("35K", 72.7), ("21K", 73.6), ("2K", 75.1)),
@@ -94,7 +127,12 @@ _TABLE_10 = {
 
 
 def _cell(task: str, svlm: str, scores: Mapping[str, float], *, lvlm: str = "Qwen2VL-7B") -> Cell:
-    return Cell(task=task, lvlm=lvlm, svlm=svlm, figures=tuple(Figure(model=model, paper=score) for model, score in scores.items()))
+    return Cell(
+        task=task,
+        lvlm=lvlm,
+        svlm=svlm,
+        figures=tuple(Figure(model=model, paper=score) for model, score in scores.items()),
+    )
 
 
 def _table_1() -> Iterable[Cell]:
@@ -113,7 +151,10 @@ def _table_9() -> Iterable[Cell]:
 def _table_6() -> Iterable[Cell]:
     for task, arms in _TABLE_6.items():
         names = ("human_labels", "no_pi_all", MPA)
-        figures = tuple(Figure(model=name, paper=score, samples=samples) for name, (samples, score) in zip(names, arms, strict=True))
+        figures = tuple(
+            Figure(model=name, paper=score, samples=samples)
+            for name, (samples, score) in zip(names, arms, strict=True)
+        )
         yield Cell(task=task, lvlm="Qwen2VL-7B", svlm="Qwen2VL-2B", figures=figures)
 
 
@@ -131,7 +172,10 @@ _API = (
     _cell("textvqa", "Qwen2VL-2B", {ZERO_SHOT: 70.6, MPA: 75.4}, lvlm="GPT-4o"),
 )
 _FEW_SHOT = tuple(
-    _cell(task, "Qwen2VL-2B", dict(zip(("few_shot_lora", "few_shot_full", MPA), scores, strict=True))) for task, scores in _TABLE_5.items()
+    _cell(
+        task, "Qwen2VL-2B", dict(zip(("few_shot_lora", "few_shot_full", MPA), scores, strict=True))
+    )
+    for task, scores in _TABLE_5.items()
 )
 _PATHOLOGY = (_cell("pathvqa", "TinyLLaVA-2B", {ZERO_SHOT: 51.2, MPA: 53.6}),)
 _TRANSFER_TITLE = "transfer of a TextVQA-aligned S-VLM to word recognition and captions"
@@ -140,17 +184,27 @@ TABLES = {
     table.number: table
     for table in (
         Table(number=1, title="MPA over S-VLMs, L-VLMs and tasks", cells=tuple(_table_1())),
-        Table(number=2, title="GPT-4o as the L-VLM", cells=_API, note="The paper's Qwen2VL-7B itself: 74.7 on TextVQA."),
+        Table(
+            number=2,
+            title="GPT-4o as the L-VLM",
+            cells=_API,
+            note="The paper's Qwen2VL-7B itself: 74.7 on TextVQA.",
+        ),
         Table(number=3, title=_TRANSFER_TITLE, cells=(_transfer(),)),
         Table(number=5, title="MPA and supervision by 100 labels", cells=_FEW_SHOT),
-        Table(number=6, title="MPA, all pseudo-labels, and all human labels", cells=tuple(_table_6())),
+        Table(
+            number=6, title="MPA, all pseudo-labels, and all human labels", cells=tuple(_table_6())
+        ),
         Table(number=7, title="PathVQA, yes-or-no questions", cells=_PATHOLOGY),
-        Table(number=9, title="MPA with and without the Parity Identifier", cells=tuple(_table_9())),
+        Table(
+            number=9, title="MPA with and without the Parity Identifier", cells=tuple(_table_9())
+        ),
         Table(number=10, title=_TRANSFER_TITLE, cells=(_transfer(),)),
     )
 }
 
-# The same comparisons on the embedded pair. What a table compares, beside zero-shot, the L-VLM and MPA.
+# The same comparisons on the embedded pair. What a table compares, beside zero-shot, the L-VLM and
+# MPA.
 _DEMO = {
     1: (),
     5: ("few_shot_lora", "few_shot_full"),
@@ -169,10 +223,16 @@ def demo_cell(task: str, ablations: Iterable[str]) -> Cell:
 
 
 def demo_table(number: int) -> Table:
-    """Table `number` on the embedded pair: signs and charts, and for Table 7 yes-or-no questions on both.
+    """Table `number` on the embedded pair: signs and charts, and for Table 7 yes-or-no questions on
+    both.
 
     Raises:
-        KeyError: the table is about a model behind an API or other benchmarks, which the demo does not have; see `DEMO_TABLES`.
+        KeyError: the table is about a model behind an API or other benchmarks, which the demo does
+            not have; see `DEMO_TABLES`.
     """
     tasks = ("pathvqa",) if number == 7 else ("textvqa", "chartqa")
-    return Table(number=number, title=TABLES[number].title, cells=tuple(demo_cell(task, _DEMO[number]) for task in tasks))
+    return Table(
+        number=number,
+        title=TABLES[number].title,
+        cells=tuple(demo_cell(task, _DEMO[number]) for task in tasks),
+    )

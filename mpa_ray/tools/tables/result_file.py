@@ -1,4 +1,6 @@
-"""How a benchmark's result is kept: a dated file that says on what, with what and how it was measured."""
+"""How a benchmark's result is kept: a dated file that says on what, with what and how it was
+measured.
+"""
 
 import json
 import os
@@ -13,11 +15,20 @@ from mpa_ray.observability.versions import versions
 
 
 def write(folder: Path, name: str, text: str, data: dict[str, Any]) -> Path:
-    """Writes <date>-<name>.md for people and .json for programs into `folder`; gives back the first."""
+    """Writes <date>-<name>.md for people and .json for programs into `folder`; gives back the
+    first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{time.strftime('%Y-%m-%d')}-{name}"
     header = machine() | {"command": " ".join(["python", *sys.argv])}
-    lines = [f"# {name}, {time.strftime('%Y-%m-%d')}", "", *(f"- {key}: {value}" for key, value in header.items()), "", text.rstrip(), ""]
+    lines = [
+        f"# {name}, {time.strftime('%Y-%m-%d')}",
+        "",
+        *(f"- {key}: {value}" for key, value in header.items()),
+        "",
+        text.rstrip(),
+        "",
+    ]
     stem.with_suffix(".md").write_text("\n".join(lines))
     stem.with_suffix(".json").write_text(json.dumps(header | data, indent=2) + "\n")
     return stem.with_suffix(".md")

@@ -1,4 +1,6 @@
-"""A model on a labeled benchmark, outside the run that made it: how what was learned on one task carries to another (Tables 3 and 10)."""
+"""A model on a labeled benchmark, outside the run that made it: how what was learned on one task
+carries to another (Tables 3 and 10).
+"""
 
 import hashlib
 import json
@@ -18,13 +20,20 @@ from mpa_ray.storage.folder import Folder, is_remote
 from mpa_ray.tasks.benchmarks import BENCHMARKS
 
 # What older versions kept of what was asked, by the names of today.
-_KEPT_BEFORE = {"model": "svlm.model", "benchmark": "evaluate.benchmark", "format": "evaluate.format"}
+_KEPT_BEFORE = {
+    "model": "svlm.model",
+    "benchmark": "evaluate.benchmark",
+    "format": "evaluate.format",
+}
 # In a model's folder and without a say in its answers; a run writes the first again.
 _NOT_THE_MODEL = ("README.md", "training_log.json")
 
 
-def score_alone(model: ModelSection, *, name: str, config: Config, output: Folder) -> list[dict[str, Any]]:
-    """Scores `model` on the benchmark of `config.evaluate`, once: its scores are kept in `output`, and its predictions.
+def score_alone(
+    model: ModelSection, *, name: str, config: Config, output: Folder
+) -> list[dict[str, Any]]:
+    """Scores `model` on the benchmark of `config.evaluate`, once: its scores are kept in `output`,
+    and its predictions.
 
     Args:
         model: what is asked.
@@ -33,8 +42,9 @@ def score_alone(model: ModelSection, *, name: str, config: Config, output: Folde
         output: evaluation/predictions/<name>.parquet and scores/<name>.json go there.
 
     Raises:
-        ConfigurationError: `output` holds scores under the name that came about otherwise (another model, benchmark or setting, or files
-            that have changed since), or the benchmark lacks something.
+        ConfigurationError: `output` holds scores under the name that came about otherwise (another
+            model, benchmark or setting, or files that have changed since), or the benchmark lacks
+            something.
         RunError: an image of the benchmark cannot be read, or the model cannot go on.
     """
     asked, files = _asked(model, config), _files(model)
@@ -43,7 +53,8 @@ def score_alone(model: ModelSection, *, name: str, config: Config, output: Folde
         record = output.read_json(kept)
         if told := _differences(record, asked, files, config):
             raise ConfigurationError(
-                f"output={output.uri!r} holds other scores as {name!r}: {'; '.join(told)}. Give another output or name"
+                f"output={output.uri!r} holds other scores as {name!r}: {'; '.join(told)}. Give"
+                " another output or name"
             )
         return record["scores"]
     from mpa_ray.placement.ray_session import ray_session
@@ -51,38 +62,89 @@ def score_alone(model: ModelSection, *, name: str, config: Config, output: Folde
     early_stop.go_on(output)
     with ray_session():
         scores = evaluate(model, name=name, config=config, output=output)
-    output.write_json(kept, {"asked": asked, "model_files": files, "benchmark": benchmark.record(output), "scores": scores})
+    output.write_json(
+        kept,
+        {
+            "asked": asked,
+            "model_files": files,
+            "benchmark": benchmark.record(output),
+            "scores": scores,
+        },
+    )
     return scores
 
 
 def _asked(model: ModelSection, config: Config) -> dict[str, Any]:
     """The settings that decide a score, as `identity` names them."""
-    sections = ["svlm", "evaluate", "seed", *(["task"] if BENCHMARKS[config.evaluate.format].metrics is None else [])]
+    sections = [
+        "svlm",
+        "evaluate",
+        "seed",
+        *(["task"] if BENCHMARKS[config.evaluate.format].metrics is None else []),
+    ]
     flat = identity(config.model_copy(update={"svlm": model}))
-    return {name: value for name, value in flat.items() if name.partition(".")[0] in sections and name != "evaluate.lvlm"}
+    return {
+        name: value
+        for name, value in flat.items()
+        if name.partition(".")[0] in sections and name != "evaluate.lvlm"
+    }
 
 
 def _files(model: ModelSection) -> str | None:
-    """A hash of a model's files by their names, sizes and times; None where they are elsewhere, or gone."""
+    """A hash of a model's files by their names, sizes and times; None where they are elsewhere, or
+    gone.
+    """
     if model.kind.is_api or not (is_remote(model.model) or is_model_folder(model.model)):
         return None
-    found = {name: entry for name, entry in node_cache.list_model(model.model).items() if name not in _NOT_THE_MODEL}
+    found = {
+        name: entry
+        for name, entry in node_cache.list_model(model.model).items()
+        if name not in _NOT_THE_MODEL
+    }
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 
-def _differences(record: dict[str, Any], asked: dict[str, Any], files: str | None, config: Config) -> list[str]:
+def _differences(
+    record: dict[str, Any], asked: dict[str, Any], files: str | None, config: Config
+) -> list[str]:
     """How the scores that are kept came about otherwise, for people."""
     is_old = "benchmark" not in record
-    before = {_KEPT_BEFORE[name]: value for name, value in record["asked"].items()} if is_old else record["asked"]
+    before = (
+        {_KEPT_BEFORE[name]: value for name, value in record["asked"].items()}
+        if is_old
+        else record["asked"]
+    )
     try:
         found = changes(of_identity(before), of_identity(asked))
     except ValidationError:
         return ["they are of another version of mpa_ray"]
-    scores = [score["metric"] for score in record["scores"]], list(benchmark.metrics_of(config.evaluate, config.task_spec.metric))
-    told = [f"{name} was {was!r} and is {now!r}" for name, (was, now) in found.items() if not is_old or name in before]
-    told += [f"the score was {scores[0][0]} and is {scores[1][0]}"] if is_old and scores[0] != scores[1] else []
-    told += ["the model's files have changed"] if None not in (files, was := record.get("model_files")) and files != was else []
-    told += ["the benchmark has changed"] if benchmark.changed(config.evaluate, record.get("benchmark", {})) else []
+    scores = (
+        [score["metric"] for score in record["scores"]],
+        list(benchmark.metrics_of(config.evaluate, config.task_spec.metric)),
+    )
+    told = [
+        f"{name} was {was!r} and is {now!r}"
+        for name, (was, now) in found.items()
+        if not is_old or name in before
+    ]
+    told += (
+        [f"the score was {scores[0][0]} and is {scores[1][0]}"]
+        if is_old and scores[0] != scores[1]
+        else []
+    )
+    told += (
+        ["the model's files have changed"]
+        if None not in (files, was := record.get("model_files")) and files != was
+        else []
+    )
+    told += (
+        ["the benchmark has changed"]
+        if benchmark.changed(config.evaluate, record.get("benchmark", {}))
+        else []
+    )
     if is_old and not told:
-        say("these scores are of an older version, which did not keep the settings they were made with beside model and benchmark")
+        say(
+            "these scores are of an older version, which did not keep the settings they were made"
+            " with beside model and benchmark"
+        )
     return told
