@@ -25,6 +25,13 @@ class Verdict(StrEnum):
     """
 
 
+# Steps of a run, by the names of their records in stages/. An arm or a model follows a prefix.
+ANNOTATE_AND_IDENTIFY = "annotate_and_identify"
+TRAIN_STEP = "train_"
+EVALUATE_STEP = "evaluate_"
+HOLDOUT_STEP = "holdout_"
+
+
 class Stage(StrEnum):
     """Where a row can be quarantined."""
 

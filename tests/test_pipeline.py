@@ -19,7 +19,9 @@ from mpa_ray.engines import vllm_is_installed
 from mpa_ray.errors import ConfigurationError, RunError
 from mpa_ray.schema import Verdict
 from mpa_ray.steps import train_arm
+from mpa_ray.steps.step import Run
 from mpa_ray.storage.folder import Folder
+from mpa_ray.storage.lease import Lease
 
 IMAGES = 140
 BAD = {"zero.png": b"", "text.png": b"this is no image", "notes.txt": b"left alone"}
@@ -62,6 +64,19 @@ def record(ray_session: None, root: Path) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_arm, "level", level)
         return pipeline.run(settings(root))
+
+
+def test_every_step_has_its_record_and_wrote_what_it_says(
+    record: dict[str, Any], root: Path
+) -> None:
+    config = settings(root)
+    output = Folder.at(config.output)
+    steps = pipeline.steps(Run(asked_for=config, config=config, output=output, held=Lease()))
+    assert [step.name for step in steps] == output.read_json("steps.json")
+    assert list(record["stages"]) == [step.name for step in steps]
+    for step in steps:
+        for name in step.writes:
+            assert Path(output.path, name).exists(), f"{step.name} did not write {name}"
 
 
 def _free_cpus() -> float:

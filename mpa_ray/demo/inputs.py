@@ -3,7 +3,6 @@ MPA sees only the first.
 """
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -29,6 +28,11 @@ KINDS = {
 # What a task's labeled questions are of; where nothing is said, all but yes-or-no.
 QUESTION_KINDS = {"pathvqa": (SIGN_YES_NO, CHART_YES_NO)}
 
+# What is written, by its name in the folder.
+IMAGES = "images"
+BENCHMARK = "benchmark.parquet"
+LABELS = "labels.parquet"
+
 _BENCHMARK = pa.schema(
     [
         pa.field("question_id", pa.string()),
@@ -40,8 +44,8 @@ _BENCHMARK = pa.schema(
 )
 
 
-def write(folder: Folder, *, task: str, images: int, questions: int, seed: int) -> dict[str, Any]:
-    """Renders unlabeled images and a benchmark into `folder`. Gives back where they are.
+def write(folder: Folder, *, task: str, images: int, questions: int, seed: int) -> None:
+    """Render unlabeled images and a benchmark into `folder`.
 
     Raises:
         ConfigurationError: `folder` is in an object store: the demo renders files, and its images
@@ -52,17 +56,13 @@ def write(folder: Folder, *, task: str, images: int, questions: int, seed: int) 
             f"output={folder.uri!r}: the demo renders its images into the output, which must be a"
             " local folder"
         )
-    render.write_images(Path(folder.path) / "images", kind=KINDS[task], count=images, seed=seed)
-    _write_labeled(folder, "benchmark.parquet", task=task, count=questions, seed=BENCHMARK_SEED)
-    return {"images": f"{folder.uri}/images", "benchmark": f"{folder.uri}/benchmark.parquet"}
+    render.write_images(Path(folder.path) / IMAGES, kind=KINDS[task], count=images, seed=seed)
+    _write_labeled(folder, BENCHMARK, task=task, count=questions, seed=BENCHMARK_SEED)
 
 
-def write_labels(folder: Folder, *, task: str, count: int, seed: int) -> dict[str, Any]:
-    """Renders labeled questions for the supervised comparisons, on images of their own. Gives back
-    where they are.
-    """
-    _write_labeled(folder, "labels.parquet", task=task, count=count, seed=LABELS_SEED + seed)
-    return {"labels": f"{folder.uri}/labels.parquet"}
+def write_labels(folder: Folder, *, task: str, count: int, seed: int) -> None:
+    """Render labeled questions for the supervised comparisons, on images of their own."""
+    _write_labeled(folder, LABELS, task=task, count=count, seed=LABELS_SEED + seed)
 
 
 def _write_labeled(folder: Folder, name: str, *, task: str, count: int, seed: int) -> None:

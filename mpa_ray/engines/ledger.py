@@ -31,7 +31,7 @@ from typing import Any
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.errors import RunError
 from mpa_ray.observability.text_table import dollars
-from mpa_ray.schema import Stage
+from mpa_ray.schema import ANNOTATE_AND_IDENTIFY, EVALUATE_STEP, Stage
 from mpa_ray.storage.folder import Folder
 
 _FOLDER = "ledger"
@@ -41,9 +41,9 @@ _AHEAD = 16
 # A ledger says which actor asked; run.json says which step of the run that was. The L-VLM and
 # jurors can be paid models, each with an account of its own.
 _STEPS = {
-    Stage.PSEUDO_ANNOTATOR: "annotate_and_identify",
-    Stage.JURY: "annotate_and_identify",
-    Stage.EVALUATE: "evaluate_lvlm",
+    Stage.PSEUDO_ANNOTATOR: ANNOTATE_AND_IDENTIFY,
+    Stage.JURY: ANNOTATE_AND_IDENTIFY,
+    Stage.EVALUATE: f"{EVALUATE_STEP}lvlm",
 }
 
 

@@ -13,7 +13,8 @@ from mpa_ray.engines import ledger
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.images import manifest
 from mpa_ray.report import run_folder
-from mpa_ray.schema import CHANGES
+from mpa_ray.report.run_record import evaluation_of, training_of
+from mpa_ray.schema import ANNOTATE_AND_IDENTIFY
 from mpa_ray.stages import commits
 from mpa_ray.stages import step_times as stages
 from mpa_ray.storage.folder import Folder
@@ -161,16 +162,8 @@ def _from_books(run: Folder, flat: dict[str, Any], settings: Config | None) -> d
         "config": nested(flat),
         **commits.add_up(commit for place in places for commit in commits.commits(place)),
     }
-    told["seconds"] = sum(stages.seconds(place, stages.ANNOTATE) for place in places)
+    told["seconds"] = sum(stages.seconds(place, ANNOTATE_AND_IDENTIFY) for place in places)
     finished = stages.records(run)
-    training = {
-        name.removeprefix("train_"): step
-        for name, step in finished.items()
-        if name.startswith("train_")
-    }
-    for arm, step in training.items():
-        if change := finished.get(f"holdout_{arm}"):
-            step["holdout"] = {name: change[name] for name in CHANGES if name in change}
     took = {name: step["seconds"] for name, step in finished.items()}
     wall = stages.wall_seconds(finished.values())
     for place in run_folder.round_folders(run):
@@ -178,13 +171,8 @@ def _from_books(run: Folder, flat: dict[str, Any], settings: Config | None) -> d
         took |= {f"round_{place.uri.rpartition('/')[2]}": in_round} if in_round else {}
         wall += in_round
     return told | {
-        "training": training,
-        "evaluation": [
-            score
-            for name, step in finished.items()
-            if name.startswith("evaluate_")
-            for score in step["scores"]
-        ],
+        "training": training_of(finished),
+        "evaluation": evaluation_of(finished),
         "ledger": _paid(places, settings.lvlm) if settings else {},
         "stages": took,
         "wall_seconds": wall,

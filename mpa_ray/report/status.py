@@ -123,6 +123,8 @@ def _stages(output: Folder, now: float) -> list[str]:
         f"done: {name} in {duration(found['seconds'])}"
         for name, found in step_times.records(output).items()
     ]
+    if todo := step_times.to_do(output):
+        lines.append(f"to do: {', '.join(todo)}")
     work = output.child("checkpoints")
     for arm in work.folders():
         if work.exists(f"{arm}/progress.json"):

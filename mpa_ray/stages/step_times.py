@@ -3,6 +3,7 @@ calls on the output.
 
     stages/<name>.json   what the stage gave; `seconds`; `calls`, for each call when it began
                          (seconds since the epoch) and its seconds
+    steps.json           the names of the run's steps, in their order
     calls/<name>.json    the calls so far of a stage that is not finished, written again every
                          few seconds
 
@@ -18,15 +19,16 @@ from typing import Any
 
 from mpa_ray.errors import StorageError
 from mpa_ray.observability import logs
+from mpa_ray.schema import ANNOTATE_AND_IDENTIFY
 from mpa_ray.storage.folder import Folder
 from mpa_ray.storage.lease import Lease
 
-ANNOTATE = "annotate_and_identify"
+STEPS = "steps.json"
 _NOTED_EVERY_S = 10.0
 # For records of earlier versions, which do not say when a stage began.
 _ORDER = (
     "demo_",
-    ANNOTATE,
+    ANNOTATE_AND_IDENTIFY,
     "train_mpa",
     "train_",
     "evaluate_zero_shot",
@@ -39,14 +41,16 @@ Record = dict[str, Any]
 Calls = list[list[float]]
 
 
-def once(output: Folder, name: str, work: Callable[[], Record], held: Lease) -> Record:
-    """What a stage gave and its `seconds`: from its record where it is finished, else from `work`,
-    whose result is recorded.
+def once(
+    output: Folder, name: str, work: Callable[[], Record], held: Lease, *, again: bool = False
+) -> Record:
+    """Do a step and record what `work` returns, with the `seconds` of all its calls. A step that is
+    finished is not done again, unless `again`; then its record is of the last call's result.
 
     Raises:
         RunError: another run has taken over the output.
     """
-    found = record(output, name)
+    found = None if again else record(output, name)
     if found is None:
         held.check()
         with logs.stage(name), clock(output, name, held):
@@ -107,6 +111,15 @@ def records(output: Folder) -> dict[str, Record]:
     folder = output.child("stages")
     found = {name.removesuffix(".json"): folder.read_json(name) for name in folder.names(".json")}
     return dict(sorted(found.items(), key=lambda item: _place(*item)))
+
+
+def to_do(output: Folder) -> list[str]:
+    """The names of the steps that are not finished, in their order; none where the output does not
+    say, as those of earlier versions.
+    """
+    names = output.read_json(STEPS) if output.exists(STEPS) else []
+    finished = output.child("stages").names(".json")
+    return [name for name in names if f"{name}.json" not in finished]
 
 
 def _place(name: str, found: Record) -> tuple[float, int, str]:

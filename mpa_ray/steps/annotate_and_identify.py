@@ -3,10 +3,11 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mpa_ray.config import Config
+from mpa_ray.config import Config, ModelSection
 from mpa_ray.engines import ledger
 from mpa_ray.errors import NothingToTeach, RunError
 from mpa_ray.images import parts
@@ -17,12 +18,11 @@ from mpa_ray.parity_identifier import identify, identifying
 from mpa_ray.placement import capacity, place
 from mpa_ray.pseudo_annotator import annotate, annotating
 from mpa_ray.schema import JUDGED_ROW, Verdict
-from mpa_ray.stages import commits, crash_blame, early_stop, step_times
+from mpa_ray.stages import commits, crash_blame, early_stop
 from mpa_ray.stages.jury import identify_jury
 from mpa_ray.stages.lvlm_answer import answer_own
 from mpa_ray.stages.row_worker import ask_model
 from mpa_ray.stages.shared_actor import AnnotatorAndIdentifier, both_rows
-from mpa_ray.steps.prepare import asked_models
 from mpa_ray.storage.folder import Folder
 from mpa_ray.storage.lease import Lease
 
@@ -33,75 +33,26 @@ if TYPE_CHECKING:
 def annotate_and_identify(
     config: Config, output: Folder, source: Source, held: Lease
 ) -> dict[str, Any]:
-    """PA and PI as one stream; PI alone, or the L-VLM's own answers and PI, where annotations are
-    given. Gives back the counts and the seconds.
+    """Do PA and PI as one stream; where annotations are given, PI alone, or the L-VLM's own answers
+    and PI. Return the counts of all parts (`commits.totals`).
+
+    Args:
+        config: of the run, with nothing left open of what the cluster decides.
+        output: the run's folder; parts that are committed there are not done again.
+        source: the parts to do.
+        held: the lease on the output.
+
+    Raises:
+        RunError: an engine stopped for a reason that stays, too many rows are quarantined, or parts
+            are missing in the end.
     """
     done = commits.committed(output)
     todo = [number for number in range(source.parts) if number not in done]
-    before = commits.totals(output)
-    _refuse_too_many(before, config, output, source)
+    data = commits.totals(output)
+    _refuse_too_many(data, config, output, source)
     if todo:
-        finished = commits.rows_of_source(before, annotated=source.is_annotated)
-        stage = "identify" if source.is_annotated else "annotate and identify"
-        progress = Progress(
-            stage,
-            source.rows,
-            unit=source.unit,
-            done=finished,
-            quarantined=sum(before["quarantined"].values()),
-        )
-        counted = {
-            name: before[name]
-            for name in ("images", "annotations", "quarantined_images", "quarantined")
-        }
-        asked = [place.models_of(config)[name] for name in asked_models(config, source)]
-        needed = place.bundles(asked)
-        capacity.wait_for(
-            needed,
-            what=stage,
-            fix=capacity.advice(
-                {name: place.models_of(config)[name] for name in asked_models(config, source)}
-            ),
-            patience_s=config.cluster.patience_s,
-        )
-        watched = telemetry.Run(
-            logs.run_id(output.uri),
-            listed=source.rows,
-            done=finished,
-            costs=partial(ledger.costs, config, output),
-        )
-        say(
-            f"{stage}: loading {' and '.join(model.model for model in asked)}"
-            + (f"; {finished:,} {source.unit} are done" if done else "")
-        )
-        read = partial(
-            early_stop.read_unless_stopped, read=source.read, output=output, schema=source.schema
-        )
-        rows = parts.dataset_of(todo, read)
-        rows = _asked_about(rows, config, output, source)
-        commit = partial(commits.commit_part, output=output, call=time.time())
-        rows = rows.map_batches(
-            commit, batch_size=None, batch_format="pyarrow", **commits.COMMITTING
-        )
-        rows.set_name("annotate_and_identify")
-        tables = rows.iter_batches(batch_size=None, batch_format="pyarrow")
-        with (
-            step_times.clock(output, step_times.ANNOTATE, held),
-            Watch(progress.waiting, stage=f"{stage}, loading"),
-            Watch(partial(capacity.shortage, needed, what=stage), stage="nodes"),
-        ):
-            for counts in (
-                json.loads(row) for table in tables for row in table.column("commit").to_pylist()
-            ):
-                held.check()
-                progress.add(
-                    commits.rows_of_source(counts, annotated=source.is_annotated),
-                    quarantined=sum(counts["quarantined"].values()),
-                )
-                watched.committed(counts, done=progress.done)
-                counted = _sum(counted, counts)
-                _refuse_too_many(counted, config, output, source)
-    data = commits.totals(output) if todo else before
+        _do_parts(todo, data, config, output, source, held)
+        data = commits.totals(output)
     covered = commits.rows_of_source(data, annotated=source.is_annotated)
     early_stop.raise_if_stopped(
         output, f"{covered:,} of {source.rows:,} {source.unit} are done and kept"
@@ -110,7 +61,75 @@ def annotate_and_identify(
     _refuse_too_many(data, config, output, source)
     early_stop.forget(output)
     crash_blame.forget(output)
-    return data | {"seconds": step_times.finish(output, step_times.ANNOTATE, {}, held)["seconds"]}
+    return data
+
+
+def asked_models(config: Config, source: Source) -> dict[str, ModelSection]:
+    """The models that are asked, by the names of their sections."""
+    models = place.models_of(config)
+    return {name: models[name] for name in models if name != "lvlm" or source.needs_lvlm}
+
+
+def _do_parts(
+    todo: list[int],
+    before: dict[str, Any],
+    config: Config,
+    output: Folder,
+    source: Source,
+    held: Lease,
+) -> None:
+    """Do the parts `todo`, and watch what their commits add up to; `before` is of those done."""
+    stage = "identify" if source.is_annotated else "annotate and identify"
+    finished = commits.rows_of_source(before, annotated=source.is_annotated)
+    asked = asked_models(config, source)
+    needed = place.bundles(list(asked.values()))
+    capacity.wait_for(
+        needed, what=stage, fix=capacity.advice(asked), patience_s=config.cluster.patience_s
+    )
+    loading = f"{stage}: loading {' and '.join(model.model for model in asked.values())}"
+    say(loading + (f"; {finished:,} {source.unit} are done" if finished else ""))
+    progress = Progress(
+        stage,
+        source.rows,
+        unit=source.unit,
+        done=finished,
+        quarantined=sum(before["quarantined"].values()),
+    )
+    costs = partial(ledger.costs, config, output)
+    run = logs.run_id(output.uri)
+    watched = telemetry.Run(run, listed=source.rows, done=finished, costs=costs)
+    counted = {
+        name: before[name]
+        for name in ("images", "annotations", "quarantined_images", "quarantined")
+    }
+    with (
+        Watch(progress.waiting, stage=f"{stage}, loading"),
+        Watch(partial(capacity.shortage, needed, what=stage), stage="nodes"),
+    ):
+        for commit in _commits(todo, config, output, source):
+            held.check()
+            progress.add(
+                commits.rows_of_source(commit, annotated=source.is_annotated),
+                quarantined=sum(commit["quarantined"].values()),
+            )
+            watched.committed(commit, done=progress.done)
+            counted = _sum(counted, commit)
+            _refuse_too_many(counted, config, output, source)
+
+
+def _commits(
+    todo: list[int], config: Config, output: Folder, source: Source
+) -> Iterator[dict[str, Any]]:
+    """The commit of each part, as soon as it is written: read, annotate, identify, commit."""
+    read = partial(
+        early_stop.read_unless_stopped, read=source.read, output=output, schema=source.schema
+    )
+    rows = _asked_about(parts.dataset_of(todo, read), config, output, source)
+    commit = partial(commits.commit_part, output=output, call=time.time())
+    rows = rows.map_batches(commit, batch_size=None, batch_format="pyarrow", **commits.COMMITTING)
+    rows.set_name("annotate_and_identify")
+    for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from map(json.loads, table.column("commit").to_pylist())
 
 
 def _asked_about(rows: Any, config: Config, output: Folder, source: Source) -> Any:
@@ -177,6 +196,7 @@ def _refuse_incomplete(data: dict[str, Any], output: Folder, source: Source) -> 
 
 
 def refuse_nothing(data: dict[str, Any], output: Folder) -> None:
+    """Raise NothingToTeach where there is no parity sample."""
     verdicts = ", ".join(f"{name} {count:,}" for name, count in data["verdicts"].items())
     if not data["annotations"]:
         leading = "; ".join(f"{name} {count:,}" for name, count in data["quarantined"].items())

@@ -1,70 +1,81 @@
 """The benchmark's questions for each model, and the held-out rows for MPA's."""
 
 from functools import partial
-from typing import Any
 
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.observability.progress import say
-from mpa_ray.observability.side_by_side import side_by_side
-from mpa_ray.schema import CHANGES
-from mpa_ray.stages import step_times
+from mpa_ray.schema import EVALUATE_STEP, HOLDOUT_STEP
 from mpa_ray.stages.evaluate import evaluate
 from mpa_ray.stages.held_out import learned_and_forgotten
+from mpa_ray.steps.step import Record, Run, Step
 from mpa_ray.storage.folder import Folder
-from mpa_ray.storage.lease import Lease
-from mpa_ray.training.arms import model_folder
+from mpa_ray.training.arms import arms, model_folder
+
+_ZERO_SHOT, _LVLM = "zero_shot", "lvlm"
+_BESIDE = "evaluate"
 
 
-def _svlm(config: Config, target: Folder) -> Any:
-    return config.svlm.model_copy(update={"model": target.uri, "revision": None})
-
-
-def ask_trained(
-    config: Config, output: Folder, trained: dict[str, dict[str, Any]], held: Lease
-) -> list[dict[str, Any]]:
-    """Asks the models about the labeled benchmark, before and after, and MPA's own S-VLM about the
-    held-out rows. Gives back the scores; what was learned and forgotten goes into `trained`.
+def contestants(config: Config) -> list[str]:
+    """The names of the models that are asked the benchmark's questions: the S-VLM before and after,
+    and the L-VLM where that is asked for.
     """
-    contestants = {"zero_shot": config.svlm} | {
-        name: _svlm(config, model_folder(output, name)) for name in trained
-    }
-    if config.evaluate.lvlm:
-        contestants["lvlm"] = config.lvlm
-    evaluations = {
-        f"evaluate_{name}": partial(_evaluate, name, contestants[name], config, output)
-        for name in contestants
-    }
-    work = evaluations if config.evaluate.benchmark else {}
-    if config.pl.holdout:
-        work["holdout_mpa"] = partial(_ask_held_out, contestants["mpa"], config, output)
-    asked = side_by_side(
-        lambda name: step_times.once(output, name, work[name], held),
-        work,
-        at_once=config.evaluate.models_at_once,
+    if not config.evaluate.benchmark:
+        return []
+    return [
+        _ZERO_SHOT,
+        *(arm.name for arm in arms(config)),
+        *([_LVLM] if config.evaluate.lvlm else []),
+    ]
+
+
+def evaluate_step(name: str) -> Step:
+    """Asking one model the benchmark's questions."""
+    models = {_ZERO_SHOT: ("svlm.model",), _LVLM: ("lvlm.model",), "mpa": ("model",)}
+    return Step(
+        name=f"{EVALUATE_STEP}{name}",
+        reads=("evaluation/questions", *models.get(name, (f"models/{name}",))),
+        writes=(f"evaluation/predictions/{name}.parquet",),
+        work=partial(evaluate_model, name),
+        beside=_BESIDE,
     )
-    done = dict(zip(work, asked, strict=True))
-    if config.pl.holdout:
-        change = done.pop("holdout_mpa")
-        # A record of an earlier version does not know of all of them.
-        trained["mpa"]["holdout"] = {name: change[name] for name in CHANGES if name in change}
-        if change["forgotten"] > change["learned"]:
-            say(
-                f"held out: MPA forgot more than it learned ({change['forgotten']:,} against"
-                f" {change['learned']:,} of the held-out rows)."
-                f" The S-VLM it came from, {config.svlm.model}, is the better one there; try"
-                " --pl.replay 0.5 in a new output"
-            )
-    scores = [score for found in done.values() for score in found["scores"]]
-    if scores:
-        output.write_json("evaluation/metrics.json", scores)
-    return scores
 
 
-def _evaluate(name: str, model: ModelSection, config: Config, output: Folder) -> dict[str, Any]:
+def held_out_step() -> Step:
+    """Asking MPA's S-VLM about the rows that were held out of its training."""
+    return Step(
+        name=f"{HOLDOUT_STEP}mpa",
+        reads=("judgements", "model"),
+        writes=("holdout/mpa",),
+        work=ask_held_out,
+        beside=_BESIDE,
+    )
+
+
+def _model(name: str, config: Config, output: Folder) -> ModelSection:
+    if name in (_ZERO_SHOT, _LVLM):
+        return config.svlm if name == _ZERO_SHOT else config.lvlm
+    trained = {"model": model_folder(output, name).uri, "revision": None}
+    return config.svlm.model_copy(update=trained)
+
+
+def evaluate_model(name: str, run: Run) -> Record:
+    """Ask a model the benchmark's questions. Return its scores."""
+    config = run.placement.config
+    model = _model(name, config, run.output)
     say(f"evaluate {name}: asking {model.model}")
-    return {"scores": evaluate(model, name=name, config=config, output=output)}
+    return {"scores": evaluate(model, name=name, config=config, output=run.output)}
 
 
-def _ask_held_out(model: ModelSection, config: Config, output: Folder) -> dict[str, Any]:
+def ask_held_out(run: Run) -> Record:
+    """Ask MPA's S-VLM about the held-out rows. Return what it learned and forgot."""
     say("held out: asking MPA's S-VLM again")
-    return learned_and_forgotten(model, name="mpa", config=config, output=output)
+    config = run.placement.config
+    model = _model("mpa", config, run.output)
+    change = learned_and_forgotten(model, name="mpa", config=config, output=run.output)
+    if change["forgotten"] > change["learned"]:
+        say(
+            f"held out: MPA forgot more than it learned ({change['forgotten']:,} against"
+            f" {change['learned']:,} of the held-out rows). The S-VLM it came from,"
+            f" {config.svlm.model}, is the better one there; try --pl.replay 0.5 in a new output"
+        )
+    return change

@@ -1,86 +1,128 @@
-"""What a run starts from: its inputs, and where its models are placed."""
+"""What a run starts from: its configuration on this output, and its inputs."""
 
-from functools import partial
-from typing import Any
+from collections.abc import Iterable
 
-from mpa_ray.config import LABELED_ARMS, Config
-from mpa_ray.images.sources import Source
+from mpa_ray.config import LABELED_ARMS, Config, identity, keep_used
+from mpa_ray.demo import inputs
+from mpa_ray.engines import ledger
+from mpa_ray.images import benchmark
 from mpa_ray.observability.progress import say
-from mpa_ray.placement import capacity, place
-from mpa_ray.schema import Verdict
-from mpa_ray.stages import commits, step_times
+from mpa_ray.stages import crash_blame, early_stop
+from mpa_ray.stages.step_times import STEPS
+from mpa_ray.steps.checks import check_output, trained_on_labels
+from mpa_ray.steps.names import CONFIG, RUN
+from mpa_ray.steps.step import Record, Run, Step
 from mpa_ray.storage.folder import Folder
-from mpa_ray.storage.lease import Lease
+
+_INPUTS = "inputs"
 
 
-def without_holdout(config: Config) -> Config:
-    """A parity set holds nothing that the S-VLM had right, so no row held out of it could tell what
-    was forgotten.
+def continued(config: Config, output: Folder) -> tuple[Config, Record | None]:
+    """`config` as the run in `output` continues with it, and the run's record where it was finished
+    before. Comparisons may be added to a run, and those it has stay, with the settings that they
+    have used.
+
+    Raises:
+        ConfigurationError: the output holds another run.
     """
-    return config.model_copy(update={"pl": config.pl.model_copy(update={"holdout": 0.0})})
+    before = check_output(config, output)
+    if not before:
+        return config, None
+    record = output.read_json(RUN) if output.exists(RUN) else None
+    config = keep_used(config, before, trained_on_labels(output))
+    earlier = [name for name in record["training"] if name != "mpa"] if record else []
+    arms = tuple(dict.fromkeys([*earlier, *config.ablations]))
+    return config.model_copy(update={"ablations": arms}), record
 
 
-def counts_of_parity_set(rows: int) -> dict[str, Any]:
-    """The counts of a run that starts from a parity set: each row is an annotation, and what it was
-    found in is not known.
+def resolved(config: Config, output: Folder) -> Config:
+    """`config` with what follows from it and the output: where the demo's inputs are; and no
+    held-out rows of a parity set, which holds nothing that the S-VLM had right.
     """
-    nothing = commits.add_up([])
-    return nothing | {
-        "seconds": 0.0,
-        "annotations": rows,
-        "verdicts": nothing["verdicts"] | {str(Verdict.PARITY): rows},
-    }
-
-
-def with_placement(config: Config, source: Source | None) -> tuple[Config, dict[str, Any]]:
-    """The configuration with what the cluster decides filled in, and the record of it for
-    run.json.
-    """
-    placed = capacity.placed(config, asked_models(config, source))
-    for line in placed.lines:
-        say(line)
-    return placed.config, placed.record
-
-
-def asked_models(config: Config, source: Source | None) -> list[str]:
-    """The models that are asked while images are annotated and identified."""
-    return (
-        [name for name in place.models_of(config) if name != "lvlm" or source.needs_lvlm]
-        if source
-        else []
-    )
-
-
-def with_demo_inputs(config: Config, output: Folder, held: Lease) -> Config:
-    """The demo renders its images and its benchmark into the output; every other run has its
-    own.
-    """
+    if config.parity:
+        return config.model_copy(update={"pl": config.pl.model_copy(update={"holdout": 0.0})})
     if not config.demo.images:
         return config
-    from mpa_ray.demo import inputs
-
-    inputs_folder = output.child("inputs")
-    images, questions = config.demo.images, config.demo.questions
-    rendered = partial(
-        inputs.write,
-        inputs_folder,
-        task=config.task,
-        images=images,
-        questions=questions,
-        seed=config.seed,
+    folder = f"{output.uri}/{_INPUTS}"
+    labels = f"{folder}/{inputs.LABELS}" if _renders_labels(config) else None
+    evaluate = config.evaluate.model_copy(update={"benchmark": f"{folder}/{inputs.BENCHMARK}"})
+    return config.model_copy(
+        update={
+            "images": f"{folder}/{inputs.IMAGES}",
+            "evaluate": evaluate,
+            "labels": config.labels.model_copy(update={"benchmark": labels}),
+        }
     )
-    found = step_times.once(output, "demo_inputs", rendered, held)
-    if LABELED_ARMS & set(config.ablations):
-        labels = partial(
-            inputs.write_labels, inputs_folder, task=config.task, count=images, seed=config.seed
+
+
+def _renders_labels(config: Config) -> bool:
+    return bool(config.demo.images and LABELED_ARMS & set(config.ablations))
+
+
+def demo_steps(run: Run) -> list[Step]:
+    """Rendering the inputs of a run with the demo's preset; none for any other."""
+    if not run.config.demo.images:
+        return []
+    rendered = (f"{_INPUTS}/{inputs.IMAGES}", f"{_INPUTS}/{inputs.BENCHMARK}")
+    labels = (f"{_INPUTS}/{inputs.LABELS}",)
+    reads = ("demo.images",)
+    steps = [Step(name="demo_inputs", reads=reads, writes=rendered, work=render, needs_ray=False)]
+    if _renders_labels(run.config):
+        steps.append(
+            Step(
+                name="demo_labels", reads=reads, writes=labels, work=render_labels, needs_ray=False
+            )
         )
-        found |= step_times.once(output, "demo_labels", labels, held)
+    return steps
+
+
+def render(run: Run) -> Record:
+    """Render the demo's images and its benchmark."""
+    config, folder = run.config, run.output.child(_INPUTS)
+    images, questions = config.demo.images, config.demo.questions
     say(
         f"demo: {images:,} unlabeled images and a benchmark of {questions:,} questions in"
-        f" {inputs_folder.uri}"
+        f" {folder.uri}"
     )
-    labeled = config.evaluate.model_copy(update={"benchmark": found["benchmark"]})
-    labels_section = config.labels.model_copy(update={"benchmark": found.get("labels")})
-    return config.model_copy(
-        update={"images": found["images"], "evaluate": labeled, "labels": labels_section}
+    inputs.write(folder, task=config.task, images=images, questions=questions, seed=config.seed)
+    return {"images": images, "questions": questions}
+
+
+def render_labels(run: Run) -> Record:
+    """Render labeled questions for the comparisons on human labels."""
+    config, folder = run.config, run.output.child(_INPUTS)
+    count = config.demo.images
+    inputs.write_labels(folder, task=config.task, count=count, seed=config.seed)
+    return {"questions": count}
+
+
+def list_inputs(run: Run) -> Record:
+    """List what is annotated, judged or trained on, or check that it is what was listed."""
+    if run.parity:
+        say(f"input: a parity set of {run.parity.rows:,} rows")
+        return {"rows": run.parity.rows, "parts": run.parity.files}
+    assert run.source is not None
+    say(f"input: {run.source.rows:,} {run.source.unit} in {run.source.parts:,} parts")
+    return {"rows": run.source.rows, "parts": run.source.parts}
+
+
+def read_benchmark(run: Run) -> Record:
+    """Read the benchmark's questions into the output, or check that they are the same."""
+    parts = benchmark.prepare(
+        run.config.evaluate,
+        run.output.child("evaluation/questions"),
+        predictions=run.output.child("evaluation/predictions"),
     )
+    return {"parts": parts}
+
+
+def take_over(run: Run, steps: Iterable[Step]) -> None:
+    """Begin with this call: from here on the output belongs to this configuration. An input that
+    was refused before has left it free.
+    """
+    run.output.write_json(CONFIG, identity(run.asked_for))
+    run.output.write_json(STEPS, [step.name for step in steps])
+    early_stop.go_on(run.output)
+    crash_blame.forget(run.output)
+    run.output.delete_unfinished()
+    ledger.require_budget(run.output, run.config.lvlm)

@@ -1,36 +1,46 @@
 """run.json, and what a finished run shows."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from mpa_ray.config import Config
 from mpa_ray.engines import ledger
 from mpa_ray.observability.versions import versions
-from mpa_ray.report import summary, write_report
+from mpa_ray.report import parity_picture, summary, write_report
 from mpa_ray.report.model_card import model_card
-from mpa_ray.stages import crash_blame, step_times
+from mpa_ray.report.run_record import evaluation_of, training_of
+from mpa_ray.schema import ANNOTATE_AND_IDENTIFY, Verdict
+from mpa_ray.stages import commits, crash_blame, step_times
 from mpa_ray.steps.names import RUN
-from mpa_ray.storage.folder import Folder
-from mpa_ray.storage.lease import Lease
+from mpa_ray.steps.step import Record, Run, Step
 
 
-def record_of(
-    config: Config,
-    output: Folder,
-    placed: dict[str, Any],
-    data: dict[str, Any],
-    trained: dict[str, dict[str, Any]],
-    evaluation: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """What run.json says."""
-    paid = ledger.accounts(config, output)
-    finished = step_times.records(output)
+def counts_of(run: Run) -> Record:
+    """The counts of what was annotated and identified (`commits.totals`) and the seconds of it.
+
+    Where the run starts from a parity set each row is an annotation, and what it was found in is
+    not known.
+    """
+    if not run.parity:
+        found = step_times.record(run.output, ANNOTATE_AND_IDENTIFY) or {}
+        return {name: value for name, value in found.items() if name != "calls"}
+    nothing, rows = commits.add_up([]), run.parity.rows
+    verdicts = nothing["verdicts"] | {str(Verdict.PARITY): rows}
+    return nothing | {"seconds": 0.0, "annotations": rows, "verdicts": verdicts}
+
+
+def record_of(run: Run, steps: Sequence[Step]) -> Record:
+    """What run.json says, of those of `steps` that are done."""
+    finished = step_times.records(run.output)
+    of_steps = {step.name: finished[step.name] for step in steps if step.name in finished}
+    paid = ledger.accounts(run.config, run.output)
     return {
-        "config": config.model_dump(mode="json"),
+        "config": run.placement.config.model_dump(mode="json"),
         "versions": versions(),
-        "placement": placed,
-        **data,
-        "training": trained,
-        "evaluation": evaluation,
+        "placement": run.placement.record,
+        **counts_of(run),
+        "training": training_of(of_steps),
+        "evaluation": evaluation_of(of_steps),
         "ledger": paid,
         "cost_usd": {
             step: account["cost_usd"] for step, account in paid.items() if "cost_usd" in account
@@ -40,11 +50,36 @@ def record_of(
     }
 
 
-def publish(config: Config, output: Folder, record: dict[str, Any], held: Lease) -> None:
-    """Writes what a finished run shows, run.json last."""
+def record_of_rounds(run: Run, found: dict[str, Any]) -> Record:
+    """What run.json says of a run of several rounds; `found` is of `rounds.run_rounds`."""
+    own = {name: one["seconds"] for name, one in step_times.records(run.output).items()}
+    return {
+        "config": run.config.model_dump(mode="json"),
+        "versions": versions(),
+        **found,
+        "stages": own | found["stages"],
+        "wall_seconds": sum(own.values()) + found["wall_seconds"],
+    }
+
+
+def publish(run: Run, record: Record, config: Config) -> Record:
+    """Write what a finished run shows, run.json last. Return `record`.
+
+    Args:
+        run: that is finished.
+        record: what run.json says.
+        config: with what the cluster decided, where that is one thing for all of the run.
+    """
+    output = run.output
+    run.held.check()
+    if record["evaluation"]:
+        output.write_json("evaluation/metrics.json", record["evaluation"])
+    if run.config.rounds == 1 and not run.config.parity:
+        parity_picture(output)
     output.write_bytes("model/README.md", model_card(config, record).encode())
     write_report(output, record=record)
     crash_blame.forget(output)
-    held.check()
+    run.held.check()
     output.write_json(RUN, record)
     print(summary.table(record))
+    return record

@@ -63,6 +63,15 @@ def arms(config: Config) -> list[Arm]:
     return [mpa, *(ablations[name] for name in config.ablations)]
 
 
+def reads_of(arm: Arm) -> tuple[str, ...]:
+    """Where the arm's rows come from: folders of the output, or a setting."""
+    if arm.labeled is not None:
+        return ("labels.benchmark",)
+    if arm.train_on != "parity":
+        return ("judgements",)
+    return ("parity", "judgements") if arm.replay else ("parity",)
+
+
 def training_folders(arm: Arm, output: Folder, config: Config) -> list[Folder]:
     """PARITY folders that hold the arm's rows; rows that are not in parity/ are written to
     training/<arm>/ first, their images fetched again.

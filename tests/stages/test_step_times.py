@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mpa_ray.errors import RunError, StorageError
+from mpa_ray.schema import ANNOTATE_AND_IDENTIFY
 from mpa_ray.stages import step_times
 from mpa_ray.storage.folder import Folder
 from mpa_ray.storage.lease import Lease
@@ -65,15 +66,16 @@ def test_what_is_done_again_in_a_finished_stage_is_added(
     the seconds alone.
     """
     output, held = Folder.at(tmp_path), Lease()
-    output.write_json(f"stages/{step_times.ANNOTATE}.json", {"seconds": 60.0})
-    assert step_times.finish(output, step_times.ANNOTATE, {}, held)["seconds"] == 60.0
-    with step_times.clock(output, step_times.ANNOTATE, held):
+    output.write_json(f"stages/{ANNOTATE_AND_IDENTIFY}.json", {"seconds": 60.0})
+    assert step_times.finish(output, ANNOTATE_AND_IDENTIFY, {}, held)["seconds"] == 60.0
+    with step_times.clock(output, ANNOTATE_AND_IDENTIFY, held):
         clock[0] += 5
-    assert step_times.finish(output, step_times.ANNOTATE, {}, held)["seconds"] == 65.0
+    assert step_times.finish(output, ANNOTATE_AND_IDENTIFY, {}, held)["seconds"] == 65.0
 
 
 KILLED = """
 import sys, time
+from mpa_ray.schema import ANNOTATE_AND_IDENTIFY
 from mpa_ray.stages import step_times as stages
 from mpa_ray.storage.lease import Lease
 from mpa_ray.storage.folder import Folder
@@ -131,13 +133,13 @@ def test_stages_are_in_the_order_in_which_they_ran(tmp_path: Path) -> None:
         "train_no_pi_all": 50,
         "train_mpa": 20,
         "holdout_mpa": 71,
-        step_times.ANNOTATE: 10,
+        ANNOTATE_AND_IDENTIFY: 10,
     }
     for name, began in calls.items():
         output.write_json(
             f"stages/{name}.json", {"seconds": 5.0, "calls": [[began, 2.0], [began + 100, 3.0]]}
         )
-    ran = [step_times.ANNOTATE, "train_mpa", "train_no_pi_all", "evaluate_mpa", "holdout_mpa"]
+    ran = [ANNOTATE_AND_IDENTIFY, "train_mpa", "train_no_pi_all", "evaluate_mpa", "holdout_mpa"]
     assert list(step_times.records(output)) == ran
     for name in calls:
         output.write_json(f"stages/{name}.json", {"seconds": 5.0})

@@ -18,7 +18,7 @@ from mpa_ray.config import Config, identity
 from mpa_ray.config.parse import validate
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.report import summary
-from mpa_ray.storage.folder import Folder
+from mpa_ray.steps.step import Run
 
 Call = Callable[..., list[str]]
 
@@ -44,9 +44,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def call(made: list[Config], place: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """Runs with the given settings on one output; gives back what was trained there."""
 
-    def one_run(config: Config, output: Folder, held: Any) -> dict[str, Any]:
+    def one_run(run: Run) -> dict[str, Any]:
+        config, output = run.config, run.output
         made.append(config)
-        output.write_json("config.json", identity(config))
+        output.write_json("config.json", identity(run.asked_for))
         record = {
             "config": config.model_dump(mode="json"),
             "training": {name: {} for name in ("mpa", *config.ablations)},

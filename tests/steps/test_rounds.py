@@ -16,6 +16,7 @@ from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
 from mpa_ray.report import summary, write_report
 from mpa_ray.report.model_card import model_card
 from mpa_ray.steps import rounds
+from mpa_ray.steps.step import Run
 from mpa_ray.storage.folder import Folder
 from mpa_ray.storage.lease import Lease
 
@@ -454,10 +455,10 @@ def test_the_pipeline_makes_rounds(config: Config, monkeypatch: pytest.MonkeyPat
         2: record(parity=20, learned=2, forgotten=3),
     }
 
-    def one_run(config: Config, output: Folder, held: Any) -> dict[str, Any]:
-        output.write_bytes("model/config.json", b"{}")
-        held.check()
-        return records[int(output.uri.rpartition("/")[2])]
+    def one_run(run: Run) -> dict[str, Any]:
+        run.output.write_bytes("model/config.json", b"{}")
+        run.held.check()
+        return records[int(run.output.uri.rpartition("/")[2])]
 
     monkeypatch.setattr(pipeline, "_run", one_run)
     argv = [

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from run_folders import picture
 from mpa_ray import pipeline
 from mpa_ray.config import Config, ModelSection
 from mpa_ray.errors import ConfigurationError, RunError, StorageError
-from mpa_ray.stages import commits
-from mpa_ray.steps import evaluate_models, record, train_arm
+from mpa_ray.placement import capacity
+from mpa_ray.placement.place import Placement
+from mpa_ray.steps import record
+from mpa_ray.steps.step import Run, Step
 from mpa_ray.storage import lease as leases
 from mpa_ray.storage.folder import Folder
 from mpa_ray.storage.lease import Lease, lease
@@ -217,7 +220,7 @@ def test_a_dead_holder_is_taken_over_and_notices(store: Store) -> None:
     assert store.content is not None, "what is not ours any more is not deleted"
 
 
-@pytest.mark.parametrize("lost_in", ["annotate_and_identify", "train_arm", "ask_trained"])
+@pytest.mark.parametrize("lost_in", ["annotate_and_identify", "train_mpa", "holdout_mpa"])
 def test_a_run_without_its_lease_begins_nothing_and_writes_nothing(
     lost_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,38 +233,29 @@ def test_a_run_without_its_lease_begins_nothing_and_writes_nothing(
         lvlm=ModelSection(model="a"),
         svlm=ModelSection(model="b"),
     )
-    output, held, real = (
-        Folder.at(config.output),
-        Lease(),
-        {name: getattr(pipeline, name) for name in ("train_arm", "ask_trained")},
-    )
-    counts = commits.add_up([]) | {"annotations": 1, "verdicts": {"parity": 1}, "seconds": 1.0}
-    done = {"annotate_and_identify": counts, "train_arm": {"samples": 1}, "ask_trained": []}
-    for name, result in done.items():
+    output, held, real = Folder.at(config.output), Lease(), pipeline.steps
+    begun: list[str] = []
 
-        def step(*arguments: Any, name: str = name, result: Any = result) -> Any:
-            if held.lost.is_set():
-                return real[name](*arguments)
-            if name == lost_in:
+    def losing(step: Step) -> Step:
+        def work(run: Run) -> dict[str, Any]:
+            begun.append(step.name)
+            if step.name == lost_in:
                 held.lost.set()
-            return result
+            return {}
 
-        monkeypatch.setattr(pipeline, name, step)
+        return replace(step, work=work) if step.needs_ray else step
+
+    monkeypatch.setattr(pipeline, "steps", lambda run: [losing(step) for step in real(run)])
     monkeypatch.setattr(pipeline, "ray_session", nullcontext)
     monkeypatch.setattr(pipeline, "refuse_unshared", lambda *_: None)
-    monkeypatch.setattr(pipeline, "with_placement", lambda config, source: (config, {}))
-    works = [
-        (train_arm, "level"),
-        (train_arm, "training_folders"),
-        (evaluate_models, "learned_and_forgotten"),
-    ]
-    for module, name in [*works, (pipeline, "write_report"), (record, "write_report")]:
-        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it was begun"))
+    placement = Placement(config=config, record={}, lines=[])
+    monkeypatch.setattr(capacity, "placed", lambda config, asked: placement)
+    for module in (pipeline, record):
+        monkeypatch.setattr(module, "write_report", lambda *_, **__: pytest.fail("it was begun"))
     with pytest.raises(RunError, match="taken over"):
-        pipeline._run(config, output, held)
-    assert (
-        not output.exists("run.json") and not output.exists("stages") and not output.exists("model")
-    )
+        pipeline._run(Run(asked_for=config, config=config, output=output, held=held))
+    assert begun[-1] == lost_in and not output.exists(f"stages/{lost_in}.json")
+    assert not output.exists("run.json") and not output.exists("model")
 
 
 def test_work_in_another_thread_is_told_when_it_asks(store: Store) -> None:

@@ -17,11 +17,10 @@ import numpy as np
 from mpa_ray.config import Config
 from mpa_ray.engines import ledger
 from mpa_ray.errors import ConfigurationError
-from mpa_ray.schema import Verdict
+from mpa_ray.schema import ANNOTATE_AND_IDENTIFY, Verdict
 from mpa_ray.stages import step_times as stages
 from mpa_ray.stages.commits import TOKEN_COLUMNS, add_up
 from mpa_ray.stages.commits import commits as commits_of
-from mpa_ray.stages.step_times import ANNOTATE
 from mpa_ray.storage.folder import Folder
 
 PARTS_NEEDED = 5
@@ -134,7 +133,7 @@ def _refuse_other_clocks(
     """The times of commits are those of the machines that wrote them; what a call took is the
     driver's.
     """
-    took = stages.get(ANNOTATE, {}).get("calls", [])
+    took = stages.get(ANNOTATE_AND_IDENTIFY, {}).get("calls", [])
     for commit in commits:
         after = commit["committed"] - commit["call"]
         longest = max(

@@ -1,0 +1,107 @@
+"""A run, and the steps it consists of."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+from mpa_ray.config import Config
+from mpa_ray.images.frozen import Frozen
+from mpa_ray.images.sources import Source, parity_set, source_of
+from mpa_ray.observability.side_by_side import side_by_side
+from mpa_ray.placement import capacity
+from mpa_ray.placement.place import Placement
+from mpa_ray.stages import step_times
+from mpa_ray.steps.annotate_and_identify import asked_models
+from mpa_ray.storage.folder import Folder
+from mpa_ray.storage.lease import Lease
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One call on a run's output. Nothing in it changes while the steps run.
+
+    Attributes:
+        asked_for: the configuration as it was asked for; decides what run the output holds.
+        config: the same, with the inputs that are in the output itself (`prepare.resolved`).
+        output: the run's folder.
+        held: the lease on it.
+    """
+
+    asked_for: Config
+    config: Config
+    output: Folder
+    held: Lease
+
+    @cached_property
+    def source(self) -> Source | None:
+        """What is annotated, or only judged; None where the run starts from a parity set.
+
+        Raises:
+            ConfigurationError: it is not there, or has changed since the run's first call.
+        """
+        return None if self.config.parity else source_of(self.config, self.output)
+
+    @cached_property
+    def parity(self) -> Frozen | None:
+        """The parity set that the run starts from, if it does. Raises what `source` does."""
+        return parity_set(self.config, self.output) if self.config.parity else None
+
+    @property
+    def first_file(self) -> str | None:
+        """The path of a file that is read, where that is on a disk."""
+        found = self.parity or self.source
+        return found.first_file if found else None
+
+    @cached_property
+    def placement(self) -> Placement:
+        """`config` with what the cluster decides filled in. Ray must be there."""
+        asked = list(asked_models(self.config, self.source)) if self.source else []
+        return capacity.placed(self.config, asked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step of a run.
+
+    Attributes:
+        name: of its record, `stages/<name>.json`.
+        reads: what it needs: names in the output, or settings that name an input.
+        writes: what it leaves, as names in the output.
+        work: does it; what it returns is recorded.
+        needs_ray: it does its work on Ray's cluster.
+        checks_again: its work is done at every call, because it resumes by itself and finds out
+            what has changed since the last call. Any other is done once.
+        beside: steps that follow one another and have the same name here may run at the same time.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    work: Callable[[Run], Record]
+    needs_ray: bool = True
+    checks_again: bool = False
+    beside: str | None = None
+
+
+def follow(steps: Iterable[Step], run: Run) -> dict[str, Record]:
+    """Do the steps in their order, and return what each of them recorded, with its `seconds`.
+
+    Raises:
+        RunError: a step failed, or another run has taken over the output.
+    """
+
+    def do(step: Step) -> Record:
+        work, again = (lambda: step.work(run)), step.checks_again
+        return step_times.once(run.output, step.name, work, run.held, again=again)
+
+    found: dict[str, Record] = {}
+    for beside, group in groupby(steps, key=lambda step: step.beside or step.name):
+        members = list(group)
+        at_once = run.config.evaluate.models_at_once if beside == members[0].beside else 1
+        records = side_by_side(do, members, at_once=at_once)
+        found |= {step.name: record for step, record in zip(members, records, strict=True)}
+    return found
