@@ -48,6 +48,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+import encoder_runs
 import random_model
 import result_file
 from mpa_ray.config import Config, ModelSection
@@ -57,7 +58,7 @@ from mpa_ray.images.sources import source_of
 from mpa_ray.models.chat_template import user_prompt
 from mpa_ray.models.gpu_memory import USED
 from mpa_ray.placement.ray_session import ray_session
-from mpa_ray.schema import SOURCE_ROW, Stage, encoder_runs
+from mpa_ray.schema import SOURCE_ROW, Stage
 from mpa_ray.stages.row_worker import Ask, Row, RowWorker, ask_model
 from mpa_ray.storage.folder import Folder
 from mpa_ray.tasks import prompts
@@ -196,17 +197,15 @@ def write_part(part: pa.Table, *, output: Folder) -> pa.Table:
     """As a run writes what it found: without images."""
     output.write_table(
         parts.part_name(part.column("part")[0].as_py()),
-        part.drop_columns(["image"]).replace_schema_metadata(),
+        part.drop_columns(["image"]),
     )
     sums = {
         name: [pc.sum(part.column(name)).as_py()] for name in ("prompt_tokens", "cached_tokens")
     }
-    runs = encoder_runs(part).get(Stage.PSEUDO_ANNOTATOR, 0)
     return pa.table(
         sums
         | {
             "began": [pc.min(part.column("began")).as_py()],
-            "encoder_runs": [runs],
             "ended": [time.time()],
         }
     )
@@ -223,10 +222,13 @@ def ours(model: str, options: argparse.Namespace, form: str | None = None) -> di
     for image_id, data in inputs(options):
         (images / f"{image_id}.jpg").write_bytes(data)
     with tempfile.TemporaryDirectory() as output:
+        counted = Path(output, "encoder_runs")
+        os.environ[encoder_runs.FILE] = str(counted)
         config = Config(
             images=str(images),
             output=output,
-            lvlm=section(model, options),
+            # Counts the runs of the vision encoder besides.
+            lvlm=section(model, options).model_copy(update={"engine": "encoder_runs:load"}),
             svlm=section(model, options),
             images_per_part=options.part,
         )
@@ -240,12 +242,13 @@ def ours(model: str, options: argparse.Namespace, form: str | None = None) -> di
             )
             write = partial(write_part, output=folder.child("written"))
             found = rows.map_batches(write, batch_size=None, batch_format="pyarrow").to_pandas()
+        runs = int(counted.read_text())
     return {
         # Until the last part is written; then Ray ends the actors, as bare ends its engine.
         "seconds": found["ended"].max() - found["began"].min(),
         "second_prompt_tokens": int(found["prompt_tokens"].sum()),
         "second_cached_tokens": int(found["cached_tokens"].sum()),
-        "encoder_runs": int(found["encoder_runs"].sum()),
+        "encoder_runs": runs,
     }
 
 

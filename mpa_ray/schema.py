@@ -4,7 +4,6 @@ columns and never rename them.
 
 import json
 import os
-from collections.abc import Mapping
 from enum import StrEnum
 
 import pyarrow as pa
@@ -155,28 +154,6 @@ CHANGES = ("learned", "forgotten", "kept", "still_wrong", "unanswered")
 """What became of a held-out row: wrong before and right after training, right and wrong, right and
 right, wrong and wrong; or the trained S-VLM's engine refused it, and nobody knows.
 """
-
-# What travels beside a part's rows, in its table's metadata.
-_ENCODER_RUNS = b"encoder_runs"
-
-
-def encoder_runs(part: pa.Table) -> dict[str, int]:
-    """Stage -> how often its model's vision encoder ran for this part; stages whose engine does not
-    tell are left out.
-    """
-    return json.loads((part.schema.metadata or {}).get(_ENCODER_RUNS, b"{}"))
-
-
-def with_encoder_runs(part: pa.Table, counted: Mapping[str, int | None]) -> pa.Table:
-    """`part` with more counts of encoder runs by stage, added to what it has; None where an engine
-    does not tell.
-    """
-    runs = encoder_runs(part)
-    for stage, count in counted.items():
-        if count is not None:
-            runs[str(stage)] = runs.get(str(stage), 0) + count
-    return part.replace_schema_metadata({_ENCODER_RUNS: json.dumps(runs)}) if runs else part
-
 
 # What is written.
 ANNOTATIONS = pa.schema([IMAGE_ID, IMAGE_URI, *_ANNOTATION_COLUMNS])

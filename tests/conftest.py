@@ -19,7 +19,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray's workers import what a test sends them from the test's own module, which they know by its
 # bare name.
 _HERE = Path(__file__).parent
-_FOLDERS = [_HERE, *sorted(path for path in _HERE.iterdir() if list(path.glob("test_*.py")))]
+_FOLDERS = [
+    _HERE,
+    _HERE.parent / "benchmarks",
+    *sorted(path for path in _HERE.iterdir() if list(path.glob("test_*.py"))),
+]
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [*map(str, _FOLDERS), os.environ.get("PYTHONPATH", "")]
 ).rstrip(os.pathsep)

@@ -123,7 +123,6 @@ def write_commit(
         "quarantined": counts,
         "verdicts": {name: verdicts.count(name) for name in set(verdicts)},
         "tokens": {name: 0 if "cached" in name else 40 * len(rows) for name in TOKEN_COLUMNS},
-        "encoder_runs": {"pseudo_annotator": len(rows), "parity_identifier": asked},
         "svlm_asked": asked,
         "call": 1000.0,
         "committed": 1060.0 + number,

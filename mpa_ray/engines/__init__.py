@@ -4,7 +4,6 @@ fallback, `openai` for any such API, `module:function` for an engine of the user
 
 from mpa_ray.engines.loading import load, own, vllm_is_installed
 from mpa_ray.engines.protocol import (
-    CountsEncoderRuns,
     Engine,
     EngineDied,
     Reply,
@@ -13,7 +12,6 @@ from mpa_ray.engines.protocol import (
 )
 
 __all__ = [
-    "CountsEncoderRuns",
     "Engine",
     "EngineDied",
     "Reply",

@@ -1,7 +1,7 @@
 """What an engine is: what goes in, what comes out, and how it fails."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from PIL import Image
 
@@ -80,13 +80,3 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees the device."""
-
-
-@runtime_checkable
-class CountsEncoderRuns(Protocol):
-    """An engine that knows how often its vision encoder ran."""
-
-    async def encoder_runs(self) -> int | None:
-        """Images encoded since the engine was loaded, each time it was done; None where that is not
-        known.
-        """

@@ -1,6 +1,4 @@
-"""A model in an engine actor: its engine, loaded anew where it has died, and how often its vision
-encoder ran.
-"""
+"""A model in an engine actor: its engine, loaded again where it has died."""
 
 import asyncio
 import time
@@ -10,7 +8,7 @@ from PIL import Image
 
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import loading
-from mpa_ray.engines.protocol import CountsEncoderRuns, Engine, EngineDied, Reply, Sampling
+from mpa_ray.engines.protocol import Engine, EngineDied, Reply, Sampling
 from mpa_ray.observability import logs
 from mpa_ray.schema import Stage
 from mpa_ray.storage.folder import Folder
@@ -32,7 +30,6 @@ class ServedModel:
         began = time.monotonic()
         self._engine = self._load()
         logs.LOG.info("loaded %s in %.1f s", model.model, time.monotonic() - began)
-        self._encoder_runs = 0
         self._broken: Engine | None = None
         self._reviving = asyncio.Lock()
 
@@ -49,20 +46,6 @@ class ServedModel:
             self._broken = engine
             raise
 
-    async def encoder_runs(self) -> int | None:
-        """How often the vision encoder ran since this was asked last: a part's share, give or take
-        what ran beside it.
-        """
-        now = (
-            await self._engine.encoder_runs()
-            if isinstance(self._engine, CountsEncoderRuns)
-            else None
-        )
-        if now is None:
-            return None
-        since, self._encoder_runs = now - self._encoder_runs, now
-        return since
-
     async def _living_engine(self) -> Engine:
         """The engine, loaded anew where it has died. A model that cannot be loaded again ends the
         actor.
@@ -74,5 +57,4 @@ class ServedModel:
                 logs.LOG.warning("the engine died and is loaded anew")
                 await asyncio.to_thread(self._engine.close)
                 self._engine = await asyncio.to_thread(self._load)
-                self._encoder_runs = 0
             return self._engine

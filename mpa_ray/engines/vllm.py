@@ -4,7 +4,6 @@ Requests run as they come: there is no batch and so no barrier between batches, 
 work on one image overlaps the model's on others.
 """
 
-import asyncio
 import itertools
 import os
 from typing import Any
@@ -13,7 +12,6 @@ from PIL import Image
 
 from mpa_ray.config import ModelSection
 from mpa_ray.engines.protocol import EngineDied, Reply, RequestRejected, Sampling
-from mpa_ray.engines.vllm_worker import EncoderRuns
 from mpa_ray.models import checkpoint
 from mpa_ray.models.chat_template import load_processor, takes_parts, user_prompt
 from mpa_ray.models.gpu_memory import ENGINE_GIB, USED
@@ -47,7 +45,6 @@ class VllmEngine:
             # Blocks of 128, the default of the CPU build, would seldom end where the text that both
             # prompts share does.
             **({"distributed_executor_backend": "uni", "block_size": 32} if on_cpu else {}),
-            "worker_extension_cls": f"{EncoderRuns.__module__}.{EncoderRuns.__name__}",
             **model.engine_options,
         }
         arguments = AsyncEngineArgs(
@@ -64,8 +61,6 @@ class VllmEngine:
         )
         self._engine = AsyncLLM.from_engine_args(arguments)
         self._processor = load_processor(model)
-        self._counts_encoder_runs = "worker_extension_cls" not in model.engine_options
-        self._counting: asyncio.Future[Any] | None = None
         self._image_word = None if takes_parts(self._processor) else _image_word(self._engine)
         self._request_ids = itertools.count()
 
@@ -95,7 +90,6 @@ class VllmEngine:
         )
         final = None
         try:
-            await self._start_counting()
             async for output in self._engine.generate(
                 request, parameters, request_id=str(next(self._request_ids))
             ):
@@ -115,29 +109,6 @@ class VllmEngine:
             output_tokens=len(output.token_ids),
             finish_reason=output.finish_reason or "stop",
         )
-
-    async def _start_counting(self) -> None:
-        # Once, by the first request; those beside it wait for the same call.
-        if self._counting is None and self._counts_encoder_runs:
-            self._counting = asyncio.ensure_future(
-                self._engine.collective_rpc("start_counting_encoder_runs")
-            )
-        if self._counting is not None:
-            await self._counting
-
-    async def encoder_runs(self) -> int | None:
-        """See `CountsEncoderRuns`. None where the workers were given another extension, or where
-        the engine is dead.
-        """
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        if self._counting is None:
-            return None if not self._counts_encoder_runs else 0
-        try:
-            # Each of a replica's workers encodes its part of the same images.
-            return (await self._engine.collective_rpc("count_encoder_runs"))[0]
-        except EngineDeadError:
-            return None
 
     def close(self) -> None:
         self._engine.shutdown()

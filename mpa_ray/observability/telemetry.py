@@ -34,11 +34,6 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Tokens of committed annotations, by call; cached ones are among the prompt's.",
         ("stage", "kind"),
     ),
-    "mpa_encoder_runs": (
-        "counter",
-        "Runs of a model's vision encoder for parts that were committed, where its engine tells.",
-        ("stage",),
-    ),
     "mpa_run_images": (
         "gauge",
         "Images of the whole run: listed, and done over all calls on the output.",
@@ -129,8 +124,6 @@ def count_commit(run: str, commit: Mapping[str, Any]) -> None:
     for column, tokens in commit["tokens"].items():
         stage, kind, _ = column.rsplit("_", 2)
         count("mpa_tokens", tokens, run=run, stage=_STAGES[stage], kind=kind)
-    for stage, runs in commit.get("encoder_runs", {}).items():
-        count("mpa_encoder_runs", runs, run=run, stage=stage)
 
 
 def show_training(run: str, arm: str, state: Mapping[str, Any]) -> None:

@@ -25,7 +25,6 @@ _NOTHING: dict[str, Any] = {
     "quarantined": {},
     "verdicts": {},
     "tokens": {},
-    "encoder_runs": {},
     "svlm_asked": 0,
     "seconds": 0.0,
 }
@@ -44,7 +43,7 @@ class Facts:
         listed: how many images the run has to do; None where that is not known.
         root: what the references of images below its source begin with; None where that is not
             known.
-        data: images, annotations, quarantined, verdicts, tokens, encoder_runs, svlm_asked (see
+        data: images, annotations, quarantined, verdicts, tokens, svlm_asked (see
             `commits.totals`), and the seconds of these.
         training: arm -> its record. evaluation: scores. ledger: step -> account. versions: package
             -> version.

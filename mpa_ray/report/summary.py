@@ -4,7 +4,6 @@ from typing import Any
 
 from mpa_ray.observability.progress import duration
 from mpa_ray.observability.text_table import aligned, dollars, interval
-from mpa_ray.schema import Reason, Stage
 
 
 def table(record: dict[str, Any]) -> str:
@@ -55,8 +54,6 @@ def _stages(record: dict[str, Any]) -> str:
         text["annotate_and_identify"] += (
             f", spared {100 * spared / record['annotations']:.1f}% of annotations"
         )
-    if encoded := encodings(record).get(Stage.PSEUDO_ANNOTATOR):
-        text["annotate_and_identify"] += f"; vision encoder runs: {encoded}"
     if tokens.get("jury_prompt_tokens"):
         text["annotate_and_identify"] += (
             f"; jury {_sum(tokens, 'jury_prompt')} in, {_sum(tokens, 'jury_output')} out"
@@ -89,66 +86,6 @@ def _stages(record: dict[str, Any]) -> str:
             ),
         ]
     )
-
-
-_ENCODERS = {
-    Stage.PSEUDO_ANNOTATOR: "the L-VLM",
-    Stage.JURY: "the jury",
-    Stage.PARITY_IDENTIFIER: "the S-VLM",
-}
-# Decoding is tried again for the S-VLM, and the request that is refused may be the second one: the
-# L-VLM may have seen the image or not.
-_SEEN_OR_NOT = (
-    *(
-        f"{Stage.IMAGES}/{reason}"
-        for reason in (Reason.TIMEOUT, Reason.DECODER_MEMORY, Reason.DECODER_CRASH)
-    ),
-    f"{Stage.PSEUDO_ANNOTATOR}/{Reason.ENGINE_REJECTED}",
-)
-
-
-def encodings(record: dict[str, Any]) -> dict[str, str]:
-    """Stage -> how often its model's vision encoder ran, in words: for each image or question that
-    it was shown, where the counts of a run.json tell how many those were; as two bounds, where
-    quarantined images leave it open; and else in all.
-    """
-    found = {}
-    for stage, runs in record.get("encoder_runs", {}).items():
-        least, most = _shown(record, stage)
-        shown = (
-            "an image shown to the L-VLM"
-            if stage == Stage.PSEUDO_ANNOTATOR
-            else "a question that the S-VLM answered"
-        )
-        if least > 0:
-            bounds = dict.fromkeys([f"{runs / most:.3f}", f"{runs / least:.3f}"])
-            found[stage] = f"{' to '.join(bounds)} for {shown}"
-        else:
-            found[stage] = f"{runs:,} in all for {_ENCODERS.get(stage, stage)}"
-    return found
-
-
-def _shown(record: dict[str, Any], stage: str) -> tuple[int, int]:
-    """What a stage's engine was shown, at least and at most: the L-VLM images, each with all its
-    questions, the S-VLM questions; (0, 0) where the counts do not tell.
-    """
-    quarantined: dict[str, int] = record["quarantined"]
-    if any(name.endswith(f"/{Reason.ENGINE_CRASH}") for name in quarantined):
-        # What a dead engine had encoded is not among the runs.
-        return 0, 0
-    if stage == Stage.PARITY_IDENTIFIER:
-        return (record.get("svlm_asked", 0),) * 2
-    # Annotations from elsewhere may have the L-VLM's answers already, and commits do not say how
-    # often a jury was asked.
-    if stage != Stage.PSEUDO_ANNOTATOR or record.get("config", {}).get("annotations"):
-        return 0, 0
-    never = sum(
-        count
-        for name, count in quarantined.items()
-        if name.startswith(f"{Stage.IMAGES}/") and name not in _SEEN_OR_NOT
-    )
-    most = record["images"] - never
-    return most - sum(quarantined.get(name, 0) for name in _SEEN_OR_NOT), most
 
 
 def _paid(account: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ from mpa_ray.report.charts import Axis
 from mpa_ray.report.facts import Facts
 from mpa_ray.report.gains import AFTER, ANSWER_TYPES, BEFORE, CEILING, Evaluation, Group
 from mpa_ray.report.selection import Selection
-from mpa_ray.report.summary import encodings
 from mpa_ray.schema import Verdict
 from mpa_ray.storage.folder import Folder
 
@@ -50,7 +49,6 @@ def overview(run: Folder, found: Facts, selection: Selection) -> dict[str, Any]:
         "parity_by_type": parity_by_type(selection),
         "labels": LABELS,
         "calls": calls(found.data["tokens"]),
-        "encodings": encodings(found.data | {"config": found.config}),
         "progress": progress(found),
         "rerun": rerun(found),
     }

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from mpa_ray.images.parts import part_name, part_number, require_on_this_host, with_image_struct
 from mpa_ray.observability import logs
 from mpa_ray.observability.logs import run_id
-from mpa_ray.schema import ANNOTATIONS, JUDGEMENTS, QUARANTINE, Reason, Stage, Verdict, encoder_runs
+from mpa_ray.schema import ANNOTATIONS, JUDGEMENTS, QUARANTINE, Reason, Stage, Verdict
 from mpa_ray.storage.folder import Folder, in_parallel
 
 COMMITTING = {"num_cpus": 0.25}
@@ -40,7 +40,6 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
     number = rows.column("part")[0].as_py()
     if output.is_local:
         require_on_this_host(output.path, "output")
-    runs, rows = encoder_runs(rows), rows.replace_schema_metadata()
     well = pc.is_null(rows.column("reason"))
     judged, rejected = rows.filter(well), rows.filter(pc.invert(well))
     parity = judged.filter(pc.equal(judged.column("verdict"), str(Verdict.PARITY)))
@@ -66,7 +65,6 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
         ),
         "verdicts": dict(Counter(judged.column("verdict").to_pylist())),
         "tokens": {name: pc.sum(judged.column(name)).as_py() or 0 for name in TOKEN_COLUMNS},
-        "encoder_runs": runs,
         "svlm_asked": judged.num_rows - judged.column("svlm_answer").null_count,
         "call": call,
         "committed": time.time(),
@@ -160,8 +158,7 @@ def committed(output: Folder) -> set[int]:
 
 def totals(output: Folder) -> dict[str, Any]:
     """The sum of all commits: images, annotations, images without any, quarantined rows by
-    stage/reason, verdicts, tokens, vision encoder runs by stage, and annotations that the S-VLM was
-    asked about.
+    stage/reason, verdicts, tokens, and annotations that the S-VLM was asked about.
     """
     return add_up(commits(output))
 
@@ -178,7 +175,6 @@ def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
     quarantined: Counter[str] = Counter()
     verdicts: Counter[str] = Counter({str(verdict): 0 for verdict in Verdict})
     tokens: Counter[str] = Counter()
-    runs: Counter[str] = Counter()
     for commit in commits:
         images += commit["images"]
         annotations += commit["annotations"]
@@ -189,7 +185,6 @@ def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
         quarantined.update(commit["quarantined"])
         verdicts.update(commit["verdicts"])
         tokens.update(commit["tokens"])
-        runs.update(commit.get("encoder_runs", {}))
         svlm_asked += commit.get("svlm_asked", 0)
     return {
         "images": images,
@@ -198,6 +193,5 @@ def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "quarantined": dict(quarantined.most_common()),
         "verdicts": dict(verdicts),
         "tokens": dict(tokens),
-        "encoder_runs": dict(runs),
         "svlm_asked": svlm_asked,
     }

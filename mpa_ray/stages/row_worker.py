@@ -22,7 +22,7 @@ from mpa_ray.errors import RunError
 from mpa_ray.images import decode
 from mpa_ray.images.guarded_decode import Decoder
 from mpa_ray.observability import logs, telemetry
-from mpa_ray.schema import Reason, Stage, encoder_runs, with_encoder_runs
+from mpa_ray.schema import Reason, Stage
 from mpa_ray.stages import early_stop
 from mpa_ray.stages.crash_blame import Attempt, Attempts
 from mpa_ray.storage.folder import Folder
@@ -145,10 +145,7 @@ class RowWorker:
                 len(rows),
                 seconds,
             )
-        found = with_encoder_runs(table, encoder_runs(part))
-        for model in self._models:
-            found = with_encoder_runs(found, {model.stage: await model.encoder_runs()})
-        yield found
+        yield table
 
     def _table(self, rows: list[Row], done: dict[int, list[Row]]) -> pa.Table:
         """What the part comes to; where the engine stopped before all of it was done, nothing, and

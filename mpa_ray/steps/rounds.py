@@ -225,7 +225,6 @@ def totals(records: list[Record]) -> Record:
             for verdict in Verdict
         },
         "tokens": _sums(record["tokens"] for record in records),
-        "encoder_runs": _sums(record["encoder_runs"] for record in records),
         "svlm_asked": sum(record.get("svlm_asked", 0) for record in records),
         "seconds": sum(record["seconds"] for record in records),
         "placement": {

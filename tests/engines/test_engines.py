@@ -238,7 +238,9 @@ def _second_calls(preamble: str) -> dict[str, int]:
         decode(row["image"]["bytes"], max_image_pixels=10**6, max_image_bytes=10**6) for row in rows
     ]
     loaded = engines.load(
-        settings("vllm", images_in_flight=12, engine_options={"max_num_batched_tokens": 128})
+        settings(
+            "encoder_runs:load", images_in_flight=12, engine_options={"max_num_batched_tokens": 128}
+        )
     )
     slots = asyncio.Semaphore(12)
 

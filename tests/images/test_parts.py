@@ -28,7 +28,6 @@ from mpa_ray.schema import (
     Reason,
     Stage,
     Verdict,
-    with_encoder_runs,
 )
 from mpa_ray.stages.commits import TOKEN_COLUMNS, commit_part, committed, totals
 from mpa_ray.storage.folder import Folder
@@ -197,20 +196,6 @@ def test_a_part_of_nothing_but_rejected_rows(tmp_path: Path) -> None:
         "svlm_correct": 0,
         "lvlm_inconsistent": 0,
     }
-
-
-def test_encoder_runs_go_into_the_commit_and_not_into_the_files(tmp_path: Path) -> None:
-    output = Folder.at(tmp_path)
-    for number, runs in ((7, 3), (8, 5)):
-        rows = pa.Table.from_pylist([judged("f", Verdict.PARITY, part=number)], schema=JUDGED_ROW)
-        commit_part(
-            with_encoder_runs(rows, {"pseudo_annotator": 1, Stage.PARITY_IDENTIFIER: runs}),
-            output=output,
-            call=1.0,
-        )
-    commit(output, judged("g", Verdict.PARITY, part=9))
-    assert totals(output)["encoder_runs"] == {"pseudo_annotator": 2, "parity_identifier": 8}
-    assert not output.child("annotations").read_table("part-00000007.parquet").schema.metadata
 
 
 def test_totals_are_sums_over_parts_and_calls(tmp_path: Path) -> None:

@@ -85,22 +85,6 @@ def test_rows_wait_are_asked_about_and_are_gone(seen: Shown) -> None:
     assert now() == [1, 0]
 
 
-def test_runs_of_the_vision_encoder_are_counted_where_an_engine_tells(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    counted = []
-    monkeypatch.setattr(
-        telemetry, "count", lambda name, by, **tags: counted.append((name, by, tags))
-    )
-    commit = {"images": 8, "quarantined": {}, "verdicts": {}, "tokens": {}}
-    telemetry.count_commit("r", commit)
-    telemetry.count_commit(
-        "r", commit | {"encoder_runs": {"pseudo_annotator": 8, "parity_identifier": 7}}
-    )
-    runs = [(by, tags["stage"]) for name, by, tags in counted if name == "mpa_encoder_runs"]
-    assert runs == [(8, "pseudo_annotator"), (7, "parity_identifier")]
-
-
 def test_what_replies_cost_is_shown_where_there_are_prices(seen: Shown, tmp_path: Path) -> None:
     output = Folder.at(tmp_path)
     entry = {

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import pytest
-
 from mpa_ray.observability.text_table import aligned, interval
-from mpa_ray.report.summary import encodings, table
+from mpa_ray.report.summary import table
 from mpa_ray.stages.commits import TOKEN_COLUMNS
 
 
@@ -88,91 +86,6 @@ def test_what_the_cascade_spared_is_said() -> None:
     assert ", spared 8.3% of annotations" in line_of(
         table(RECORD | {"svlm_asked": 11000}), "annotate_and_identify"
     )
-
-
-def encoded(
-    runs: dict[str, int],
-    *,
-    images: int = 1000,
-    asked: int = 0,
-    config: dict[str, Any] | None = None,
-    **quarantined: int,
-) -> list[str]:
-    """`encodings` of a run; `images__empty=3` is a reason and its rows."""
-    counts = {name.replace("__", "/"): count for name, count in quarantined.items()}
-    record = {"images": images, "svlm_asked": asked, "quarantined": counts, "encoder_runs": runs}
-    return list(encodings(record | {"config": config or {}}).values())
-
-
-def test_encoder_runs_are_told_for_what_the_models_were_shown() -> None:
-    runs = {"pseudo_annotator": 1000, "parity_identifier": 800}
-    assert encoded(runs, asked=800) == [
-        "1.000 for an image shown to the L-VLM",
-        "1.000 for a question that the S-VLM answered",
-    ]
-    assert encoded({}) == []
-    text = table(RECORD | {"encoder_runs": {"pseudo_annotator": 12045}})
-    assert "; vision encoder runs: 1.000 for an image shown to the L-VLM" in line_of(
-        text, "annotate_and_identify"
-    )
-    assert "encoder" not in table(RECORD), "an engine that does not tell"
-
-
-def test_quarantined_images_hide_no_second_encoding() -> None:
-    """960 images were shown, and 40 of them encoded twice."""
-    assert encoded({"pseudo_annotator": 1000}, images__truncated=30, images__empty=10) == [
-        "1.042 for an image shown to the L-VLM"
-    ]
-    assert encoded({"pseudo_annotator": 1000}, pseudo_annotator__unparsable_annotation=40) == [
-        "1.000 for an image shown to the L-VLM"
-    ]
-    # Another actor decodes the image again for the S-VLM.
-    assert encoded({"pseudo_annotator": 1000}, parity_identifier__engine_rejected=40) == [
-        "1.000 for an image shown to the L-VLM"
-    ]
-
-
-@pytest.mark.parametrize(
-    "open_",
-    [
-        "images__decode_timeout",
-        "images__decode_memory",
-        "images__decode_crash",
-        "pseudo_annotator__engine_rejected",
-    ],
-)
-def test_where_it_is_open_how_many_images_were_shown_both_bounds_are_told(open_: str) -> None:
-    """A second decoding, for the S-VLM, may be what took too long; the second question may be what
-    the engine refused.
-    """
-    assert encoded({"pseudo_annotator": 1000}, **{open_: 40}) == [
-        "1.000 to 1.042 for an image shown to the L-VLM"
-    ]
-    assert encoded({"pseudo_annotator": 1_000_000}, images=1_000_000, **{open_: 3}) == [
-        "1.000 for an image shown to the L-VLM"
-    ]
-    assert encoded({"pseudo_annotator": 3}, images=3, **{open_: 3}) == ["3 in all for the L-VLM"]
-
-
-def test_where_it_is_not_known_what_was_shown_the_count_stands_alone() -> None:
-    runs = {"pseudo_annotator": 1000, "jury": 1700, "parity_identifier": 800}
-    in_all = ["1,000 in all for the L-VLM", "1,700 in all for the jury", "800 in all for the S-VLM"]
-    assert encoded(runs)[1:] == in_all[1:], (
-        "no commit says how often a jury was asked, and earlier versions' not how often the S-VLM"
-        " was"
-    )
-    assert encoded(runs, config={"annotations": "runs/a"}) == in_all, (
-        "annotations may come with the L-VLM's answers"
-    )
-    # What a dead engine had encoded before is not counted.
-    assert encoded(runs, asked=800, parity_identifier__engine_crash=1) == in_all
-    assert encoded({"pseudo_annotator": 0}, images=3, images__empty=3) == ["0 in all for the L-VLM"]
-
-
-def test_several_questions_about_an_image_can_share_an_encoding() -> None:
-    assert encoded({"parity_identifier": 800}, asked=2000) == [
-        "0.400 for a question that the S-VLM answered"
-    ]
 
 
 def test_a_run_without_benchmark_or_quarantine() -> None:

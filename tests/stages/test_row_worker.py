@@ -15,7 +15,7 @@ from PIL import Image
 
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling, loading
-from mpa_ray.schema import SAMPLE_ID, SOURCE_ROW, Stage, encoder_runs, with_encoder_runs
+from mpa_ray.schema import SAMPLE_ID, SOURCE_ROW, Stage
 from mpa_ray.stages.crash_blame import Attempts
 from mpa_ray.stages.row_worker import Ask, Row, RowWorker, seed_for
 from mpa_ray.storage.folder import Folder
@@ -337,65 +337,6 @@ def test_an_undecodable_image_is_quarantined_where_it_is_decoded(
         (None, None),
         ("images", "not_an_image"),
     ]
-
-
-class Counting(Scripted):
-    """Encodes every image twice."""
-
-    runs = 0
-
-    async def ask(
-        self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
-    ) -> Reply:
-        self.runs += 2
-        return await super().ask(image, prompt, image_id=image_id, sampling=sampling)
-
-    async def encoder_runs(self) -> int:
-        return self.runs
-
-
-def test_encoder_runs_of_an_actor_add_up_over_its_parts_and_engines(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    dying = "5"
-
-    def reply(image: str) -> str:
-        nonlocal dying
-        if image == dying:
-            dying = ""
-            raise EngineDied("once")
-        return ""
-
-    monkeypatch.setattr(loading, "load", lambda model, **_: Counting(reply))
-    worker = Worker([ModelSection(model="m", images_in_flight=4)], work, SOURCE_ROW, 10**6, 10**6)
-
-    async def runs_of(count: int) -> dict[str, int]:
-        [found] = [
-            table
-            async for table in worker(
-                with_encoder_runs(part(count), {"jury": 7, "pseudo_annotator": 3})
-            )
-        ]
-        return encoder_runs(found)
-
-    async def three_parts() -> list[dict[str, int]]:
-        return [await runs_of(count) for count in (2, 4, 6)]
-
-    first, second, third = asyncio.run(three_parts())
-    assert first == {"jury": 7, "pseudo_annotator": 3, "evaluate": 4}
-    assert second["evaluate"] == 8, "counted since the part before"
-    assert 2 <= third["evaluate"] <= 12, "those of the engine that died are not known"
-
-
-def test_an_engine_that_does_not_count_leaves_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "load", lambda model, **_: Scripted(lambda image: ""))
-    worker = Worker([ModelSection(model="m")], work, SOURCE_ROW, 10**6, 10**6)
-
-    async def one() -> pa.Table:
-        [found] = [table async for table in worker(part(2))]
-        return found
-
-    assert encoder_runs(asyncio.run(one())) == {}
 
 
 def test_a_seed_depends_on_its_parts_alone() -> None:

@@ -63,7 +63,6 @@ def record(
             "lvlm_inconsistent": 0,
         },
         "tokens": dict.fromkeys(tokens, 10),
-        "encoder_runs": {"pseudo_annotator": 100},
         "training": {
             "mpa": arm
             | {"holdout": {"learned": learned, "forgotten": forgotten, "kept": 5, "still_wrong": 1}}
@@ -193,7 +192,6 @@ def test_the_record_is_the_sum_and_the_curve(config: Config) -> None:
         found["quarantined"] == {"images/empty": 6}
         and found["tokens"]["annotation_prompt_tokens"] == 30
     )
-    assert found["encoder_runs"] == {"pseudo_annotator": 300}
     assert found["stages"] == {"round_1": 5.0, "round_2": 5.0, "round_3": 5.0}
     assert (found["seconds"], found["wall_seconds"]) == (12.0, 15.0) and list(
         found["placement"]
