@@ -221,13 +221,13 @@ def count_parameters(model: ModelSection) -> int | None:
     object stores and other formats.
 
     Raises:
-        ConfigurationError: a header is damaged.
+        ConfigurationError: a file is cut off or damaged.
     """
     if is_remote(model.model):
         return None
     files = sorted(Path(model.model).expanduser().glob("*.safetensors"))
-    tensors = (tensor for file in files for tensor in node_cache.tensors_of(file))
-    return sum(math.prod(tensor.shape) for tensor in tensors) or None
+    shapes = (shape for file in files for shape in node_cache.tensor_shapes(file))
+    return sum(map(math.prod, shapes)) or None
 
 
 def size_warning(model: ModelSection, parameters: int | None) -> str | None:

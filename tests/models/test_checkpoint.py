@@ -94,6 +94,8 @@ DAMAGED = {
     "a list": b"\x02\0\0\0\0\0\0\0[]",
     "a tensor that is none": b'\x09\0\0\0\0\0\0\0{"a": 12}',
     "a tensor without a place": b'\x1a\0\0\0\0\0\0\0{"a": {"shape": [2, 3, 4]}}',
+    "of a type that is none": b'\x44\0\0\0\0\0\0\0{"a": {"dtype": "\\u001b[31m\\n", "shape": [],'
+    b' "data_offsets": [0,0]}}',
     "nested": b"\xa0\x86\x01\0\0\0\0\0" + b"[" * 100_000,
     "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid"
     b" sha256:4d7a214614ab2935c943f9e0ff69",
@@ -113,6 +115,25 @@ def test_damaged_weights_are_refused_before_anything_loads(kind: str, model_fold
         assert str(caught.value).startswith(f"{file} is ") and str(caught.value).endswith(
             "; copy the model anew"
         )
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+def test_weights_that_are_not_as_long_as_their_header_says_are_refused(model_folder: Path) -> None:
+    file = model_folder / "model.safetensors"
+    save_file({"a": np.arange(100.0), "b": np.zeros((3, 2))}, file)
+    whole = file.read_bytes()
+    for content in (*(whole[:length] for length in (5, 50, 500, len(whole) - 1)), whole + b"\0\0"):
+        file.write_bytes(content)
+        with pytest.raises(
+            ConfigurationError, match=rf"is cut off or damaged: {len(content)} bytes, "
+        ):
+            checkpoint.check("svlm.model", str(model_folder))
+
+
+def test_weights_that_cannot_be_opened_are_not_called_missing(model_folder: Path) -> None:
+    (model_folder / "model.safetensors").mkdir()
+    with pytest.raises(IsADirectoryError):
+        count_parameters(ModelSection(model=str(model_folder)))
 
 
 @pytest.mark.parametrize(
