@@ -1,27 +1,37 @@
 """model/README.md: what the aligned S-VLM is, what it was made from, and how it scored."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from mpa_ray.config import LABELED_ARMS, Config
 from mpa_ray.observability.text_table import aligned, interval
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+_HUB_TASK = "image-text-to-text"
+
 
 def model_card(config: Config, record: dict[str, Any]) -> str:
     """The card as the hub shows it: metadata in YAML, then text. Names of models and folders are
     shown as code, never as markup.
     """
-    metadata = {
-        "library_name": "transformers",
-        "pipeline_tag": "image-text-to-text",
-        "base_model": config.svlm.model,
-        "tags": ["mpa_ray", "model-parity-aligner", config.task_spec.name],
-    }
+    from huggingface_hub import ModelCardData
+
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=_HUB_TASK,
+        base_model=config.svlm.model,
+        model_name=f"{config.svlm.model.rstrip('/').rpartition('/')[2]}-mpa",
+        tags=["mpa_ray", "model-parity-aligner", config.task_spec.name],
+        eval_results=_eval_results(record),
+    )
     trained = record["training"]["mpa"]
     lines = [
         "---",
-        yaml.safe_dump(metadata, sort_keys=False).rstrip(),
+        # Its own to_yaml leaves marks that reorder text as they are.
+        yaml.safe_dump(metadata.to_dict(), sort_keys=False).rstrip(),
         "---",
         "",
         "# A vision-language model aligned with MPA",
@@ -58,6 +68,24 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _eval_results(record: dict[str, Any]) -> "list[EvalResult] | None":
+    """The model's own scores, as the hub shows them beside the card."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type=_HUB_TASK,
+            dataset_type=score["benchmark"],
+            dataset_name=score["benchmark"],
+            metric_type=score["metric"],
+            metric_name=f"{score['metric']}, in percent",
+            metric_value=round(score["score"], 1),
+        )
+        for score in record["evaluation"]
+        if score["model"] == "mpa"
+    ] or None
 
 
 def _origin(config: Config, record: dict[str, Any]) -> list[str]:

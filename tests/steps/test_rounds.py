@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from pydantic import ValidationError
 from run_folders import picture
 
@@ -428,6 +429,38 @@ def test_the_card_says_how_it_was_trained_and_by_whose_labels(
 ) -> None:
     card = model_card(config.model_copy(update=changes), record(parity=30, learned=9, forgotten=1))
     assert all(text in card for text in says) and not any(text in card for text in says_not), card
+
+
+def test_the_hub_reads_the_scores_of_the_model_itself(config: Config) -> None:
+    run = record(parity=30, learned=9, forgotten=1)
+    run["evaluation"] = [
+        {"model": model, "benchmark": "okvqa_val", "metric": metric, "ci95": None, "n": 9}
+        | {"score": score}
+        for model, scored in (("zero_shot", (51.0, 60.0)), ("mpa", (57.25, 100 / 3)))
+        for metric, score in zip(("vqa_accuracy", "exact_match"), scored, strict=True)
+    ]
+    data = ModelCard(model_card(config, run)).data
+    assert (data.base_model, data.model_name) == (config.svlm.model, "Qwen2-VL-2B-Instruct-mpa")
+    assert [
+        (score.dataset_name, score.metric_type, score.metric_value) for score in data.eval_results
+    ] == [("okvqa_val", "vqa_accuracy", 57.2), ("okvqa_val", "exact_match", 33.3)]
+    run["evaluation"] = []
+    data = ModelCard(model_card(config, run)).data
+    assert data.eval_results is None and data.library_name == "transformers"
+
+
+def test_names_cannot_leave_the_cards_metadata(config: Config) -> None:
+    hostile = "a\n---\n# <b>`hi`</b> {{ 1 }}\nlicense: mit\u202e\x1b[31m"
+    run = record(parity=30, learned=9, forgotten=1)
+    for score in run["evaluation"]:
+        score.update(benchmark=hostile, metric=hostile)
+    text = model_card(config.model_copy(update={"svlm": ModelSection(model=hostile)}), run)
+    card = ModelCard(text)
+    front = text[: text.index("# A vision-language model")]
+    assert card.text.startswith("\n# A vision-language model") and card.data.license is None
+    assert card.data.base_model == hostile and "\u202e" not in front and "\x1b" not in front
+    [score] = card.data.eval_results
+    assert score.dataset_name == score.metric_type == hostile
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import sys
 
 import pyarrow as pa
 import pytest
-import yaml
+from huggingface_hub import DatasetCard
 from PIL import Image, features
 
 from mpa_ray.config import Config, ModelSection, identity
@@ -128,10 +128,12 @@ def test_the_card_is_read_by_the_hub(run, tmp_path, layout):
     run.write_json("config.json", identity(config))
     output = Folder.at(tmp_path / "out")
     export(run, output, layout=layout)
-    _, front, body = output.read_bytes("README.md").decode().split("---\n", 2)
-    assert yaml.safe_load(front)["configs"][0]["data_files"] == [
+    card = DatasetCard(output.read_bytes("README.md").decode())
+    assert card.data.configs[0]["data_files"] == [
         {"split": "train", "path": "data/train-*.parquet"}
     ]
+    assert card.data.size_categories == ["n<1K"]
+    body = card.text
     assert "`Qwen/Qwen2-VL-7B-Instruct`" in body and "`okvqa`" in body and "3 questions" in body
     assert "secret" not in body and "<b>" not in body
 
