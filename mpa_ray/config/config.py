@@ -8,7 +8,7 @@ here, before a model loads.
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
@@ -30,8 +30,13 @@ _READ_BY = {"labels": LABELED_ARMS, "few_shot": LABELED_ARMS - {"human_labels"}}
 
 # So that a mistake in a task is reported of the kind of task that was meant, and not of both.
 TASK_TAGS = ("task by name", "own task")
-TaskName = Literal[tuple(TASKS)]  # type: ignore[valid-type]
-FormatName = Literal[tuple(BENCHMARKS)]  # type: ignore[valid-type]
+# Computed, as in mpa_ray/tasks/tasks.py.
+if TYPE_CHECKING:
+    TaskName = str
+    FormatName = str
+else:
+    TaskName = Literal[tuple(TASKS)]
+    FormatName = Literal[tuple(BENCHMARKS)]
 TaskChoice = Annotated[
     Annotated[TaskName, Tag(TASK_TAGS[0])] | Annotated[Task, Tag(TASK_TAGS[1])],
     Discriminator(lambda value: TASK_TAGS[isinstance(value, dict | Task)]),
@@ -259,7 +264,7 @@ class Config(Section):
         if not self.parity:
             return
         needs_judgements = sorted(set(self.ablations) - LABELED_ARMS)
-        others = {
+        others: dict[str, object] = {
             "images": self.images or self.demo.images,
             "annotations": self.annotations,
             "rounds": self.rounds > 1,
@@ -308,7 +313,7 @@ class Config(Section):
                 " card; remove one of the two"
             )
         shares = {"lvlm": self.lvlm.gpus_per_replica, "svlm": self.svlm.gpus_per_replica}
-        if None in shares.values() or sum(shares.values()) > 1:
+        if None in shares.values() or sum(share or 0.0 for share in shares.values()) > 1:
             raise ValueError(
                 "identify.in_one_actor needs what share of a card each model gets, together at"
                 f" most 1 (is {shares}); set lvlm.gpus_per_replica and svlm.gpus_per_replica, such"
