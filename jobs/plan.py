@@ -118,8 +118,8 @@ def measured(
     for, where nothing else is said.
     """
     if asked_for is not None:
-        config, listed = probe(asked_for, count=given.probe)
-        return config, all_cards(asked_for), listed
+        probed, listed = probe(asked_for, count=given.probe)
+        return probed, all_cards(asked_for), listed
     run = Folder.at(given.rates.removesuffix("/run.json"))
     if not run.exists("run.json"):
         raise ConfigurationError(

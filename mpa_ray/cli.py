@@ -7,7 +7,7 @@ import difflib
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin
 
@@ -222,7 +222,8 @@ def _takes_many(path: Sequence[str], kind: Any) -> bool:
 
 def _grouped(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Each flag with the values up to the next one."""
-    flag, values = "", []
+    flag = ""
+    values: list[str] = []
     for text in argv:
         if text.startswith("--") or text == "-h":
             if flag:
@@ -319,7 +320,7 @@ class JobParser(argparse.ArgumentParser):
         )
         self.add_argument(*flags, dest=_RUN_BY_FLAG, metavar="RUN", help="the same")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         given = super().parse_args(args, namespace)
         if hasattr(given, _RUN_BY_FLAG):
             runs = {given.run, getattr(given, _RUN_BY_FLAG)} - {None}

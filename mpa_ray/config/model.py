@@ -175,7 +175,7 @@ class ModelSection(Section):
                 f"max_replicas={self.max_replicas} is below min_replicas={self.min_replicas};"
                 " raise the first or lower the second"
             )
-        if self.cards > 1 and self.gpus_per_replica != int(self.gpus_per_replica):
+        if self.cards > 1 and self.cards != int(self.cards):
             raise ValueError(
                 f"gpus_per_replica={self.gpus_per_replica}: above one card it must be a whole"
                 " number (the tensor parallel size)"

@@ -52,6 +52,7 @@ SIGN_BACKGROUNDS = ((235, 235, 235), (200, 220, 235), (215, 230, 200), (225, 215
 CHART_BACKGROUNDS = ((245, 245, 245), (235, 240, 250), (250, 245, 230))
 
 Rgb = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def render(
@@ -175,7 +176,7 @@ def _draw_cells(
     column: int,
     row: int,
     offset: tuple[int, int],
-    font: ImageFont.FreeTypeFont,
+    font: Font,
     ink: Rgb,
 ) -> None:
     """One glyph a cell, from (column, row) to the right; glyphs are centred on the line above their
@@ -237,7 +238,7 @@ def _degrade(pixels: np.ndarray, rng: Random) -> np.ndarray:
 
 
 @cache
-def _font(face: str, size: int) -> ImageFont.FreeTypeFont:
+def _font(face: str, size: int) -> Font:
     return (
         ImageFont.load_default(size)
         if face == "pillow"

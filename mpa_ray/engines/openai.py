@@ -60,6 +60,10 @@ from mpa_ray.storage.folder import Folder
 
 if TYPE_CHECKING:
     from openai import APIStatusError
+    from openai.types.chat import (
+        ChatCompletionContentPartImageParam,
+        ChatCompletionUserMessageParam,
+    )
 
 OPENAI_URL = "https://api.openai.com/v1"
 # Two names of one setting: every server knows the first, OpenAI's newer models only the second.
@@ -464,9 +468,9 @@ def data_url(image: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _messages(url: str, prompt: str) -> list[dict[str, Any]]:
+def _messages(url: str, prompt: str) -> list["ChatCompletionUserMessageParam"]:
     """The image first, so that a server's prefix cache covers it for the second question."""
-    image = {"type": "image_url", "image_url": {"url": url}}
+    image: ChatCompletionContentPartImageParam = {"type": "image_url", "image_url": {"url": url}}
     return [{"role": "user", "content": [image, {"type": "text", "text": storable(prompt)}]}]
 
 
@@ -486,7 +490,7 @@ def reply_of(body: Any) -> Reply:
             message.get("content"), str | None
         ):
             # Without a key "content": it ended within its reasoning.
-            text, used = message.get("content") or "", usage_of(body) or Tokens()
+            text, used = str(message.get("content") or ""), usage_of(body) or Tokens()
             reason = choice.get("finish_reason")
             reason = reason if reason and isinstance(reason, str) else "stop"
             return Reply(

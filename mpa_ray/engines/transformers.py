@@ -40,7 +40,7 @@ class TransformersEngine:
         self._processor = load_processor(model)
         self._image_arguments = image_arguments(model)
         dtype = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
-        loaded = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             checkpoint.local(model.model), dtype=dtype, **checkpoint.arguments(model)
         )
         settle_generation(loaded, self._processor)

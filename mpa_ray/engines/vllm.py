@@ -67,12 +67,12 @@ class VllmEngine:
     async def ask(
         self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
     ) -> Reply:
-        from vllm import SamplingParams
+        from vllm import SamplingParams, TextPrompt
         from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        request = {
+        request: TextPrompt = {
             "prompt": user_prompt(self._processor, prompt, image_word=self._image_word),
             "multi_modal_data": {"image": image},
             # Spares vLLM from hashing the pixels again for the second question.
@@ -101,13 +101,13 @@ class VllmEngine:
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineDied(f"vLLM's engine died: {error}") from error
         assert final is not None, "vLLM ended a request without an output"
-        output = final.outputs[0]
+        completion = final.outputs[0]
         return Reply(
-            text=output.text,
+            text=completion.text,
             prompt_tokens=len(final.prompt_token_ids or ()),
             cached_tokens=final.num_cached_tokens or 0,
-            output_tokens=len(output.token_ids),
-            finish_reason=output.finish_reason or "stop",
+            output_tokens=len(completion.token_ids),
+            finish_reason=completion.finish_reason or "stop",
         )
 
     def close(self) -> None:
@@ -118,7 +118,8 @@ def _image_word(engine: Any) -> str:
     """What vLLM replaces by the image in a prompt of this model."""
     from vllm.model_executor.model_loader import get_model_cls
 
-    return get_model_cls(engine.model_config).get_placeholder_str("image", 1)
+    model: Any = get_model_cls(engine.model_config)
+    return model.get_placeholder_str("image", 1)
 
 
 def _card_memory(model: ModelSection) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import re
 import struct
 import zlib
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -36,8 +37,9 @@ _DAMAGE = (
     AttributeError,
     MemoryError,
     RuntimeError,
+    struct.error,
+    zlib.error,
 )
-_DAMAGE += (struct.error, zlib.error)
 
 # The end of a reference into a shard of jobs/pack.py (`mpa_ray.images.references`); no file's name
 # can look like it, because `#` is encoded in names.
@@ -182,10 +184,8 @@ def decode(
             if told_pixels is not None and not _has_plain_exif(image):
                 raise NotPlain
             # Not by ImageOps.exif_transpose, which writes the whole EXIF block again.
-            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-        if turn is not None:
-            image = image.transpose(turn)
-        return _to_rgb(image)
+            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return _to_rgb(image if turn is None else image.transpose(turn))
     except (UnreadableImage, NotPlain):
         raise
     except Image.DecompressionBombError as error:
@@ -272,7 +272,7 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     return float(numbers.min()), float(numbers.max())
 
 
-def decode_and_fit(data: bytes, *, max_pixels: int | None, **limits: int | None) -> Image.Image:
+def decode_and_fit(data: bytes, *, max_pixels: int | None, **limits: Any) -> Image.Image:
     """`decode`, and `fit` where there is a bound."""
     image = decode(data, max_pixels=max_pixels, **limits)
     return image if max_pixels is None else fit(image, max_pixels)

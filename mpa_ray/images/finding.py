@@ -186,7 +186,7 @@ def _of_tar(stream: Ranges, uri: str) -> Iterator[Found]:
     with tarfile.open(fileobj=stream, mode="r:") as archive:
         while (member := archive.next()) is not None:
             # tarfile would keep every member.
-            archive.members.clear()
+            archive.members.clear()  # type: ignore[attr-defined]  # typeshed leaves it out
             if posixpath.splitext(member.name)[1].lower() not in EXTENSIONS:
                 continue
             name = quote(member.name, errors="surrogateescape")

@@ -209,13 +209,13 @@ def _nulls(file: pyarrow.parquet.ParquetFile, column: str) -> int:
         for leaf in range(file.metadata.num_columns)
         if file.metadata.schema.column(leaf).path == column
     )
-    counts = []
+    count = 0
     for group in range(file.num_row_groups):
         statistics = file.metadata.row_group(group).column(leaf).statistics
-        counts.append(
-            statistics.null_count if statistics is not None and statistics.has_null_count else None
-        )
-    return file.read(columns=[column]).column(0).null_count if None in counts else sum(counts)
+        if statistics is None or not statistics.has_null_count:
+            return file.read(columns=[column]).column(0).null_count
+        count += statistics.null_count
+    return count
 
 
 def _footer(file: pyarrow.parquet.ParquetFile) -> str:

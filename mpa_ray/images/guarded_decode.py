@@ -86,7 +86,7 @@ class Decoder:
         max_image_bytes: int,
         max_decode_seconds: float,
     ) -> None:
-        self._limits = {
+        self._limits: dict[str, Any] = {
             "max_pixels": max_pixels,
             "max_image_pixels": max_image_pixels,
             "max_image_bytes": max_image_bytes,

@@ -11,10 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from threading import Thread
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ray.util.metrics import Metric
+from typing import Any
 
 # Name -> kind, what it says, and its tags beside `run`. Ray adds _total to a counter's name.
 METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -79,7 +76,8 @@ _shown: dict[tuple[str, frozenset[tuple[str, str]]], float | Callable[[], float]
 
 
 @cache
-def _metric(name: str) -> "Metric":
+def _metric(name: str) -> Any:
+    """A Counter or a Gauge of Ray, as `METRICS` says."""
     from ray.util import metrics
 
     kind, description, tags = METRICS[name]

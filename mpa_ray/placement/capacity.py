@@ -159,8 +159,12 @@ def _version_1(status: Mapping[str, Any]) -> Autoscaler:
 
 def _version_2() -> Autoscaler:
     import ray
-    from ray._raylet import GcsClient
-    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    # Both modules are compiled, and Ray's stubs leave these two out.
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import (  # type: ignore[attr-defined]
+        GetClusterStatusReply,
+    )
 
     reply = GetClusterStatusReply()
     reply.ParseFromString(

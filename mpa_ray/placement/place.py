@@ -109,10 +109,11 @@ def place(
     for name, model in placed.items():
         if name not in shown:
             continue
-        why = _engine_line(name, sections[name], model, sizes.get(name), cluster)
+        size = sizes.get(name)
+        why = _engine_line(name, sections[name], model, size, cluster)
         lines.append(why)
         record["models"][name] = {
-            "size": asdict(sizes[name]) if sizes.get(name) else None,
+            "size": asdict(size) if size else None,
             **{key: getattr(model, key) for key in _CHOSEN},
             "why": why,
         }
@@ -202,16 +203,11 @@ def _place_engines(
         if (
             model.kind.has_kv_cache
             and name in cards
-            and sizes.get(name)
+            and (size := sizes.get(name))
             and model.images_in_flight is None
         ):
-            chosen = chosen.model_copy(
-                update={
-                    "images_in_flight": images_in_flight(
-                        sizes[name], chosen, card_gib=cluster.card_gib
-                    )
-                }
-            )
+            in_flight = images_in_flight(size, chosen, card_gib=cluster.card_gib)
+            chosen = chosen.model_copy(update={"images_in_flight": in_flight})
         placed[name] = chosen
     return placed
 
@@ -243,19 +239,18 @@ def _shares(
     needed = sum(cards[name] * sections[name].min_replicas for name in together)
     if not cluster.bounded or not cluster.cards or needed <= cluster.cards or len(together) < 2:
         return {}
-    if any(
-        sections[name].gpus_per_replica is not None or sizes.get(name) is None for name in together
-    ):
+    known = {name: size for name in together if (size := sizes.get(name))}
+    if any(sections[name].gpus_per_replica is not None or name not in known for name in together):
         return {}
     shares = {
-        name: card_share(sizes[name], sections[name], card_gib=cluster.card_gib)
-        for name in together
+        name: card_share(size, sections[name], card_gib=cluster.card_gib)
+        for name, size in known.items()
     }
     rest = 1 - sum(shares.values())
     if rest < 0:
         return {}
     # What is over goes to the largest model, whose KV cache gains most by it.
-    largest = max(together, key=lambda name: sizes[name].parameters)
+    largest = max(together, key=lambda name: known[name].parameters)
     return {
         name: round(share + (rest if name == largest else 0.0), 2) for name, share in shares.items()
     }
@@ -319,9 +314,9 @@ def take_cards(free: list[list[float]], cards: float) -> bool:
         (node.count(1.0), place) for place, node in enumerate(free) if node.count(1.0) >= cards
     ]
     if whole:
-        node = free[min(whole)[1]]
+        fullest = free[min(whole)[1]]
         for _ in range(int(cards)):
-            node[node.index(1.0)] = 0.0
+            fullest[fullest.index(1.0)] = 0.0
     return bool(whole)
 
 
@@ -369,6 +364,7 @@ def _cpus(cards: float, cluster: Cluster) -> float:
 def _place_training(
     settings: LevelSection, size: ModelSize | None, cluster: Cluster
 ) -> tuple[LevelSection, str]:
+    assert settings.batch_size is not None
     useful = math.ceil(settings.batch_size / settings.micro_batch_size)
     if not settings.gpus_per_worker:
         workers = settings.workers or settings.min_workers or 1

@@ -103,6 +103,7 @@ def evaluate(
     tables = []
     # Labeled benchmarks hold thousands of questions, not millions: predictions fit into the driver.
     with Watch(progress.waiting, stage=f"evaluate {name}, loading"):
+        table: pa.Table
         for table in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
             _refuse_quarantined(table)
             tables.append(table.select(PREDICTIONS.names))
@@ -191,10 +192,9 @@ def _read_questions(number: int, *, questions: Folder, max_image_bytes: int) -> 
         references.fetch([row["image_uri"] for row in missing], max_image_bytes=max_image_bytes),
         strict=True,
     ):
-        failed = isinstance(content, UnreadableImage)
         row |= (
             {"stage": Stage.IMAGES, "reason": content.reason, "detail": content.detail}
-            if failed
+            if isinstance(content, UnreadableImage)
             else {"image": content}
         )
     return pa.Table.from_pylist([row | {"part": number} for row in rows], schema=QUESTION_ROW)

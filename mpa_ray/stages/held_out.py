@@ -70,6 +70,7 @@ def learned_and_forgotten(
     asked.set_name(f"holdout_{name}")
     progress = Progress("held out", len(numbers), unit="parts")
     with Watch(progress.waiting, stage="held out, loading"):
+        table: pa.Table
         for table in asked.iter_batches(batch_size=None, batch_format="pyarrow"):
             progress.add(1)
             rows: list[dict[str, Any]] = table.to_pylist()

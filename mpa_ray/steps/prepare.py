@@ -84,7 +84,7 @@ def render(run: Run) -> Record:
         f"demo: {images:,} unlabeled images and a benchmark of {questions:,} questions in"
         f" {folder.uri}"
     )
-    inputs.write(folder, task=config.task, images=images, questions=questions, seed=config.seed)
+    inputs.write(folder, task=config.task_spec.name, images=images, questions=questions, seed=config.seed)
     return {"images": images, "questions": questions}
 
 
@@ -92,7 +92,7 @@ def render_labels(run: Run) -> Record:
     """Render labeled questions for the comparisons on human labels."""
     config, folder = run.config, run.output.child(_INPUTS)
     count = config.demo.images
-    inputs.write_labels(folder, task=config.task, count=count, seed=config.seed)
+    inputs.write_labels(folder, task=config.task_spec.name, count=count, seed=config.seed)
     return {"questions": count}
 
 

@@ -165,7 +165,7 @@ def figures(number: int, record: Record) -> Record:
     Learned, forgotten, score and metric are None where nothing was trained, the last two also
     without a benchmark.
     """
-    change = (
+    change: dict[str, Any] = (
         record["training"]["mpa"]["holdout"]
         if record["training"]
         else {"learned": None, "forgotten": None}

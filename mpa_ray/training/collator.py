@@ -143,4 +143,7 @@ def answer_form(processor: Any) -> tuple[str, str, str]:
             f"the chat template does not continue its own prompt: {before[-40:]!r} is followed by"
             f" {whole[-60:]!r}"
         )
-    return re.search(r"\S*\s*$", before).group(), lead, tail
+    # The pattern fits the empty text too.
+    word = re.search(r"\S*\s*$", before)
+    assert word is not None
+    return word.group(), lead, tail

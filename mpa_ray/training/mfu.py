@@ -2,10 +2,7 @@
 Chowdhery et al. (PaLM, 2022), appendix B.
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 # Dense bf16 tensor FLOP/s without sparsity, by a part of the card's name, from NVIDIA's data
 # sheets. The first that fits counts.
@@ -23,7 +20,7 @@ _PEAK = (
 )
 
 
-def flops_per_token(model: "torch.nn.Module") -> int:
+def flops_per_token(model: Any) -> int:
     """What a token takes, forward and backward: 6 FLOPs a weight that is trained, and 4 a frozen
     one, of which no gradient is made.
 
@@ -33,7 +30,7 @@ def flops_per_token(model: "torch.nn.Module") -> int:
     either, so the true share is a little higher.
 
     Args:
-        model: before its weights are split over workers.
+        model: of transformers, or PEFT's around one, before its weights are split over workers.
     """
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     left_out = {

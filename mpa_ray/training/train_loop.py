@@ -158,6 +158,7 @@ def learning_rate(step: int, steps: int, settings: LevelSection) -> float:
     """Of the optimizer step `step` (from 0): a linear warm-up, then a cosine down to a tenth of the
     peak.
     """
+    assert settings.learning_rate is not None
     warmup = math.ceil(settings.warmup * steps)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
@@ -222,6 +223,8 @@ def train(loop_config: dict[str, Training]) -> None:
     """The `train_loop_per_worker` of Ray Train."""
     training = loop_config["training"]
     settings = training.settings
+    batch_size = settings.batch_size
+    assert batch_size is not None and settings.learning_rate is not None
     on_cpu = settings.gpus_per_worker == 0
     if on_cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -242,7 +245,7 @@ def train(loop_config: dict[str, Training]) -> None:
     order = np.concatenate(
         [samples.order(training.seed + epoch) for epoch in range(settings.epochs)]
     )
-    steps = math.ceil(len(order) / settings.batch_size)
+    steps = math.ceil(len(order) / batch_size)
     show_every = max(1, steps // _TIMES_SHOWN)
 
     model, processor, published_dtype = load_svlm(training.svlm, settings.precision)
@@ -270,7 +273,7 @@ def train(loop_config: dict[str, Training]) -> None:
     def batches(start: int) -> Iterator[tuple[Share, list[Batch]]]:
         for share in shares(
             order,
-            batch_size=settings.batch_size,
+            batch_size=batch_size,
             micro_batch_size=settings.micro_batch_size,
             rank=rank,
             workers=workers,

@@ -12,7 +12,6 @@ from mpa_ray.errors import ConfigurationError, RunError, StorageError, meant_for
 if TYPE_CHECKING:
     from ray.train import Result
     from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal.execution.failure_handling import FailurePolicy
     from ray.train.v2.api.exceptions import TrainingFailedError
 
 _LONGEST = 300
@@ -47,14 +46,16 @@ def trainer_type() -> type["TorchTrainer"]:
                         ray.get(self._controller.abort.remote(), timeout=_ABORTED_IN_S)
                 raise
             except (TrainingFailedError, RayActorError) as error:
-                raise failure(error, self.run_config.name) from error
+                raise failure(error, str(self.run_config.name)) from error
 
         def _initialize_and_run_controller(self, **arguments: Any) -> "Result":
             policy = policy_type()(self.run_config.failure_config)
             policy.storage_is_local = isinstance(
                 self.run_config.storage_filesystem, pyarrow.fs.LocalFileSystem
             )
-            return super()._initialize_and_run_controller(**arguments | {"failure_policy": policy})
+            arguments["failure_policy"] = policy
+            # mypy sees the trainer of Ray Train 1, which Ray replaces as it is imported.
+            return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 
         def _register_sigint_handler(self, controller: Any) -> None:
             self._controller = controller
@@ -63,7 +64,7 @@ def trainer_type() -> type["TorchTrainer"]:
 
 
 @cache
-def policy_type() -> type["FailurePolicy"]:
+def policy_type() -> type[Any]:
     """A worker that is lost is replaced; what the run itself refuses, or a disk that is full, would
     only be met again.
     """

@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -121,7 +121,7 @@ class TrainingSet:
 
 def read_ahead(make: Callable[[], Iterator[T]], depth: int) -> Iterator[T]:
     """The items of `make()`, made in a thread up to `depth` ahead; its errors are raised here."""
-    end = object()
+    end: Any = object()
     pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
     try:
         items = pool.submit(make).result()

@@ -81,7 +81,7 @@ def save_state(
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
     from safetensors.torch import save_file
 
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     trained = [
         (name, parameter)
         for name, parameter in engine.module.named_parameters()

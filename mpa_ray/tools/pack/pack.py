@@ -168,6 +168,7 @@ def _planned(images: str, shard_bytes: int) -> Iterator[pa.Table]:
 def _in_tasks(numbers: list[int], work: Callable[[int], pa.Table]) -> Iterator[dict[str, Any]]:
     """`work` on each number, in Ray tasks; what each gives, as it comes."""
     if numbers:
+        counts: pa.Table
         for counts in dataset_of(numbers, work).iter_batches(
             batch_size=None, batch_format="pyarrow"
         ):
@@ -201,13 +202,13 @@ def _find_duplicates(plan: Manifest, work: Folder) -> tuple[Counter[str], dict[i
                 )
         found = repeats.found()
     shards, starts = np.unique(found["position"] >> 32, return_index=True)
-    for number, repeats in zip(
+    for number, copies in zip(
         shards.tolist(), np.split(found, starts[1:])[: len(shards)], strict=True
     ):
         table = checked.read_table(part_name(number)).take(
-            (repeats["position"] & 0xFFFFFFFF).tolist()
+            (copies["position"] & 0xFFFFFFFF).tolist()
         )
-        same = pa.array([name_of(repeat).hex() for repeat in repeats], pa.string())
+        same = pa.array([name_of(copy).hex() for copy in copies], pa.string())
         work.write_table(
             f"duplicates/{part_name(number)}",
             table.append_column("same_as", same).select(_DUPLICATES.names).cast(_DUPLICATES),

@@ -173,11 +173,10 @@ def _ask(
         asked = judged_by(
             samples, lvlm, config, categories=CATEGORIES[config.task_spec.name], output=output
         )
-        found = [
-            row
-            for table in asked.iter_batches(batch_size=None, batch_format="pyarrow")
-            for row in table.to_pylist()
-        ]
+        found = []
+        table: pa.Table
+        for table in asked.iter_batches(batch_size=None, batch_format="pyarrow"):
+            found += table.to_pylist()
     early_stop.raise_if_stopped(output, f"{len(found):,} of {len(places):,} samples were judged")
     if len(found) != len(places):
         raise RunError(

@@ -231,8 +231,8 @@ def tables(result: dict[str, Any]) -> str:
         ("krippendorff_alpha", "Krippendorff's alpha"),
         ("fleiss_kappa", "Fleiss' kappa"),
     ):
-        values = [agreement[question][name] for question in QUESTIONS]
-        lines.append([label, *("-" if value is None else f"{value:.2f}" for value in values)])
+        agreed = [agreement[question][name] for question in QUESTIONS]
+        lines.append([label, *("-" if value is None else f"{value:.2f}" for value in agreed)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -129,7 +129,7 @@ def cell_config(cell: Cell, data: GridData, *, output: str, seed: int) -> Config
         for role, name in (("lvlm", cell.lvlm), ("svlm", cell.svlm))
     }
     batch_size, learning_rate = hyperparameters.TABLE_11[_table_11_name(cell.svlm)]
-    own = {
+    own: dict[str, Any] = {
         "task": cell.task,
         "images": task.images,
         "output": output,

@@ -121,10 +121,17 @@ def _claims(cell: Cell, outcomes: Sequence["Outcome"]) -> Iterable[dict[str, Any
         figures = {figure.model: figure for figure in cell.figures if figure.benchmark == benchmark}
         mpa = figures.pop(MPA, None)
         for name, figure in figures.items():
-            both = [found for found in outcomes if mpa and found.score(mpa) and found.score(figure)]
-            if name in (ZERO_SHOT, LVLM) or not mpa or not both or not both[0].score(mpa)["ci95"]:
+            if name in (ZERO_SHOT, LVLM) or not mpa:
                 continue
-            pairs = [(found.score(mpa)["score"], found.score(figure)["score"]) for found in both]
+            scored = [
+                (found, ours, theirs)
+                for found in outcomes
+                if (ours := found.score(mpa)) and (theirs := found.score(figure))
+            ]
+            if not scored or not scored[0][1]["ci95"]:
+                continue
+            both = [found for found, _, _ in scored]
+            pairs = [(ours["score"], theirs["score"]) for _, ours, theirs in scored]
             tested = confidence.paired_test(_by_question(mpa, both), _by_question(figure, both))
             low, high = (100 * bound for bound in tested["ci95"])
             yield {
