@@ -35,10 +35,11 @@ test-nodes: env ## a cluster that grows and shrinks, nodes that are lost: slow t
 chaos: env ## kill drivers, nodes and engines of real runs at random; takes long
 	$(RUN) -m pytest -s -m slow tests/faults
 
-lint: env ## ruff: rules and format
+lint: env ## ruff: rules and format; mypy: types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 clean: ## delete runs/ and caches; .venv stays
-	rm -rf runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
