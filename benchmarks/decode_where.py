@@ -16,6 +16,8 @@ import time
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 from PIL import Image
@@ -25,21 +27,15 @@ from mpa_ray.config import Config
 from mpa_ray.engines import Sampling
 from mpa_ray.images import parts
 from mpa_ray.images.decode import decode_and_fit
-from mpa_ray.images.guarded_decode import Decoder
 from mpa_ray.images.sources import source_of
 from mpa_ray.placement.ray_session import ray_session
 from mpa_ray.schema import SOURCE_ROW, Stage
-from mpa_ray.stages.row_worker import Ask, Row, RowWorker, ask_model
+from mpa_ray.stages import row_worker
+from mpa_ray.stages.row_worker import Ask, Row, RowStage, RowWorker, map_rows_with_model
 from mpa_ray.storage.folder import Folder
 from scale import config, generate
 
 _HEADER = 8
-
-
-class InActor(RowWorker):
-    """Decodes in its threads."""
-
-    stage = Stage.PSEUDO_ANNOTATOR
 
 
 class Pixels:
@@ -53,11 +49,9 @@ class Pixels:
 class Before(RowWorker):
     """Decodes nothing."""
 
-    stage = Stage.PSEUDO_ANNOTATOR
-
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)
-        self._decoder: Decoder | Pixels = Pixels()
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._decoder: Any = Pixels()
 
 
 def decode_part(part: pa.Table, *, max_pixels: int, settings: Config) -> pa.Table:
@@ -94,16 +88,22 @@ def measure(settings: Config, output: Folder, *, before: bool) -> tuple[float, f
     source = source_of(settings, output)
     with ray_session():
         rows = parts.dataset_of(list(range(source.parts)), source.read)
-        worker: type[RowWorker] = InActor
+        name = "DecodesInActor"
         if before:
-            worker = Before
+            name = "DecodesBefore"
             work = partial(decode_part, max_pixels=settings.lvlm.max_pixels, settings=settings)
             # So that on two cores as many decode at a time as there are threads to do it in the
             # actor: two, beside a task that reads.
             rows = rows.map_batches(work, batch_size=None, batch_format="pyarrow", num_cpus=0.4)
-        rows = ask_model(
-            rows, worker, ask_once, models=[settings.lvlm], schema=SOURCE_ROW, config=settings
+        stage = RowStage(
+            name=name,
+            work=ask_once,
+            models=[settings.lvlm],
+            asks=[Stage.PSEUDO_ANNOTATOR],
+            schema=SOURCE_ROW,
         )
+        with patch.object(row_worker, "RowWorker", Before if before else RowWorker):
+            rows = map_rows_with_model(rows, stage, config=settings)
         done, size, began = 0, 0, 0.0
         for table in rows.map_batches(
             count, batch_size=None, batch_format="pyarrow", num_cpus=0.1

@@ -59,7 +59,7 @@ from mpa_ray.models.chat_template import user_prompt
 from mpa_ray.models.gpu_memory import USED
 from mpa_ray.placement.ray_session import ray_session
 from mpa_ray.schema import SOURCE_ROW, Stage
-from mpa_ray.stages.row_worker import Ask, Row, RowWorker, ask_model
+from mpa_ray.stages.row_worker import Ask, Row, RowStage, map_rows_with_model
 from mpa_ray.storage.folder import Folder
 from mpa_ray.tasks import prompts
 
@@ -166,10 +166,6 @@ def bare(model: str, options: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": seconds}
 
 
-class Asker(RowWorker):
-    stage = Stage.PSEUDO_ANNOTATOR
-
-
 ROW = pa.schema(
     [*SOURCE_ROW, *((name, pa.float64()) for name in ("began", "prompt_tokens", "cached_tokens"))]
 )
@@ -237,9 +233,14 @@ def ours(model: str, options: argparse.Namespace, form: str | None = None) -> di
         with ray_session():
             work = partial(ask_twice, preamble=options.preamble, form=form, second=options.second)
             read = parts.dataset_of(list(range(source.parts)), source.read)
-            rows = ask_model(
-                read, Asker, work, models=[config.lvlm], schema=ROW, config=config, output=folder
+            stage = RowStage(
+                name="Asker",
+                work=work,
+                models=[config.lvlm],
+                asks=[Stage.PSEUDO_ANNOTATOR],
+                schema=ROW,
             )
+            rows = map_rows_with_model(read, stage, config=config, output=folder)
             write = partial(write_part, output=folder.child("written"))
             found = rows.map_batches(write, batch_size=None, batch_format="pyarrow").to_pandas()
         runs = int(counted.read_text())

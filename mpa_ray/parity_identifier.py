@@ -13,19 +13,13 @@ from typing import TYPE_CHECKING
 from mpa_ray.config import Config
 from mpa_ray.engines import Sampling
 from mpa_ray.schema import JUDGED_ROW, Stage, Verdict
-from mpa_ray.stages.row_worker import Ask, Row, RowWork, RowWorker, ask_model
+from mpa_ray.stages.row_worker import Ask, Row, RowStage, RowWork, map_rows_with_model, spent
 from mpa_ray.storage.folder import Folder
 from mpa_ray.tasks import prompts
 from mpa_ray.tasks.matchers import MATCHERS, Matcher, is_consistent
 
 if TYPE_CHECKING:
     from ray.data import Dataset
-
-
-class ParityIdentifier(RowWorker):
-    """The actor."""
-
-    stage = Stage.PARITY_IDENTIFIER
 
 
 async def identify_row(
@@ -37,12 +31,7 @@ async def identify_row(
     jury_answers = row.get("jury_answers") or []
     if exhaustive or is_consistent(row["answer"], [row["lvlm_answer"], *jury_answers], matches):
         reply = await ask(prompts.ANSWERING.format(question=row["question"]), answering)
-        answered = {
-            "svlm_answer": reply.text.strip(),
-            "svlm_answer_prompt_tokens": reply.prompt_tokens,
-            "svlm_answer_cached_tokens": reply.cached_tokens,
-            "svlm_answer_output_tokens": reply.output_tokens,
-        }
+        answered = {"svlm_answer": reply.text.strip()} | spent("svlm_answer", reply)
     said = {
         "lvlm_answer": row["lvlm_answer"],
         "jury_answers": jury_answers,
@@ -64,17 +53,16 @@ def identifying(config: Config) -> RowWork:
 
 def identify(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
     """ANNOTATED_ROW parts in (after a jury, JURY_ROW), JUDGED_ROW parts out. `output` is explained
-    at `ask_model`.
+    at `map_rows_with_model`.
     """
-    return ask_model(
-        dataset,
-        ParityIdentifier,
-        identifying(config),
+    stage = RowStage(
+        name="ParityIdentifier",
+        work=identifying(config),
         models=[config.svlm],
+        asks=[Stage.PARITY_IDENTIFIER],
         schema=JUDGED_ROW,
-        config=config,
-        output=output,
     )
+    return map_rows_with_model(dataset, stage, config=config, output=output)
 
 
 def judge(

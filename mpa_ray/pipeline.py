@@ -16,6 +16,7 @@ from mpa_ray.placement.ray_session import ray_session
 from mpa_ray.placement.shared_folders import refuse_unshared
 from mpa_ray.report import summary, write_report
 from mpa_ray.schema import ANNOTATE_AND_IDENTIFY
+from mpa_ray.stages import early_stop
 from mpa_ray.steps import rounds
 from mpa_ray.steps.annotate_and_identify import annotate_and_identify
 from mpa_ray.steps.checks import check_inputs
@@ -116,6 +117,7 @@ def _run(run: Run) -> dict[str, Any]:
     follow([step for step in todo if not step.needs_ray], run)
     take_over(run, todo)
     with ray_session():
+        early_stop.begin_call(run.output)
         refuse_unshared(run.output, run.config, run.first_file)
         for line in run.placement.lines:
             say(line)

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 from mpa_ray.config import Config
 from mpa_ray.engines import RequestRejected, Sampling
 from mpa_ray.schema import ANNOTATED_ROW, Reason, Stage
-from mpa_ray.stages.row_worker import Ask, Row, RowWork, RowWorker, ask_model, quarantined, seed_for
+from mpa_ray.stages.row_worker import (
+    Ask,
+    Row,
+    RowStage,
+    RowWork,
+    map_rows_with_model,
+    quarantined,
+    seed_for,
+    spent,
+)
 from mpa_ray.storage.folder import Folder
 from mpa_ray.tasks import prompts
 from mpa_ray.tasks.annotation_parser import Annotation, UnparsableAnnotation, parse_annotations
@@ -21,13 +30,6 @@ from mpa_ray.tasks.matchers import matches_exactly
 
 if TYPE_CHECKING:
     from ray.data import Dataset
-
-
-class PseudoAnnotator(RowWorker):
-    """The actor."""
-
-    stage = Stage.PSEUDO_ANNOTATOR
-    keeps_rows = True
 
 
 async def annotate_row(
@@ -91,13 +93,9 @@ async def annotate_row(
                 "answer": parsed.answer,
                 "annotation_text": annotation.text,
                 "lvlm_answer": own.text.strip(),
-                "annotation_prompt_tokens": annotation.prompt_tokens,
-                "annotation_cached_tokens": annotation.cached_tokens,
-                "annotation_output_tokens": annotation.output_tokens,
-                "lvlm_answer_prompt_tokens": own.prompt_tokens,
-                "lvlm_answer_cached_tokens": own.cached_tokens,
-                "lvlm_answer_output_tokens": own.output_tokens,
             }
+            | spent("annotation", annotation)
+            | spent("lvlm_answer", own)
         )
     return rows
 
@@ -147,14 +145,14 @@ def annotating(config: Config) -> RowWork:
 
 def annotate(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
     """SOURCE_ROW parts in, ANNOTATED_ROW parts out. Lazy, like every stage. `output` is explained
-    at `ask_model`.
+    at `map_rows_with_model`.
     """
-    return ask_model(
-        dataset,
-        PseudoAnnotator,
-        annotating(config),
+    stage = RowStage(
+        name="PseudoAnnotator",
+        work=annotating(config),
         models=[config.lvlm],
+        asks=[Stage.PSEUDO_ANNOTATOR],
         schema=ANNOTATED_ROW,
-        config=config,
-        output=output,
+        keeps_rows=True,
     )
+    return map_rows_with_model(dataset, stage, config=config, output=output)

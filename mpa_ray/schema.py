@@ -4,6 +4,7 @@ columns and never rename them.
 
 import json
 import os
+from dataclasses import dataclass
 from enum import StrEnum
 
 import pyarrow as pa
@@ -118,32 +119,60 @@ SOURCE_ROW = pa.schema(
     ]
 )
 
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A question that a model is asked about each row.
+
+    Attributes:
+        model: which, for people.
+        label: what it is asked for, for people.
+        metric: what the metric `mpa_tokens` calls it.
+    """
+
+    model: str
+    label: str
+    metric: str
+
+
+# Each call has three columns of tokens, `<call>_<kind>_tokens`. Telemetry, summary, report, plan
+# and commits go through this table: a further call is a line here and its columns below.
+CALLS = {
+    "annotation": Call(
+        model="L-VLM", label="L-VLM writes a question and answer", metric="pseudo_annotator"
+    ),
+    "lvlm_answer": Call(model="L-VLM", label="L-VLM answers it", metric="own_answer"),
+    "jury": Call(model="jury", label="jury answers it", metric="jury"),
+    "svlm_answer": Call(model="S-VLM", label="S-VLM answers it", metric="parity_identifier"),
+}
+TOKEN_KINDS = ("prompt", "cached", "output")
+"""Of the prompt, those of it that the prefix cache served, and of the reply."""
+
+
+def token_columns(call: str) -> tuple[str, ...]:
+    """The columns of a call's tokens, in the order of `TOKEN_KINDS`."""
+    return tuple(f"{call}_{kind}_tokens" for kind in TOKEN_KINDS)
+
+
+def _token_fields(call: str) -> list[pa.Field]:
+    return [pa.field(name, pa.int32()) for name in token_columns(call)]
+
+
 _ANNOTATION_COLUMNS = [
     pa.field("sample_id", pa.string()),
     pa.field("question", pa.string()),
     pa.field("answer", pa.string()),
     pa.field("annotation_text", pa.string()),
     pa.field("lvlm_answer", pa.string()),
-    pa.field("annotation_prompt_tokens", pa.int32()),
-    pa.field("annotation_cached_tokens", pa.int32()),
-    pa.field("annotation_output_tokens", pa.int32()),
-    pa.field("lvlm_answer_prompt_tokens", pa.int32()),
-    pa.field("lvlm_answer_cached_tokens", pa.int32()),
-    pa.field("lvlm_answer_output_tokens", pa.int32()),
+    *_token_fields("annotation"),
+    *_token_fields("lvlm_answer"),
 ]
 # Null where no jury was asked.
-_JURY_COLUMNS = [
-    pa.field("jury_answers", pa.list_(pa.string())),
-    pa.field("jury_prompt_tokens", pa.int32()),
-    pa.field("jury_cached_tokens", pa.int32()),
-    pa.field("jury_output_tokens", pa.int32()),
-]
+_JURY_COLUMNS = [pa.field("jury_answers", pa.list_(pa.string())), *_token_fields("jury")]
 _JUDGEMENT_COLUMNS = [
     *_JURY_COLUMNS,
     pa.field("svlm_answer", pa.string()),
-    pa.field("svlm_answer_prompt_tokens", pa.int32()),
-    pa.field("svlm_answer_cached_tokens", pa.int32()),
-    pa.field("svlm_answer_output_tokens", pa.int32()),
+    *_token_fields("svlm_answer"),
     pa.field("verdict", pa.string()),
 ]
 ANNOTATED_ROW = pa.schema([*SOURCE_ROW, *_ANNOTATION_COLUMNS])

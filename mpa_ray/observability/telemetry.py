@@ -13,6 +13,8 @@ from functools import cache
 from threading import Thread
 from typing import Any
 
+from mpa_ray.schema import CALLS, TOKEN_KINDS, token_columns
+
 # Name -> kind, what it says, and its tags beside `run`. Ray adds _total to a counter's name.
 METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "mpa_images": ("counter", "Images of parts that were committed.", ()),
@@ -60,13 +62,6 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
 }
 
-# What stands before the kind in a token column of the commits, and the stage it belongs to.
-_STAGES = {
-    "annotation": "pseudo_annotator",
-    "lvlm_answer": "own_answer",
-    "jury": "jury",
-    "svlm_answer": "parity_identifier",
-}
 # Well below Ray's own interval between reports, which is 10 seconds where it is not set otherwise.
 _EVERY_S = 1.0
 # The ledgers are files.
@@ -119,9 +114,11 @@ def count_commit(run: str, commit: Mapping[str, Any]) -> None:
     for place, rows in commit["quarantined"].items():
         stage, _, reason = place.partition("/")
         count("mpa_quarantined", rows, run=run, stage=stage, reason=reason)
-    for column, tokens in commit["tokens"].items():
-        stage, kind, _ = column.rsplit("_", 2)
-        count("mpa_tokens", tokens, run=run, stage=_STAGES[stage], kind=kind)
+    for name, call in CALLS.items():
+        for kind, column in zip(TOKEN_KINDS, token_columns(name), strict=True):
+            count(
+                "mpa_tokens", commit["tokens"].get(column, 0), run=run, stage=call.metric, kind=kind
+            )
 
 
 def show_training(run: str, arm: str, state: Mapping[str, Any]) -> None:
@@ -172,7 +169,7 @@ class Rows:
         show("mpa_rows", lambda: self._waiting, run=run, stage=stage, state="waiting")
         show("mpa_rows", lambda: self._asked, run=run, stage=stage, state="asked")
 
-    def come(self, rows: int) -> None:
+    def add_waiting(self, rows: int) -> None:
         """So many more (or fewer) wait to be asked about."""
         self._waiting += rows
 

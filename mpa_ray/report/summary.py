@@ -4,6 +4,7 @@ from typing import Any
 
 from mpa_ray.observability.progress import duration
 from mpa_ray.observability.text_table import aligned, dollars, interval
+from mpa_ray.schema import ANNOTATE_AND_IDENTIFY, CALLS, token_columns
 
 
 def table(record: dict[str, Any]) -> str:
@@ -43,20 +44,16 @@ def _data(record: dict[str, Any]) -> str:
 def _stages(record: dict[str, Any]) -> str:
     tokens = record["tokens"]
     text = {
-        "annotate_and_identify": f"L-VLM {_sum(tokens, 'annotation_prompt', 'lvlm_answer_prompt')}"
-        " tokens in"
-        f" ({_sum(tokens, 'annotation_cached', 'lvlm_answer_cached')} cached),"
-        f" {_sum(tokens, 'annotation_output', 'lvlm_answer_output')} out;"
-        f" S-VLM {_sum(tokens, 'svlm_answer_prompt')} in, {_sum(tokens, 'svlm_answer_output')} out"
+        ANNOTATE_AND_IDENTIFY: "; ".join(
+            f"{model} {prompt:,} tokens in ({cached:,} cached), {output:,} out"
+            for model, (prompt, cached, output) in _tokens_by_model(tokens).items()
+            if prompt
+        )
     }
     if asked := record.get("svlm_asked"):
         spared = record["annotations"] - asked
-        text["annotate_and_identify"] += (
+        text[ANNOTATE_AND_IDENTIFY] += (
             f", spared {100 * spared / record['annotations']:.1f}% of annotations"
-        )
-    if tokens.get("jury_prompt_tokens"):
-        text["annotate_and_identify"] += (
-            f"; jury {_sum(tokens, 'jury_prompt')} in, {_sum(tokens, 'jury_output')} out"
         )
     for name, arm in record["training"].items():
         change = arm.get("holdout")
@@ -72,7 +69,7 @@ def _stages(record: dict[str, Any]) -> str:
     for name, account in record.get("ledger", {}).items():
         # The jury is asked while images are annotated and identified, and has no stage of its own.
         step, paid = (
-            ("annotate_and_identify", f"{name} {_paid(account)}")
+            (ANNOTATE_AND_IDENTIFY, f"{name} {_paid(account)}")
             if name.startswith("jury_")
             else (name, _paid(account))
         )
@@ -103,9 +100,14 @@ def _paid(account: dict[str, Any]) -> str:
     return line
 
 
-def _sum(tokens: dict[str, int], *names: str) -> str:
-    # A run that starts from a parity set asked nobody.
-    return f"{sum(tokens.get(f'{name}_tokens', 0) for name in names):,}"
+def _tokens_by_model(tokens: dict[str, int]) -> dict[str, list[int]]:
+    """Tokens in, of these cached, and out, of each model over all its calls."""
+    found: dict[str, list[int]] = {}
+    for name, call in CALLS.items():
+        counts = [tokens.get(column, 0) for column in token_columns(name)]
+        earlier = found.get(call.model, [0] * len(counts))
+        found[call.model] = [a + b for a, b in zip(earlier, counts, strict=True)]
+    return found
 
 
 def _scores(record: dict[str, Any]) -> str:

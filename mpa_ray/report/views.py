@@ -12,7 +12,7 @@ from mpa_ray.report.charts import Axis
 from mpa_ray.report.facts import Facts
 from mpa_ray.report.gains import AFTER, ANSWER_TYPES, BEFORE, CEILING, Evaluation, Group
 from mpa_ray.report.selection import Selection
-from mpa_ray.schema import Verdict
+from mpa_ray.schema import CALLS, Verdict, token_columns
 from mpa_ray.storage.folder import Folder
 
 LABELS = {
@@ -25,11 +25,6 @@ LABELS = {
     "human_labels": "human labels",
     "few_shot_full": "few-shot, full fine-tuning",
     "few_shot_lora": "few-shot, LoRA",
-}
-_CALLS = {
-    "annotation": "L-VLM writes a question and answer",
-    "lvlm_answer": "L-VLM answers it",
-    "svlm_answer": "S-VLM answers it",
 }
 _SURE = 0.05
 
@@ -217,20 +212,11 @@ def _in_order(groups: Sequence[Group]) -> list[Group]:
 def calls(tokens: dict[str, int]) -> list[dict[str, Any]]:
     """A row a call an image: tokens in, the share of them found cached, tokens out."""
     rows = []
-    for name, label in _CALLS.items():
-        prompt, cached = (
-            tokens.get(f"{name}_prompt_tokens", 0),
-            tokens.get(f"{name}_cached_tokens", 0),
-        )
-        share = 100 * cached / prompt if prompt else 0.0
-        rows.append(
-            {
-                "label": label,
-                "prompt": prompt,
-                "share": share,
-                "output": tokens.get(f"{name}_output_tokens", 0),
-            }
-        )
+    for name, call in CALLS.items():
+        prompt, cached, output = (tokens.get(column, 0) for column in token_columns(name))
+        if prompt:
+            share = 100 * cached / prompt if prompt else 0.0
+            rows.append({"label": call.label, "prompt": prompt, "share": share, "output": output})
     return rows if tokens else []
 
 

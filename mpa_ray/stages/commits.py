@@ -16,11 +16,20 @@ import pyarrow.compute as pc
 from mpa_ray.images.parts import part_name, part_number, require_on_this_host, with_image_struct
 from mpa_ray.observability import logs
 from mpa_ray.observability.logs import run_id
-from mpa_ray.schema import ANNOTATIONS, JUDGEMENTS, QUARANTINE, Reason, Stage, Verdict
+from mpa_ray.schema import (
+    ANNOTATIONS,
+    CALLS,
+    JUDGEMENTS,
+    QUARANTINE,
+    Reason,
+    Stage,
+    Verdict,
+    token_columns,
+)
 from mpa_ray.storage.folder import Folder, in_parallel
 
 COMMITTING = {"num_cpus": 0.25}
-TOKEN_COLUMNS = [name for name in JUDGEMENTS.names if name.endswith("_tokens")]
+TOKEN_COLUMNS = [name for call in CALLS for name in token_columns(call)]
 
 
 def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:

@@ -2,101 +2,76 @@
 
 An engine that dies alone raises EngineDied, and `mpa_ray.stages.row_worker` finds the culprit
 without help. But a row can also take the whole actor with it (a crash in native code, the kernel's
-out-of-memory killer), and then nothing is left that remembers. So an actor notes in the output that
-it begins a part, and that it is done with it. A part whose note is found by the same call of the
-run was begun before by an actor that is gone, perhaps with its node. It is begun once more as it
-is; when that ends the actor too, its rows are asked one by one, each noted before it is asked, and
-one that is noted when the next actor comes, for the second time, is the culprit.
-
-Notes of earlier calls say nothing: those were ended together with their actors.
+out-of-memory killer), and then nothing is left that remembers. So an actor notes that it begins a
+part, and that it is done with it, where the notes outlive it (`mpa_ray.stages.call_notes`). A part
+that is begun again was begun before by an actor that is gone, perhaps with its node. It is begun
+once more as it is. When that ends the actor too, its rows are asked one by one, each noted before
+it is asked, and a row that is noted when the next actor begins, for the second time, is the
+culprit.
 """
 
-import hashlib
-from dataclasses import asdict, dataclass, field
-
-from mpa_ray.images.parts import part_name
-from mpa_ray.storage.folder import Folder
-
-_FOLDER = "attempts"
+from dataclasses import dataclass, replace
 
 # Actors that a part may lose before its rows are asked one by one: one may be a node that was taken
 # away, two are suspicious.
-_LOST_BEFORE_CAREFUL = 2
-_DEATHS_OF_A_CULPRIT = 2
+_LOST_BEFORE_ONE_BY_ONE = 2
+_CRASHES_OF_A_CULPRIT = 2
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """An actor's work on one part.
+    """What is known of a part when an actor begins it.
 
     Attributes:
-        lost: actors that began the part before and did not end it.
+        actors_lost: actors that began the part before and did not end it.
         asking: the place in the part of the row that is asked alone, None while none is.
-        deaths: the places of rows that were asked alone when an actor ended, once for each time.
+        crashed_rows: the places of rows that were asked alone when an actor ended, once for each
+            time.
     """
 
-    lost: int = 0
+    actors_lost: int = 0
     asking: int | None = None
-    deaths: list[int] = field(default_factory=list)
+    crashed_rows: tuple[int, ...] = ()
 
     @property
-    def is_careful(self) -> bool:
+    def one_by_one(self) -> bool:
         """Whether the rows are asked one by one."""
-        return self.lost >= _LOST_BEFORE_CAREFUL
+        return self.actors_lost >= _LOST_BEFORE_ONE_BY_ONE
 
     def is_culprit(self, place: int) -> bool:
         """Whether the row at `place` is not to be asked again."""
-        return self.deaths.count(place) >= _DEATHS_OF_A_CULPRIT
+        return self.crashed_rows.count(place) >= _CRASHES_OF_A_CULPRIT
 
 
-class Attempts:
-    """The notes of one dataset, for which one model is asked.
+class CrashBlame:
+    """The notes of the parts that actors have begun and not ended.
 
-    Args:
-        output: of the run.
-        stage: which asks.
-        model: which is asked.
-        call: when the dataset was made. Of two that ask one model side by side each has notes of
-            its own, and so has each call of the run.
+    `dataset` names a dataset of the call for which models are asked: of two that ask one model side
+    by side, each has notes of its own.
     """
 
-    def __init__(self, output: Folder, *, stage: str, model: str, call: float) -> None:
-        self._folder = output.child(
-            f"{_FOLDER}/{stage}-{hashlib.sha256(f'{model} {call!r}'.encode()).hexdigest()[:8]}"
-        )
+    def __init__(self) -> None:
+        self._attempts: dict[tuple[str, int], Attempt] = {}
 
-    def begin(self, part: int) -> Attempt:
-        """Notes that this actor begins `part`. The attempt knows of the actors that were lost over
-        it.
+    def begin(self, dataset: str, part: int) -> Attempt:
+        """Note that an actor begins `part`, and return what is known of those before it."""
+        before = self._attempts.get((dataset, part))
+        found = Attempt()
+        if before:
+            asked = () if before.asking is None else (before.asking,)
+            crashed = before.crashed_rows + asked
+            found = Attempt(actors_lost=before.actors_lost + 1, crashed_rows=crashed)
+        self._attempts[dataset, part] = found
+        return found
+
+    def ask_alone(self, dataset: str, part: int, place: int | None) -> None:
+        """Note that the row at `place` is asked next, with no other beside it; or, with None, that
+        it was answered. An actor that ends from then on ends through no row of this part: it has
+        others to ask about.
         """
-        attempt = Attempt()
-        if self._folder.exists(part_name(part, ".json")):
-            before = Attempt(**self._folder.read_json(part_name(part, ".json")))
-            deaths = before.deaths + ([before.asking] if before.asking is not None else [])
-            attempt = Attempt(lost=before.lost + 1, deaths=deaths)
-        self._write(part, attempt)
-        return attempt
+        before = self._attempts.get((dataset, part), Attempt())
+        self._attempts[dataset, part] = replace(before, asking=place)
 
-    def ask_alone(self, part: int, attempt: Attempt, place: int) -> None:
-        """Notes that the row at `place` is asked next, with no other beside it."""
-        attempt.asking = place
-        self._write(part, attempt)
-
-    def answered(self, part: int, attempt: Attempt) -> None:
-        """Notes that the row asked last came back. An actor that ends from here on ends through no
-        row of this part: the actor has others to ask about.
-        """
-        attempt.asking = None
-        self._write(part, attempt)
-
-    def end(self, part: int) -> None:
+    def end(self, dataset: str, part: int) -> None:
         """The part's rows are answered."""
-        self._folder.delete(part_name(part, ".json"))
-
-    def _write(self, part: int, attempt: Attempt) -> None:
-        self._folder.write_json(part_name(part, ".json"), asdict(attempt))
-
-
-def forget(output: Folder) -> None:
-    """Every part is committed: the notes are of no more use."""
-    output.child(_FOLDER).delete_folder()
+        self._attempts.pop((dataset, part), None)

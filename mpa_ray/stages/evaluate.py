@@ -18,7 +18,7 @@ from mpa_ray.observability.progress import Progress, Watch
 from mpa_ray.placement import capacity
 from mpa_ray.schema import SOURCE_ROW, Stage
 from mpa_ray.stages import early_stop
-from mpa_ray.stages.row_worker import Ask, Row, RowWorker, ask_model
+from mpa_ray.stages.row_worker import Ask, Row, RowStage, map_rows_with_model
 from mpa_ray.storage.folder import Folder
 from mpa_ray.tasks import confidence
 from mpa_ray.tasks.benchmarks import BENCHMARKS, CAPTION_METRICS, METRICS
@@ -32,12 +32,6 @@ ANSWERED_ROW = pa.schema([*QUESTION_ROW, pa.field("prediction", pa.string())])
 PREDICTIONS = pa.schema(
     [*QUESTION_COLUMNS, pa.field("image_uri", pa.string()), pa.field("prediction", pa.string())]
 )
-
-
-class Evaluator(RowWorker):
-    """The actor."""
-
-    stage = Stage.EVALUATE
 
 
 async def answer_row(row: Row, ask: Ask, *, prompt: str, answering: Sampling) -> list[Row]:
@@ -56,15 +50,20 @@ def answer(
     output: Folder | None = None,
 ) -> "Dataset":
     """Rows with image and question in, the same with `prediction` and without the image out.
-    `output` is explained at `ask_model`.
+    `output` is explained at `map_rows_with_model`.
     """
     model = capacity.placed_alone(model, config, what="evaluate")
-    work = partial(
-        answer_row, prompt=prompt, answering=Sampling(max_tokens=config.evaluate.max_tokens)
+    stage = RowStage(
+        name="Evaluator",
+        work=partial(
+            answer_row, prompt=prompt, answering=Sampling(max_tokens=config.evaluate.max_tokens)
+        ),
+        models=[model],
+        asks=[Stage.EVALUATE],
+        schema=schema,
     )
-    return ask_model(
-        dataset, Evaluator, work, models=[model], schema=schema, config=config, output=output
-    ).drop_columns(["image"])
+    rows = map_rows_with_model(dataset, stage, config=config, output=output)
+    return rows.drop_columns(["image"])
 
 
 def evaluate(

@@ -18,19 +18,13 @@ from typing import TYPE_CHECKING
 from mpa_ray.config import Config
 from mpa_ray.engines import Sampling
 from mpa_ray.schema import JURY_ROW, Stage
-from mpa_ray.stages.row_worker import Ask, Row, RowWorker, ask_model
+from mpa_ray.stages.row_worker import Ask, Row, RowStage, map_rows_with_model, spent
 from mpa_ray.storage.folder import Folder
 from mpa_ray.tasks import prompts
 from mpa_ray.tasks.matchers import MATCHERS, is_consistent
 
 if TYPE_CHECKING:
     from ray.data import Dataset
-
-
-class Juror(RowWorker):
-    """The actor."""
-
-    stage = Stage.JURY
 
 
 async def jury_row(
@@ -45,21 +39,15 @@ async def jury_row(
     ):
         return [row]
     reply = await ask(prompts.ANSWERING.format(question=row["question"]), answering)
-    spent = {
-        "prompt": reply.prompt_tokens,
-        "cached": reply.cached_tokens,
-        "output": reply.output_tokens,
-    }
     tokens = {
-        f"jury_{kind}_tokens": (row.get(f"jury_{kind}_tokens") or 0) + (count or 0)
-        for kind, count in spent.items()
+        name: (row.get(name) or 0) + (count or 0) for name, count in spent("jury", reply).items()
     }
     return [row | tokens | {"jury_answers": [*said, reply.text.strip()]}]
 
 
-def identify_jury(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
+def ask_jury(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
     """ANNOTATED_ROW parts in, JURY_ROW parts out; without a jury, the dataset as it is. `output` is
-    explained at `ask_model`.
+    explained at `map_rows_with_model`.
     """
     work = partial(
         jury_row,
@@ -68,7 +56,12 @@ def identify_jury(dataset: "Dataset", config: Config, output: Folder | None = No
         exhaustive=config.identify.exhaustive,
     )
     for juror in config.jury:
-        dataset = ask_model(
-            dataset, Juror, work, models=[juror], schema=JURY_ROW, config=config, output=output
+        stage = RowStage(
+            name="Juror", work=work, models=[juror], asks=[Stage.JURY], schema=JURY_ROW
         )
+        dataset = map_rows_with_model(dataset, stage, config=config, output=output)
     return dataset
+
+
+# The public name of earlier versions.
+identify_jury = ask_jury

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mpa_ray.config import Config
 from mpa_ray.engines import Sampling
 from mpa_ray.schema import ANNOTATED_ROW, Stage
-from mpa_ray.stages.row_worker import Ask, Row, RowWorker, ask_model
+from mpa_ray.stages.row_worker import Ask, Row, RowStage, map_rows_with_model, spent
 from mpa_ray.storage.folder import Folder
 from mpa_ray.tasks import prompts
 
@@ -19,40 +19,24 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 
-class OwnAnswerer(RowWorker):
-    """The actor."""
-
-    stage = Stage.PSEUDO_ANNOTATOR
-    keeps_rows = True
-
-
 async def answer_own_row(row: Row, ask: Ask, *, answering: Sampling) -> list[Row]:
     """The row with the L-VLM's answer to its question; one that has it already stays as it is."""
     if row["lvlm_answer"] is not None:
         return [row]
     own = await ask(prompts.ANSWERING.format(question=row["question"]), answering)
-    return [
-        row
-        | {
-            "lvlm_answer": own.text.strip(),
-            "lvlm_answer_prompt_tokens": own.prompt_tokens,
-            "lvlm_answer_cached_tokens": own.cached_tokens,
-            "lvlm_answer_output_tokens": own.output_tokens,
-        }
-    ]
+    return [row | {"lvlm_answer": own.text.strip()} | spent("lvlm_answer", own)]
 
 
 def answer_own(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
     """ANNOTATED_ROW parts in and out, in place of the Pseudo Annotator. `output` is explained at
-    `ask_model`.
+    `map_rows_with_model`.
     """
-    work = partial(answer_own_row, answering=Sampling(max_tokens=config.identify.max_tokens))
-    return ask_model(
-        dataset,
-        OwnAnswerer,
-        work,
+    stage = RowStage(
+        name="OwnAnswerer",
+        work=partial(answer_own_row, answering=Sampling(max_tokens=config.identify.max_tokens)),
         models=[config.lvlm],
+        asks=[Stage.PSEUDO_ANNOTATOR],
         schema=ANNOTATED_ROW,
-        config=config,
-        output=output,
+        keeps_rows=True,
     )
+    return map_rows_with_model(dataset, stage, config=config, output=output)

@@ -1,14 +1,15 @@
-"""Asking a model about the rows of a Ray Dataset: an autoscaling pool of engine actors, many rows
-in flight in each.
+"""Asking models about the rows of a Ray Dataset: an autoscaling pool of engine actors, many rows in
+flight in each.
 
-A stage gives the work of one row as a coroutine; everything of Ray and of the engine is here.
+A stage is data (`RowStage`): its work of one row is a coroutine. Everything of Ray and of the
+engine is here.
 """
 
 import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,12 @@ from mpa_ray.errors import RunError
 from mpa_ray.images import decode
 from mpa_ray.images.guarded_decode import Decoder
 from mpa_ray.observability import logs, telemetry
-from mpa_ray.schema import Reason, Stage
+from mpa_ray.schema import Reason, Stage, token_columns
 from mpa_ray.stages import early_stop
-from mpa_ray.stages.crash_blame import Attempt, Attempts
+from mpa_ray.stages.call_notes import CallNotes, note
+from mpa_ray.stages.crash_blame import Attempt
+from mpa_ray.stages.partial_parts import PartialParts
+from mpa_ray.stages.slots import Slots
 from mpa_ray.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -44,205 +48,215 @@ _UNSTORABLE = (pa.ArrowException, OverflowError, UnicodeError)
 _PARTS_IN_FLIGHT = 2
 
 
-class RowWorker:
-    """An engine actor of Ray Data: takes a part, runs the work of all its rows at once, gives the
-    part back.
+@dataclass(frozen=True, kw_only=True)
+class RowStage:
+    """What asks models about rows.
 
-    A row whose image or request is at fault comes back quarantined. An engine that says that it
-    cannot go on (RunError: a wrong key, a spent budget) ends the stage in good order where `output`
-    is given (`mpa_ray.stages.early_stop`); rows done by then are kept for the next call. An engine
-    that dies is loaded anew, and each row it served at that moment is asked again with no other
-    beside it: a row that kills it then is the culprit and is quarantined. Any other error ends the
-    actor, and Ray does the part again elsewhere; so it does when the actor's process is ended from
-    outside or by a row, which `mpa_ray.stages.crash_blame` finds.
-
-    An actor has one model or, where two share a card, several; the first one's `images_in_flight`
-    counts for both. They share the decoded image too, where their bounds on its pixels are the
-    same.
+    Attributes:
+        name: of the operator on Ray's dashboard.
+        work: of a row.
+        models: the models of an actor; the first one's replicas and `images_in_flight` count.
+        asks: who asks each of `models`; the first is what logs, metrics and quarantine call the
+            stage.
+        schema: of the rows that come out.
+        keeps_rows: whether rows that are done are kept when the engine stops; only where a part's
+            number says which rows it has.
     """
 
-    stage: Stage
-    further_stages: tuple[Stage, ...] = ()
-    """What asks the second model and those after it."""
-    keeps_rows = False
-    """Whether rows that are done are kept when the engine stops; only where a part's number says
-    which rows it has.
+    name: str
+    work: RowWork
+    models: Sequence[ModelSection]
+    asks: Sequence[Stage]
+    schema: pa.Schema
+    keeps_rows: bool = False
+
+    @property
+    def stage(self) -> Stage:
+        """What logs, metrics and quarantine call it."""
+        return self.asks[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A part in an actor: its rows, what an earlier call has kept of them, and, where actors were
+    lost over it before, how.
+    """
+
+    rows: list[Row]
+    kept: dict[int, list[Row]] = field(default_factory=dict)
+    attempt: Attempt = field(default_factory=Attempt)
+
+    @property
+    def number(self) -> int:
+        return self.rows[0]["part"]
+
+    def known(self, place: int) -> list[Row] | None:
+        """What is known of a row without asking: it was quarantined before it came here, or was
+        kept by an earlier call. Else None.
+        """
+        row = self.rows[place]
+        if row["reason"] is not None:
+            return [row]
+        return [row | found for found in self.kept[place]] if place in self.kept else None
+
+
+class RowWorker:
+    """An engine actor of Ray Data: takes a part, does the work of all its rows at once, gives the
+    part back.
+
+    A row whose image or request is at fault comes back quarantined. An engine that says that it can
+    serve nothing more (RunError: a wrong key, a spent budget) ends the stage without losing
+    anything, where `output` is given (`mpa_ray.stages.early_stop`); rows done by then are kept for
+    the next call. An engine that dies is loaded again, and each row it served at that moment is
+    asked again with no other beside it: a row that kills it then is the culprit and is quarantined.
+    Any other error ends the actor, and Ray does the part again elsewhere; so it does when the
+    actor's process is ended from outside or by a row, which `mpa_ray.stages.crash_blame` finds.
+
+    Models of one actor share the decoded image, where their bounds on its pixels are the same.
+
+    Args:
+        stage: which.
+        decoder: the bounds on images (see `Decoder`).
+        output: the run's folder, for ledger, notes and rows that are kept; None for none of these.
+        dataset: names the dataset in the notes of the call.
     """
 
     def __init__(
         self,
-        models: Sequence[ModelSection],
-        work: RowWork,
-        schema: pa.Schema,
-        max_image_pixels: int,
-        max_image_bytes: int,
+        *,
+        stage: RowStage,
+        decoder: dict[str, Any],
         output: Folder | None = None,
-        max_decode_seconds: float = 30.0,
-        call: float = 0.0,
+        dataset: str = "",
     ) -> None:
-        logs.in_worker(logs.run_id(output.uri if output else None), self.stage)
-        stages = (self.stage, *self.further_stages)
+        run = logs.run_id(output.uri if output else None)
+        logs.in_worker(run, stage.stage)
+        self._stage, self._output, self._dataset = stage, output, dataset
         self._models = [
-            ServedModel(model, stage=stage, output=output)
-            for model, stage in zip(models, stages, strict=True)
+            ServedModel(model, stage=asks, output=output)
+            for model, asks in zip(stage.models, stage.asks, strict=True)
         ]
-        self._waiting_to_be_alone = asyncio.Lock()
-        self._output = output
-        self._kept_parts = early_stop.kept_parts(output) if output and self.keeps_rows else set()
-        self._attempts = (
-            Attempts(output, stage=self.stage, model=models[0].model, call=call) if output else None
-        )
-        self._rows = telemetry.Rows(logs.run_id(output.uri if output else None), self.stage)
+        self._partial = PartialParts(output, stage.schema) if output and stage.keeps_rows else None
+        self._counted = telemetry.Rows(run, stage.stage)
+        self._slots = Slots(stage.models[0].in_flight)
+        # Each model has its own bound on pixels, which comes with the image.
+        self._decoder = Decoder(max_pixels=None, **decoder)
         self._stopping = False
-        self._work = work
-        self._schema = schema
-        self._decoder = Decoder(
-            # Each model has its own, which comes with the image.
-            max_pixels=None,
-            max_image_pixels=max_image_pixels,
-            max_image_bytes=max_image_bytes,
-            max_decode_seconds=max_decode_seconds,
-        )
-        self._slots = asyncio.Semaphore(models[0].in_flight)
-        self._slot_count = models[0].in_flight
 
-    async def __call__(self, part: pa.Table) -> AsyncIterator[pa.Table]:
-        rows = part.to_pylist()
+    async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
+        if not table.num_rows:
+            yield self._stage.schema.empty_table()
+            return
         began = time.monotonic()
-        kept = await asyncio.to_thread(self._kept, rows)
-        self._rows.come(sum(_known(row, kept.get(place)) is None for place, row in enumerate(rows)))
-        attempt = (
-            await asyncio.to_thread(self._attempts.begin, rows[0]["part"])
-            if self._attempts and rows
-            else None
-        )
-        if attempt and attempt.is_careful:
-            results = [
-                await self._one_carefully(row, kept.get(place), place, attempt)
-                for place, row in enumerate(rows)
-            ]
+        part = await asyncio.to_thread(self._begin, table.to_pylist())
+        places = range(len(part.rows))
+        self._counted.add_waiting(sum(part.known(place) is None for place in places))
+        if part.attempt.one_by_one:
+            results = [await self._one_by_one(part, place) for place in places]
         else:
-            results = await asyncio.gather(
-                *(self._one(row, kept.get(place)) for place, row in enumerate(rows))
-            )
-        if self._attempts and rows:
-            await asyncio.to_thread(self._attempts.end, rows[0]["part"])
-        done = {place: result for place, result in enumerate(results) if result is not None}
-        try:
-            table = await asyncio.to_thread(self._table, rows, done)
-        except _UNSTORABLE:
-            done = {
-                place: [self._storable(row, rows[place]) for row in result]
-                for place, result in done.items()
-            }
-            table = await asyncio.to_thread(self._table, rows, done)
-        if rows:
-            seconds = time.monotonic() - began
-            logs.LOG.info(
-                "asked about part %d: %d of %d rows in %.1f s",
-                rows[0]["part"],
-                len(done),
-                len(rows),
-                seconds,
-            )
-        yield table
-
-    def _table(self, rows: list[Row], done: dict[int, list[Row]]) -> pa.Table:
-        """What the part comes to; where the engine stopped before all of it was done, nothing, and
-        what is done is kept.
-        """
-        if len(done) < len(rows):
-            self._keep(rows, done)
-            return self._schema.empty_table()
-        return pa.Table.from_pylist(
-            [row for result in done.values() for row in result], schema=self._schema
+            results = await asyncio.gather(*(self._one(part, place) for place in places))
+        await asyncio.to_thread(self._end, part)
+        done = {place: found for place, found in enumerate(results) if found is not None}
+        yield await asyncio.to_thread(self._table, part, done)
+        seconds = time.monotonic() - began
+        logs.LOG.info(
+            "asked about part %d: %d of %d rows in %.1f s",
+            *(part.number, len(done), len(part.rows), seconds),
         )
+
+    def _begin(self, rows: list[Row]) -> _Part:
+        number = rows[0]["part"]
+        kept = self._partial.load(number, rows) if self._partial else {}
+        if not self._output:
+            return _Part(rows=rows, kept=kept)
+        attempt = note(self._output, CallNotes.begin, self._dataset, number)
+        return _Part(rows=rows, kept=kept, attempt=attempt)
+
+    def _end(self, part: _Part) -> None:
+        if self._output:
+            note(self._output, CallNotes.end, self._dataset, part.number)
+
+    def _table(self, part: _Part, done: dict[int, list[Row]]) -> pa.Table:
+        """What the part comes to; a row that Arrow cannot hold is quarantined."""
+        try:
+            return self._stored(part, done)
+        except _UNSTORABLE:
+            storable = {
+                place: [self._storable(row, part.rows[place]) for row in found]
+                for place, found in done.items()
+            }
+            return self._stored(part, storable)
+
+    def _stored(self, part: _Part, done: dict[int, list[Row]]) -> pa.Table:
+        """The part's rows; where the engine stopped before all of it was done, none, and what is
+        done is kept.
+        """
+        schema = self._stage.schema
+        if len(done) == len(part.rows):
+            return pa.Table.from_pylist([row for found in done.values() for row in found], schema)
+        # A row that was at fault before it came here is looked at again.
+        asked = {place: found for place, found in done.items() if not part.rows[place]["reason"]}
+        if self._partial and asked:
+            self._partial.save(part.number, asked)
+        return schema.empty_table()
 
     def _storable(self, row: Row, source: Row) -> Row:
         """A row as it is, or what it came of, quarantined, where Arrow cannot hold what an engine
         has said of it.
         """
         try:
-            pa.RecordBatch.from_pylist([row], schema=self._schema)
+            pa.RecordBatch.from_pylist([row], schema=self._stage.schema)
             return row
         except _UNSTORABLE as error:
             known = source | {"sample_id": row.get("sample_id")}
             detail = f"the engine's reply cannot be stored: {error}".encode(
                 "utf-8", "backslashreplace"
             ).decode()
-            return quarantined(known, self.stage, Reason.UNSTORABLE_REPLY, detail)
+            return self._quarantined(known, Reason.UNSTORABLE_REPLY, detail)
 
-    def _kept(self, rows: list[Row]) -> dict[int, list[Row]]:
-        if not (self._kept_parts and self._output and rows):
-            return {}
-        return early_stop.kept(self._output, rows[0]["part"], rows, self._kept_parts)
+    def _quarantined(self, row: Row, reason: Reason, detail: str) -> Row:
+        return quarantined(row, self._stage.stage, reason, detail)
 
-    def _keep(self, rows: list[Row], done: dict[int, list[Row]]) -> None:
-        # A row that was at fault before it came here is looked at again.
-        asked = {place: result for place, result in done.items() if rows[place]["reason"] is None}
-        if self.keeps_rows and self._output and asked:
-            early_stop.keep(self._output, rows[0]["part"], asked, self._schema)
-
-    async def _one(self, row: Row, kept: list[Row] | None) -> list[Row] | None:
-        """The rows that come of `row`; None where the engine stopped before they were there."""
-        known = _known(row, kept)
+    async def _one(self, part: _Part, place: int) -> list[Row] | None:
+        """The rows that come of a row; None where the engine stopped before they were there."""
+        known = part.known(place)
         if known is not None:
             return known
         try:
-            async with self._slots:
-                return await self._ask_about(row)
+            async with self._slots.one():
+                return await self._ask_about(part.rows[place])
         except EngineDied:
-            self._rows.come(1)
-        async with self._alone():
-            return await self._last_attempt(row)
+            self._counted.add_waiting(1)
+        async with self._slots.all():
+            return await self._last_attempt(part.rows[place])
 
-    async def _one_carefully(
-        self, row: Row, kept: list[Row] | None, place: int, attempt: Attempt
-    ) -> list[Row] | None:
+    async def _one_by_one(self, part: _Part, place: int) -> list[Row] | None:
         """As `_one`, for a part over which actors were lost: asked with no other row beside it, and
         noted before.
         """
-        known = _known(row, kept)
+        known = part.known(place)
         if known is not None:
             return known
-        if attempt.is_culprit(place):
-            self._rows.come(-1)
-            return [
-                quarantined(
-                    row,
-                    self.stage,
-                    Reason.ENGINE_CRASH,
-                    "asking about it alone ended the engine's process twice",
-                )
-            ]
-        assert self._attempts is not None
-        async with self._alone():
-            await asyncio.to_thread(self._attempts.ask_alone, row["part"], attempt, place)
+        row = part.rows[place]
+        if part.attempt.is_culprit(place):
+            self._counted.add_waiting(-1)
+            why = "asking about it alone ended the engine's process twice"
+            return [self._quarantined(row, Reason.ENGINE_CRASH, why)]
+        async with self._slots.all():
+            await asyncio.to_thread(self._ask_alone, part, place)
             found = await self._last_attempt(row)
-            await asyncio.to_thread(self._attempts.answered, row["part"], attempt)
+            await asyncio.to_thread(self._ask_alone, part, None)
             return found
+
+    def _ask_alone(self, part: _Part, place: int | None) -> None:
+        assert self._output is not None
+        note(self._output, CallNotes.ask_alone, self._dataset, part.number, place)
 
     async def _last_attempt(self, row: Row) -> list[Row] | None:
         try:
             return await self._ask_about(row)
         except EngineDied as error:
-            return [quarantined(row, self.stage, Reason.ENGINE_CRASH, str(error))]
-
-    @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """Holds every slot, so that nothing else is in the engine. One at a time may gather slots,
-        or two would wait for each other's for ever.
-        """
-        async with self._waiting_to_be_alone:
-            held = 0
-            try:
-                while held < self._slot_count:
-                    await self._slots.acquire()
-                    held += 1
-                yield
-            finally:
-                for _ in range(held):
-                    self._slots.release()
+            return [self._quarantined(row, Reason.ENGINE_CRASH, str(error))]
 
     async def _ask_about(self, row: Row) -> list[Row] | None:
         """Asks about one row. Raises EngineDied where the engine did not outlive it."""
@@ -262,12 +276,12 @@ class RowWorker:
             )
 
         try:
-            with self._rows:
-                return await self._work(row, *(partial(ask, model) for model in self._models))
+            with self._counted:
+                return await self._stage.work(row, *(partial(ask, model) for model in self._models))
         except decode.UnreadableImage as error:
             return [quarantined(row, Stage.IMAGES, error.reason, error.detail)]
         except RequestRejected as error:
-            return [quarantined(row, self.stage, Reason.ENGINE_REJECTED, str(error))]
+            return [self._quarantined(row, Reason.ENGINE_REJECTED, str(error))]
         except RunError as error:
             if self._output is None:
                 raise
@@ -278,16 +292,7 @@ class RowWorker:
         if not self._stopping:
             self._stopping = True
             logs.LOG.error("the stage ends: %s", error)
-            early_stop.stop(output, str(error))
-
-
-def _known(row: Row, kept: list[Row] | None) -> list[Row] | None:
-    """What is known of a row without asking: it was quarantined before it came here, or was kept by
-    an earlier call. Else None.
-    """
-    if row["reason"] is not None:
-        return [row]
-    return None if kept is None else [row | found for found in kept]
+            early_stop.request_stop(output, str(error))
 
 
 def quarantined(row: Row, stage: Stage, reason: Reason, detail: str) -> Row:
@@ -302,46 +307,46 @@ def seed_for(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4]) >> 1
 
 
-def ask_model(
-    dataset: "Dataset",
-    worker: type[RowWorker],
-    work: RowWork,
-    *,
-    models: Sequence[ModelSection],
-    schema: pa.Schema,
-    config: Config,
-    output: Folder | None = None,
-) -> "Dataset":
-    """The rows of `dataset` after `work` on each, in parts as they came. `worker` names the stage
-    on Ray's dashboard; an actor has all of `models`, as many replicas as the first one says.
+def spent(call: str, reply: Reply) -> Row:
+    """The tokens of a reply in the columns of `call`, one of `schema.CALLS`."""
+    counts = (reply.prompt_tokens, reply.cached_tokens, reply.output_tokens)
+    return dict(zip(token_columns(call), counts, strict=True))
 
-    With `output`, a paid model's ledger and notes of parts begun are kept there, and an engine that
-    cannot go on ends the stage in good order: parts are then missing, and the caller must ask
+
+def map_rows_with_model(
+    dataset: "Dataset", stage: RowStage, *, config: Config, output: Folder | None = None
+) -> "Dataset":
+    """The rows of `dataset` after the stage's work on each, in parts as they came. Lazy.
+
+    With `output`, a paid model's ledger is kept there, and an engine that can serve nothing more
+    ends the stage without losing anything: parts are then missing, and the caller must ask
     `early_stop.raise_if_stopped`. Without it, that error fails the dataset.
     """
     from ray.data import ActorPoolStrategy
 
+    if output:
+        # Made here the notes end with the driver; made by a worker they would end with that.
+        early_stop.stop_reason(output)
+    first, call = stage.models[0], time.time()
+    decoder = ("max_image_pixels", "max_image_bytes", "max_decode_seconds")
     return dataset.map_batches(
-        worker,
+        # Ray Data names an operator after its class.
+        type(stage.name, (RowWorker,), {"__doc__": RowWorker.__doc__}),
         fn_constructor_kwargs={
-            "models": models,
-            "work": work,
-            "schema": schema,
-            "max_image_pixels": config.max_image_pixels,
-            "max_image_bytes": config.max_image_bytes,
-            "max_decode_seconds": config.max_decode_seconds,
+            "stage": stage,
+            "decoder": {name: getattr(config, name) for name in decoder},
             "output": output,
-            "call": time.time(),
+            "dataset": f"{stage.stage} {first.model} {call!r}",
         },
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(
-            min_size=models[0].min_replicas,
-            max_size=models[0].most_replicas,
+            min_size=first.min_replicas,
+            max_size=first.most_replicas,
             max_concurrent_calls_per_actor=_PARTS_IN_FLIGHT,
             max_tasks_in_flight_per_actor=2 * _PARTS_IN_FLIGHT,
         ),
-        num_cpus=sum(model.cpus for model in models),
-        num_gpus=sum(model.cards for model in models) or None,
+        num_cpus=sum(model.cpus for model in stage.models),
+        num_gpus=sum(model.cards for model in stage.models) or None,
     )

@@ -6,16 +6,9 @@ from collections.abc import Awaitable, Callable
 
 from mpa_ray.engines import RequestRejected
 from mpa_ray.schema import Reason, Stage
-from mpa_ray.stages.row_worker import Ask, Row, RowWorker, quarantined
+from mpa_ray.stages.row_worker import Ask, Row, quarantined
 
 Work = Callable[[Row, Ask], Awaitable[list[Row]]]
-
-
-class AnnotatorAndIdentifier(RowWorker):
-    """The actor."""
-
-    stage = Stage.PSEUDO_ANNOTATOR
-    further_stages = (Stage.PARITY_IDENTIFIER,)
 
 
 async def both_rows(

@@ -17,12 +17,13 @@ from mpa_ray.observability.progress import Progress, Watch, say
 from mpa_ray.parity_identifier import identify, identifying
 from mpa_ray.placement import capacity, place
 from mpa_ray.pseudo_annotator import annotate, annotating
-from mpa_ray.schema import JUDGED_ROW, Verdict
-from mpa_ray.stages import commits, crash_blame, early_stop
-from mpa_ray.stages.jury import identify_jury
+from mpa_ray.schema import JUDGED_ROW, Stage, Verdict
+from mpa_ray.stages import commits, early_stop
+from mpa_ray.stages.jury import ask_jury
 from mpa_ray.stages.lvlm_answer import answer_own
-from mpa_ray.stages.row_worker import ask_model
-from mpa_ray.stages.shared_actor import AnnotatorAndIdentifier, both_rows
+from mpa_ray.stages.partial_parts import delete_partial_parts
+from mpa_ray.stages.row_worker import RowStage, map_rows_with_model
+from mpa_ray.stages.shared_actor import both_rows
 from mpa_ray.storage.folder import Folder
 from mpa_ray.storage.lease import Lease
 
@@ -59,8 +60,7 @@ def annotate_and_identify(
     )
     _refuse_incomplete(data, output, source)
     _refuse_too_many(data, config, output, source)
-    early_stop.forget(output)
-    crash_blame.forget(output)
+    delete_partial_parts(output)
     return data
 
 
@@ -142,7 +142,7 @@ def _asked_about(rows: Any, config: Config, output: Folder, source: Source) -> A
             if source.is_annotated
             else annotate(rows, config, output)
         )
-    return identify(identify_jury(rows, config, output), config, output)
+    return identify(ask_jury(rows, config, output), config, output)
 
 
 def _sum(before: dict[str, Any], commit: dict[str, Any]) -> dict[str, Any]:
@@ -215,14 +215,13 @@ def refuse_nothing(data: dict[str, Any], output: Folder) -> None:
 
 def in_shared_actor(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
     """SOURCE_ROW parts in, JUDGED_ROW parts out: what `annotate` and then `identify` give. `output`
-    is explained at `ask_model`.
+    is explained at `map_rows_with_model`.
     """
-    return ask_model(
-        dataset,
-        AnnotatorAndIdentifier,
-        partial(both_rows, annotate=annotating(config), identify=identifying(config)),
+    stage = RowStage(
+        name="AnnotatorAndIdentifier",
+        work=partial(both_rows, annotate=annotating(config), identify=identifying(config)),
         models=[config.lvlm, config.svlm],
+        asks=[Stage.PSEUDO_ANNOTATOR, Stage.PARITY_IDENTIFIER],
         schema=JUDGED_ROW,
-        config=config,
-        output=output,
     )
+    return map_rows_with_model(dataset, stage, config=config, output=output)

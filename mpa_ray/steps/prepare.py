@@ -7,7 +7,6 @@ from mpa_ray.demo import inputs
 from mpa_ray.engines import ledger
 from mpa_ray.images import benchmark
 from mpa_ray.observability.progress import say
-from mpa_ray.stages import crash_blame, early_stop
 from mpa_ray.stages.step_times import STEPS
 from mpa_ray.steps.checks import check_output, trained_on_labels
 from mpa_ray.steps.names import CONFIG, RUN
@@ -84,7 +83,9 @@ def render(run: Run) -> Record:
         f"demo: {images:,} unlabeled images and a benchmark of {questions:,} questions in"
         f" {folder.uri}"
     )
-    inputs.write(folder, task=config.task_spec.name, images=images, questions=questions, seed=config.seed)
+    inputs.write(
+        folder, task=config.task_spec.name, images=images, questions=questions, seed=config.seed
+    )
     return {"images": images, "questions": questions}
 
 
@@ -122,7 +123,5 @@ def take_over(run: Run, steps: Iterable[Step]) -> None:
     """
     run.output.write_json(CONFIG, identity(run.asked_for))
     run.output.write_json(STEPS, [step.name for step in steps])
-    early_stop.go_on(run.output)
-    crash_blame.forget(run.output)
     run.output.delete_unfinished()
     ledger.require_budget(run.output, run.config.lvlm)

@@ -10,7 +10,7 @@ from mpa_ray.report import parity_picture, summary, write_report
 from mpa_ray.report.model_card import model_card
 from mpa_ray.report.run_record import evaluation_of, training_of
 from mpa_ray.schema import ANNOTATE_AND_IDENTIFY, Verdict
-from mpa_ray.stages import commits, crash_blame, step_times
+from mpa_ray.stages import commits, step_times
 from mpa_ray.steps.names import RUN
 from mpa_ray.steps.step import Record, Run, Step
 
@@ -78,7 +78,6 @@ def publish(run: Run, record: Record, config: Config) -> Record:
         parity_picture(output)
     output.write_bytes("model/README.md", model_card(config, record).encode())
     write_report(output, record=record)
-    crash_blame.forget(output)
     run.held.check()
     output.write_json(RUN, record)
     print(summary.table(record))

@@ -20,6 +20,7 @@ from mpa_ray.config import Config
 from mpa_ray.demo import render
 from mpa_ray.engines import ledger
 from mpa_ray.observability import logs, telemetry
+from mpa_ray.schema import CALLS, JUDGEMENTS
 from mpa_ray.stages import commits
 from mpa_ray.storage.folder import Folder
 
@@ -63,8 +64,22 @@ def test_a_run_has_one_name_in_every_call_and_no_other_run_has_it() -> None:
     assert len(logs.run_id(Folder.at("x" * 300).uri)) < 60
 
 
-def test_every_token_count_of_a_commit_has_a_stage() -> None:
-    assert {name.rsplit("_", 2)[0] for name in commits.TOKEN_COLUMNS} == telemetry._STAGES.keys()
+def test_every_token_count_of_a_commit_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a version that knows further calls stay out, and end nothing."""
+    counted = []
+    tokens = {name: number for number, name in enumerate(commits.TOKEN_COLUMNS, 1)}
+    commit = {
+        "images": 0,
+        "quarantined": {},
+        "verdicts": {},
+        "tokens": tokens | {"judge_tokens": 5},
+    }
+    monkeypatch.setattr(telemetry, "count", lambda name, by, **tags: counted.append((name, by)))
+    telemetry.count_commit("r", commit)
+    assert [by for name, by in counted if name == "mpa_tokens"] == list(tokens.values())
+    assert {name.rsplit("_", 2)[0] for name in JUDGEMENTS.names if name.endswith("_tokens")} == {
+        *CALLS
+    }
 
 
 def test_rows_wait_are_asked_about_and_are_gone(seen: Shown) -> None:
@@ -76,7 +91,7 @@ def test_rows_wait_are_asked_about_and_are_gone(seen: Shown) -> None:
             for state in ("waiting", "asked")
         ]
 
-    rows.come(3)
+    rows.add_waiting(3)
     assert now() == [3, 0]
     with rows:
         assert now() == [2, 1]

@@ -3,57 +3,91 @@ actor that goes by them.
 """
 
 from pathlib import Path
+from typing import Any
 
-from mpa_ray.stages import crash_blame
-from mpa_ray.stages.crash_blame import Attempts
+import pytest
+
+from mpa_ray.stages import call_notes, early_stop
+from mpa_ray.stages.call_notes import CallNotes, note
+from mpa_ray.stages.crash_blame import Attempt, CrashBlame
 from mpa_ray.storage.folder import Folder
 
 
-def notes(path: Path, *, stage: str = "annotate", model: str = "m", call: float = 1.0) -> Attempts:
-    return Attempts(Folder.at(path), stage=stage, model=model, call=call)
+def test_a_part_that_was_lost_twice_is_asked_row_by_row() -> None:
+    notes = CrashBlame()
+    assert [notes.begin("d", 7).one_by_one for _ in range(4)] == [False, False, True, True]
 
 
-def test_a_part_that_was_lost_twice_is_asked_row_by_row(tmp_path: Path) -> None:
-    assert [notes(tmp_path).begin(7).is_careful for _ in range(4)] == [False, False, True, True]
-
-
-def test_a_row_is_the_culprit_when_it_was_asked_alone_twice_and_never_answered(
-    tmp_path: Path,
-) -> None:
-    found = []
+def test_a_row_is_the_culprit_when_it_was_asked_alone_twice_and_never_answered() -> None:
+    notes, found = CrashBlame(), []
     for place in (5, 2, 5):
-        attempt = notes(tmp_path).begin(7)
-        notes(tmp_path).ask_alone(7, attempt, place)
+        attempt = notes.begin("d", 7)
+        notes.ask_alone("d", 7, place)
         found.append(attempt.is_culprit(5))
-    last = notes(tmp_path).begin(7)
+    last = notes.begin("d", 7)
     assert found == [False, False, False] and last.is_culprit(5) and not last.is_culprit(2)
 
 
-def test_a_row_that_was_answered_is_not_accused(tmp_path: Path) -> None:
-    attempt = notes(tmp_path).begin(7)
-    notes(tmp_path).ask_alone(7, attempt, 5)
-    notes(tmp_path).answered(7, attempt)
-    assert (notes(tmp_path).begin(7).lost, notes(tmp_path).begin(7).deaths) == (1, [])
+def test_a_row_that_was_answered_is_not_accused() -> None:
+    notes = CrashBlame()
+    notes.begin("d", 7)
+    notes.ask_alone("d", 7, 5)
+    notes.ask_alone("d", 7, None)
+    assert notes.begin("d", 7) == Attempt(actors_lost=1)
+    assert notes.begin("d", 7) == Attempt(actors_lost=2)
 
 
-def test_a_part_that_is_done_is_begun_anew(tmp_path: Path) -> None:
+def test_a_part_that_is_done_is_begun_as_if_for_the_first_time() -> None:
+    notes = CrashBlame()
     for _ in range(5):
-        notes(tmp_path).begin(7)
-        notes(tmp_path).end(7)
-    assert notes(tmp_path).begin(7).lost == 0
+        notes.begin("d", 7)
+        notes.end("d", 7)
+    assert notes.begin("d", 7) == Attempt()
 
 
-def test_another_part_stage_model_or_call_is_another_matter(tmp_path: Path) -> None:
+def test_another_part_or_dataset_is_another_matter() -> None:
+    notes = CrashBlame()
     for _ in range(3):
-        notes(tmp_path).begin(7)
-    assert notes(tmp_path).begin(8).lost == 0
-    assert notes(tmp_path, stage="identify").begin(7).lost == 0
-    assert notes(tmp_path, model="n").begin(7).lost == 0
-    assert notes(tmp_path, call=2.0).begin(7).lost == 0
-    assert notes(tmp_path).begin(7).lost == 3, "and takes none of these notes away"
+        notes.begin("d", 7)
+    assert notes.begin("d", 8).actors_lost == 0 and notes.begin("e", 7).actors_lost == 0
+    assert notes.begin("d", 7).actors_lost == 3, "and takes none of these notes away"
 
 
-def test_nothing_is_left_of_them_in_the_end(tmp_path: Path) -> None:
-    notes(tmp_path).begin(7)
-    crash_blame.forget(Folder.at(tmp_path))
-    assert list(tmp_path.iterdir()) == []
+def test_nothing_is_written_and_outputs_have_notes_of_their_own(tmp_path: Path) -> None:
+    one, two = Folder.at(tmp_path / "one"), Folder.at(tmp_path / "two")
+    note(one, CallNotes.begin, "d", 7)
+    early_stop.request_stop(one, "the budget is spent")
+    assert note(two, CallNotes.begin, "d", 7).actors_lost == 0
+    assert early_stop.stop_reason(one) and early_stop.stop_reason(two) is None
+    early_stop.begin_call(one)
+    assert note(one, CallNotes.begin, "d", 7).actors_lost == 0
+    assert early_stop.stop_reason(one) is None and list(tmp_path.iterdir()) == []
+
+
+def _begins(output: Folder) -> int:
+    return note(output, CallNotes.begin, "d", 7).actors_lost
+
+
+def test_workers_of_ray_share_the_notes_of_their_driver(ray_session: None, tmp_path: Path) -> None:
+    """And an actor that is lost takes none of them with it."""
+    import ray
+
+    output = Folder.at(tmp_path)
+    early_stop.begin_call(output)
+    assert early_stop.stop_reason(output) is None
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def dies(output: Folder) -> Any:
+        import os
+
+        note(output, CallNotes.begin, "d", 7)
+        os._exit(1)
+
+    for _ in range(2):
+        with pytest.raises(ray.exceptions.WorkerCrashedError):
+            ray.get(dies.remote(output))
+    assert ray.get(ray.remote(num_cpus=0)(_begins).remote(output)) == 2
+    ray.get(ray.remote(num_cpus=0)(early_stop.request_stop).remote(output, "a wrong key"))
+    assert early_stop.stop_reason(output) == "a wrong key"
+    actor = call_notes._actor(output.uri, ray.get_runtime_context().get_job_id())
+    assert actor is call_notes._actor(output.uri, ray.get_runtime_context().get_job_id())

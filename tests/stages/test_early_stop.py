@@ -17,7 +17,8 @@ from mpa_ray.engines import Reply, RequestRejected, Sampling, loading
 from mpa_ray.errors import RunError
 from mpa_ray.schema import QUARANTINE, SOURCE_ROW, Stage
 from mpa_ray.stages import early_stop
-from mpa_ray.stages.row_worker import Ask, Row, RowWorker
+from mpa_ray.stages.partial_parts import PartialParts, delete_partial_parts
+from mpa_ray.stages.row_worker import Ask, Row, RowStage, RowWorker
 from mpa_ray.storage.folder import Folder
 
 
@@ -50,13 +51,8 @@ class Limited:
         pass
 
 
-class Keeping(RowWorker):
-    stage = Stage.PSEUDO_ANNOTATOR
-    keeps_rows = True
-
-
-class Forgetting(RowWorker):
-    stage = Stage.EVALUATE
+KEEPING = {"asks": [Stage.PSEUDO_ANNOTATOR], "keeps_rows": True}
+FORGETTING = {"asks": [Stage.EVALUATE]}
 
 
 async def work(row: Row, ask: Ask) -> list[Row]:
@@ -83,14 +79,17 @@ def part(number: int, count: int) -> pa.Table:
 
 def serve(
     monkeypatch: pytest.MonkeyPatch,
-    kind: type[RowWorker],
+    kind: dict[str, Any],
     engine: Limited,
     output: Folder | None,
     *tables: pa.Table,
 ) -> list[list[Row]]:
     """A call of the stage, one part after the other: what comes of each."""
     monkeypatch.setattr(loading, "load", lambda *_, **__: engine)
-    worker = kind([ModelSection(images_in_flight=2)], work, SOURCE_ROW, 10**6, 10**6, output)
+    models = [ModelSection(images_in_flight=2)]
+    stage = RowStage(name="Worker", work=work, models=models, schema=SOURCE_ROW, **kind)
+    bounds = {"max_image_pixels": 10**6, "max_image_bytes": 10**6, "max_decode_seconds": 30.0}
+    worker = RowWorker(stage=stage, decoder=bounds, output=output)
 
     async def one(table: pa.Table) -> list[Row]:
         return [
@@ -108,13 +107,13 @@ def test_whole_parts_come_out_and_what_is_done_of_others_is_not_asked_again(
 ) -> None:
     output = Folder.at(tmp_path)
     first = Limited(7)
-    whole, partial = serve(monkeypatch, Keeping, first, output, part(0, 4), part(1, 6))
+    whole, partial = serve(monkeypatch, KEEPING, first, output, part(0, 4), part(1, 6))
     assert [row["detail"] for row in whole if row["reason"] is None][:2] == [
         "seen 0",
         "seen 0 again",
     ]
     assert len(whole) == 2 * 3 + 1 + 1 and partial == []
-    assert early_stop.reason(output) == "the budget is spent"
+    assert early_stop.stop_reason(output) == "the budget is spent"
     with pytest.raises(
         RunError,
         match=r"^the budget is spent\. 4 of 10 are done; the same command resumes the run$",
@@ -125,7 +124,7 @@ def test_whole_parts_come_out_and_what_is_done_of_others_is_not_asked_again(
     )
     assert read.num_rows == 0 and read.schema == SOURCE_ROW
 
-    early_stop.go_on(output)
+    early_stop.begin_call(output)
     early_stop.raise_if_stopped(output, "")
     assert (
         early_stop.read_unless_stopped(
@@ -134,7 +133,7 @@ def test_whole_parts_come_out_and_what_is_done_of_others_is_not_asked_again(
         == 2
     )
     second = Limited(100)
-    (rows,) = serve(monkeypatch, Keeping, second, output, part(1, 6))
+    (rows,) = serve(monkeypatch, KEEPING, second, output, part(1, 6))
     assert second.asked == ["3", "4", "5"]
     assert [row["detail"] for row in rows] == [
         *("seen 0", "seen 0 again", "too long", "seen 2", "seen 2 again"),
@@ -144,7 +143,7 @@ def test_whole_parts_come_out_and_what_is_done_of_others_is_not_asked_again(
     assert all(row["image"] == part(1, 6).column("image")[0].as_py() for row in rows[:-1]), (
         "images come from the part"
     )
-    early_stop.forget(output)
+    delete_partial_parts(output)
     assert not output.exists("stop")
 
 
@@ -153,11 +152,11 @@ def test_what_is_kept_belongs_to_the_rows_it_came_of(
 ) -> None:
     """Another image at the place of one that is done is asked about, whatever put it there."""
     output = Folder.at(tmp_path)
-    serve(monkeypatch, Keeping, Limited(2), output, part(0, 4))
-    early_stop.go_on(output)
+    serve(monkeypatch, KEEPING, Limited(2), output, part(0, 4))
+    early_stop.begin_call(output)
     second = Limited(100)
     swapped = part(0, 4).take([2, 1, 0, 3])
-    (rows,) = serve(monkeypatch, Keeping, second, output, swapped)
+    (rows,) = serve(monkeypatch, KEEPING, second, output, swapped)
     assert second.asked == ["2", "0", "3"]
     assert [row["detail"] for row in rows] == [
         *("seen 2", "seen 2 again", "too long", "seen 0", "seen 0 again", "seen 3", "seen 3 again")
@@ -175,49 +174,52 @@ def test_one_row_that_cannot_be_kept_costs_itself_alone(
             return replace(reply, prompt_tokens=10**30) if image_id == "2" else reply
 
     output = Folder.at(tmp_path)
-    assert serve(monkeypatch, Keeping, Garbled(4), output, part(1, 6)) == [[]]
-    early_stop.go_on(output)
+    assert serve(monkeypatch, KEEPING, Garbled(4), output, part(1, 6)) == [[]]
+    early_stop.begin_call(output)
     second = Limited(100)
-    (rows,) = serve(monkeypatch, Keeping, second, output, part(1, 6))
+    (rows,) = serve(monkeypatch, KEEPING, second, output, part(1, 6))
     assert second.asked == ["4", "5"]
     assert [row["reason"] for row in rows if row["image_id"] == "2"] == ["unstorable_reply", None]
 
 
 def test_after_the_end_nobody_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     engine = Limited(0)
-    assert serve(monkeypatch, Keeping, engine, Folder.at(tmp_path), part(0, 30), part(1, 30)) == [
+    assert serve(monkeypatch, KEEPING, engine, Folder.at(tmp_path), part(0, 30), part(1, 30)) == [
         [],
         [],
     ]
-    assert engine.asked == [] and early_stop.kept_parts(Folder.at(tmp_path)) == set()
+    assert engine.asked == [] and not (tmp_path / "stop").exists()
 
 
 def test_a_stage_whose_parts_have_no_lasting_numbers_keeps_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert serve(monkeypatch, Forgetting, Limited(3), Folder.at(tmp_path), part(0, 6)) == [[]]
-    assert early_stop.kept_parts(Folder.at(tmp_path)) == set()
-    assert early_stop.reason(Folder.at(tmp_path)) is not None
+    assert serve(monkeypatch, FORGETTING, Limited(3), Folder.at(tmp_path), part(0, 6)) == [[]]
+    assert not (tmp_path / "stop").exists()
+    assert early_stop.stop_reason(Folder.at(tmp_path)) is not None
 
 
 def test_without_an_output_the_error_fails_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match="the budget is spent"):
-        serve(monkeypatch, Keeping, Limited(3), None, part(0, 6))
+        serve(monkeypatch, KEEPING, Limited(3), None, part(0, 6))
 
 
 def test_a_folder_without_an_end_has_none(tmp_path: Path) -> None:
     output = Folder.at(tmp_path)
-    early_stop.go_on(output)
+    early_stop.begin_call(output)
     early_stop.raise_if_stopped(output, "")
-    assert early_stop.reason(output) is None and early_stop.kept(output, 3, [], set()) == {}
+    assert (
+        early_stop.stop_reason(output) is None
+        and PartialParts(output, SOURCE_ROW).load(3, []) == {}
+    )
 
 
 def test_what_is_kept_has_the_stages_types(tmp_path: Path) -> None:
     """Also where every value of a column is null, of which no type can be told."""
     output = Folder.at(tmp_path)
     rows = [{name: None for name in QUARANTINE.names} | {"image_id": "i", "image_uri": "/i.png"}]
-    early_stop.keep(output, 3, {0: rows}, QUARANTINE)
-    (name,) = early_stop.kept_parts(output)
+    PartialParts(output, QUARANTINE).save(3, {0: rows})
+    (name,) = output.child("stop").names()
     (found,) = output.child("stop").tables()
     assert name == "part-00000003.parquet"
     assert found.select(QUARANTINE.names).schema.types == QUARANTINE.types

@@ -13,6 +13,7 @@ from mpa_ray.engines import Reply, Sampling
 from mpa_ray.stages import evaluate
 from mpa_ray.stages.evaluate import ANSWERED_ROW, PREDICTIONS, answer, answer_row, score
 from mpa_ray.stages.held_out import change
+from mpa_ray.stages.row_worker import RowStage
 from mpa_ray.tasks.benchmarks import BENCHMARKS, METRICS
 
 
@@ -136,11 +137,11 @@ def test_the_settings_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
         def drop_columns(self, names: list[str]) -> None:
             assert names == ["image"]
 
-    def ask_model(dataset: Any, worker: Any, work: Any, **settings: Any) -> Rows:
-        given.update(work.keywords | settings)
+    def map_rows(dataset: Any, stage: RowStage, **settings: Any) -> Rows:
+        given.update(stage.work.keywords | {"models": stage.models} | settings)
         return Rows()
 
-    monkeypatch.setattr(evaluate, "ask_model", ask_model)
+    monkeypatch.setattr(evaluate, "map_rows_with_model", map_rows)
     monkeypatch.setattr(evaluate.capacity, "placed_alone", lambda model, config, what: model)
     model = ModelSection(model="a/small")
     answer(

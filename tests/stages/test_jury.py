@@ -213,8 +213,8 @@ def test_the_settings_reach_each_juror(exhaustive: bool, monkeypatch: pytest.Mon
     given: list[dict[str, Any]] = []
     monkeypatch.setattr(
         jury,
-        "ask_model",
-        lambda dataset, worker, work, **settings: given.append(work.keywords | settings),
+        "map_rows_with_model",
+        lambda dataset, stage, **_: given.append(stage.work.keywords | {"models": stage.models}),
     )
     config = Config(
         jury=[LARGE, ModelSection(model="b/large")],

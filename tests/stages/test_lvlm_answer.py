@@ -119,8 +119,8 @@ def test_the_settings_reach_the_lvlm(monkeypatch):
     given = {}
     monkeypatch.setattr(
         lvlm_answer,
-        "ask_model",
-        lambda dataset, worker, work, **settings: given.update(work.keywords | settings),
+        "map_rows_with_model",
+        lambda dataset, stage, **_: given.update(stage.work.keywords | {"models": stage.models}),
     )
     config = Config(lvlm=ModelSection(model="a/large"), identify={"max_tokens": 7})
     lvlm_answer.answer_own(None, config)

@@ -16,8 +16,9 @@ from PIL import Image
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling, loading
 from mpa_ray.schema import SAMPLE_ID, SOURCE_ROW, Stage
-from mpa_ray.stages.crash_blame import Attempts
-from mpa_ray.stages.row_worker import Ask, Row, RowWorker, seed_for
+from mpa_ray.stages import early_stop
+from mpa_ray.stages.call_notes import CallNotes, note
+from mpa_ray.stages.row_worker import Ask, Row, RowStage, RowWork, RowWorker, seed_for
 from mpa_ray.storage.folder import Folder
 
 
@@ -59,8 +60,19 @@ class Scripted:
         pass
 
 
-class Worker(RowWorker):
-    stage = Stage.EVALUATE
+DECODER = {"max_image_pixels": 10**6, "max_image_bytes": 10**6, "max_decode_seconds": 30.0}
+
+
+def actor(
+    work: RowWork,
+    *models: ModelSection,
+    schema: pa.Schema = SOURCE_ROW,
+    output: Folder | None = None,
+    dataset: str = "one",
+) -> RowWorker:
+    asks = [Stage.EVALUATE] * len(models)
+    stage = RowStage(name="Worker", work=work, models=models, asks=asks, schema=schema)
+    return RowWorker(stage=stage, decoder=DECODER, output=output, dataset=dataset)
 
 
 async def work(row: Row, ask: Ask) -> list[Row]:
@@ -84,19 +96,12 @@ def run(
     *tables: pa.Table,
     in_flight: int = 8,
     output: Folder | None = None,
-    call: float = 0.0,
+    dataset: str = "one",
 ) -> list[dict[str, Any]]:
     Scripted.loaded = Scripted.most_in_flight = Scripted.in_flight = 0
     monkeypatch.setattr(loading, "load", lambda model, **_: Scripted(reply))
-    worker = Worker(
-        [ModelSection(model="m", images_in_flight=in_flight)],
-        work,
-        SOURCE_ROW,
-        10**6,
-        10**6,
-        output,
-        call=call,
-    )
+    model = ModelSection(model="m", images_in_flight=in_flight)
+    worker = actor(work, model, output=output, dataset=dataset)
 
     async def one(table: pa.Table) -> list[dict[str, Any]]:
         return [row async for found in worker(table) for row in found.to_pylist()]
@@ -142,7 +147,7 @@ def test_a_reply_that_cannot_be_stored_quarantines_its_row_alone(
 
     monkeypatch.setattr(loading, "load", lambda model, **_: Scripted(str))
     schema = pa.schema([*SOURCE_ROW, SAMPLE_ID])
-    worker = Worker([ModelSection(model="m")], two, schema, 10**6, 10**6)
+    worker = actor(two, ModelSection(model="m"), schema=schema)
 
     async def found() -> list[Row]:
         return [row async for table in worker(part(4)) for row in table.to_pylist()]
@@ -195,7 +200,7 @@ def run_until_done(
     """
     for lost in range(20):
         try:
-            return run(monkeypatch, reply, part(12), output=output, call=1.0), lost
+            return run(monkeypatch, reply, part(12), output=output), lost
         except ProcessEnded:
             continue
     raise AssertionError("no end")
@@ -217,7 +222,9 @@ def test_a_row_that_ends_the_whole_actor_is_found_and_quarantined(
     assert all(row["detail"] == "fine" for row in rows if row["reason"] is None)
     # Twice with all rows at once, then twice for each culprit.
     assert lost == 6
-    assert not list((tmp_path / "attempts").rglob("*.json")), "what is done leaves no note"
+    again = note(Folder.at(tmp_path), CallNotes.begin, "one", 3)
+    assert again.actors_lost == 0, "what is done leaves no note"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_actors_that_were_taken_away_do_not_accuse_a_row(
@@ -257,8 +264,8 @@ def test_a_row_that_was_answered_is_not_accused_when_another_part_ends_the_actor
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     output = Folder.at(tmp_path)
-    notes = Attempts(output, stage=Worker.stage, model="m", call=1.0)
-    notes.begin(3), notes.begin(3)
+    for _ in range(2):
+        note(output, CallNotes.begin, "one", 3)
     begun = asyncio.Event()
 
     def reply(image: str) -> str:
@@ -268,15 +275,7 @@ def test_a_row_that_was_answered_is_not_accused_when_another_part_ends_the_actor
         return "fine"
 
     monkeypatch.setattr(loading, "load", lambda model, **_: Scripted(reply))
-    worker = Worker(
-        [ModelSection(model="m", images_in_flight=2)],
-        work,
-        SOURCE_ROW,
-        10**6,
-        10**6,
-        output,
-        call=1.0,
-    )
+    worker = actor(work, ModelSection(model="m", images_in_flight=2), output=output)
 
     async def ask_about(rows: list[Row]) -> None:
         async for _ in worker(pa.Table.from_pylist(rows, schema=SOURCE_ROW)):
@@ -291,18 +290,18 @@ def test_a_row_that_was_answered_is_not_accused_when_another_part_ends_the_actor
 
     with pytest.raises(ProcessEnded):
         asyncio.run(both())
-    after = notes.begin(3)
-    assert (after.lost, after.deaths) == (3, [])
+    after = note(output, CallNotes.begin, "one", 3)
+    assert (after.actors_lost, after.crashed_rows) == (3, ())
 
 
 def test_notes_of_an_earlier_call_do_not_count(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     output = Folder.at(tmp_path)
-    notes = Attempts(output, stage=Worker.stage, model="m", call=1.0)
     for _ in range(4):
-        notes.begin(3)
-    run(monkeypatch, lambda image: "fine", part(12), output=output, call=2.0)
+        note(output, CallNotes.begin, "one", 3)
+    early_stop.begin_call(output)
+    run(monkeypatch, lambda image: "fine", part(12), output=output)
     assert Scripted.most_in_flight > 1, "asked all at once, as a part that nobody has begun"
 
 

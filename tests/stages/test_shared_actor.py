@@ -19,9 +19,9 @@ from mpa_ray.images.guarded_decode import Decoder
 from mpa_ray.images.sources import source_of
 from mpa_ray.parity_identifier import identifying
 from mpa_ray.pseudo_annotator import annotating
-from mpa_ray.schema import JUDGED_ROW
-from mpa_ray.stages.row_worker import Row
-from mpa_ray.stages.shared_actor import AnnotatorAndIdentifier, both_rows
+from mpa_ray.schema import JUDGED_ROW, Stage
+from mpa_ray.stages.row_worker import Row, RowStage, RowWorker
+from mpa_ray.stages.shared_actor import both_rows
 from mpa_ray.steps.annotate_and_identify import annotate_and_identify
 from mpa_ray.storage.folder import Folder
 from mpa_ray.storage.lease import Lease
@@ -103,7 +103,15 @@ def test_an_image_is_decoded_once_for_both(
         update={"svlm": config.svlm.model_copy(update={"max_pixels": config.lvlm.max_pixels})}
     )
     work = partial(both_rows, annotate=annotating(config), identify=identifying(config))
-    actor = AnnotatorAndIdentifier([config.lvlm, config.svlm], work, JUDGED_ROW, 10**7, 10**7)
+    stage = RowStage(
+        name="AnnotatorAndIdentifier",
+        work=work,
+        models=[config.lvlm, config.svlm],
+        asks=[Stage.PSEUDO_ANNOTATOR, Stage.PARITY_IDENTIFIER],
+        schema=JUDGED_ROW,
+    )
+    bounds = {"max_image_pixels": 10**7, "max_image_bytes": 10**7, "max_decode_seconds": 30.0}
+    actor = RowWorker(stage=stage, decoder=bounds)
     part = source_of(config, Folder.at(tmp_path)).read(0)
 
     async def one_part() -> None:

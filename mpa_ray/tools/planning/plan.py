@@ -17,11 +17,12 @@ from mpa_ray.engines import ledger
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.observability.progress import duration
 from mpa_ray.observability.text_table import aligned, dollars
-from mpa_ray.schema import CHANGES
+from mpa_ray.schema import CALLS, CHANGES
 from mpa_ray.tasks.confidence import further_hits, further_mean
 from mpa_ray.tools.planning.rates import Rates
 
 _LEVEL = 0.99
+_LVLM = "L-VLM"
 _KINDS = {"prompt": "in", "cached": "in, cached", "output": "out"}
 
 
@@ -254,13 +255,14 @@ def _api_usd(rates: Rates, config: Config, tokens: dict[str, Range], images: int
         if step.startswith("jury_") and "cost_usd" in account
     ]
     if config.lvlm.usd_per_million_input_tokens is not None:
-        of_lvlm = {kind: lvlm_tokens(tokens, kind) for kind in ("prompt", "cached", "output")}
+        of_lvlm = {kind: tokens_of(_LVLM, tokens, kind) for kind in ("prompt", "cached", "output")}
         # The ledger has what the commits do not: replies that were quarantined, and what was asked
         # twice.
         billed = rates.paid.get("annotate_and_identify")
         asked = sum(
             np.mean(rates.tokens[f"{call}_{kind}_tokens"])
-            for call in ("annotation", "lvlm_answer")
+            for call in CALLS
+            if CALLS[call].model == _LVLM
             for kind in ("prompt", "output")
         )
         factor = (
@@ -281,11 +283,10 @@ def _api_usd(rates: Rates, config: Config, tokens: dict[str, Range], images: int
     return sum(bills, Range.at(0.0)) if bills else None
 
 
-def lvlm_tokens(tokens: dict[str, Range], kind: str) -> Range:
-    """The L-VLM's tokens of a kind (prompt, cached, output): of its annotations and of its own
-    answers.
-    """
-    return tokens[f"annotation_{kind}_tokens"] + tokens[f"lvlm_answer_{kind}_tokens"]
+def tokens_of(model: str, tokens: dict[str, Range], kind: str) -> Range:
+    """A model's tokens of a kind (prompt, cached, output), over all its calls."""
+    names = [name for name, call in CALLS.items() if call.model == model]
+    return sum((tokens[f"{name}_{kind}_tokens"] for name in names), Range.at(0.0))
 
 
 def table(found: Forecast, rates: Rates, config: Config, hardware: Hardware) -> str:
@@ -344,10 +345,10 @@ def _row(name: str, counts: Range) -> list[str]:
 
 
 def _token_rows(tokens: dict[str, Range]) -> list[tuple[str, Range]]:
-    rows = [(f"L-VLM tokens {words}", lvlm_tokens(tokens, kind)) for kind, words in _KINDS.items()]
-    for prefix, model in {"jury": "jury", "svlm_answer": "S-VLM"}.items():
+    rows = []
+    for model in dict.fromkeys(call.model for call in CALLS.values()):
         rows += [
-            (f"{model} tokens {words}", tokens[f"{prefix}_{kind}_tokens"])
+            (f"{model} tokens {words}", tokens_of(model, tokens, kind))
             for kind, words in _KINDS.items()
         ]
     return rows

@@ -20,7 +20,7 @@ from mpa_ray.placement import capacity
 from mpa_ray.report.run_folder import Place, drawn, require, rows_at, with_stored_images
 from mpa_ray.schema import SOURCE_ROW, Stage, Verdict
 from mpa_ray.stages import early_stop
-from mpa_ray.stages.row_worker import Ask, Row, RowWorker, ask_model
+from mpa_ray.stages.row_worker import Ask, Row, RowStage, map_rows_with_model
 from mpa_ray.storage.folder import Folder
 from mpa_ray.tools.studies.gap_categories import (
     CATEGORIES,
@@ -54,12 +54,6 @@ GAPS = pa.schema(
 )
 
 
-class GapJudge(RowWorker):
-    """The actor."""
-
-    stage = Stage.GAP_STUDY
-
-
 async def judge_row(row: Row, ask: Ask, *, categories: tuple[Category, ...]) -> list[Row]:
     """The row with the judge's reply and the category it names."""
     prompt = judge_prompt(
@@ -81,10 +75,15 @@ def judged_by(
     out.
     """
     lvlm = capacity.placed_alone(lvlm, config, what="gap study")
-    work = partial(judge_row, categories=categories)
-    return ask_model(
-        dataset, GapJudge, work, models=[lvlm], schema=_JUDGED, config=config, output=output
-    ).drop_columns(["image"])
+    stage = RowStage(
+        name="GapJudge",
+        work=partial(judge_row, categories=categories),
+        models=[lvlm],
+        asks=[Stage.GAP_STUDY],
+        schema=_JUDGED,
+    )
+    rows = map_rows_with_model(dataset, stage, config=config, output=output)
+    return rows.drop_columns(["image"])
 
 
 def study(
@@ -167,8 +166,8 @@ def _ask(
         for start in range(0, len(places), _SAMPLES_PER_PART)
     ]
     read = partial(read_samples, chunks=chunks, run=run, max_image_bytes=config.max_image_bytes)
-    early_stop.go_on(output)
     with ray_session():
+        early_stop.begin_call(output)
         samples = dataset_of(list(range(len(chunks))), read)
         asked = judged_by(
             samples, lvlm, config, categories=CATEGORIES[config.task_spec.name], output=output
@@ -177,7 +176,9 @@ def _ask(
         table: pa.Table
         for table in asked.iter_batches(batch_size=None, batch_format="pyarrow"):
             found += table.to_pylist()
-    early_stop.raise_if_stopped(output, f"{len(found):,} of {len(places):,} samples were judged")
+        early_stop.raise_if_stopped(
+            output, f"{len(found):,} of {len(places):,} samples were judged"
+        )
     if len(found) != len(places):
         raise RunError(
             f"{len(places):,} samples were given to the judge and {len(found):,} came back; run it"

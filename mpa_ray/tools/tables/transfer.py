@@ -59,8 +59,8 @@ def score_alone(
         return record["scores"]
     from mpa_ray.placement.ray_session import ray_session
 
-    early_stop.go_on(output)
     with ray_session():
+        early_stop.begin_call(output)
         scores = evaluate(model, name=name, config=config, output=output)
     output.write_json(
         kept,

@@ -1,0 +1,93 @@
+"""What the actors of one call on an output tell one another, in memory: which parts they have begun
+(`mpa_ray.stages.crash_blame`), and why a stage was ended (`mpa_ray.stages.early_stop`).
+
+Both count within one call alone, so nothing of it is written: with Ray, a named actor that needs no
+CPU holds it on the driver's node and ends with the driver; without Ray, this process does.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from mpa_ray.observability.logs import run_id
+from mpa_ray.stages.crash_blame import Attempt, CrashBlame
+from mpa_ray.storage.folder import Folder
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class CallNotes:
+    """The notes of one call."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """A new call begins."""
+        self._blame = CrashBlame()
+        self._reason: str | None = None
+
+    def request_stop(self, reason: str) -> None:
+        """Note why the stage ends."""
+        self._reason = reason
+
+    def stop_reason(self) -> str | None:
+        """Why the stage was ended; None while it runs."""
+        return self._reason
+
+    def begin(self, dataset: str, part: int) -> Attempt:
+        """See `CrashBlame.begin`."""
+        return self._blame.begin(dataset, part)
+
+    def ask_alone(self, dataset: str, part: int, place: int | None) -> None:
+        """See `CrashBlame.ask_alone`."""
+        self._blame.ask_alone(dataset, part, place)
+
+    def end(self, dataset: str, part: int) -> None:
+        """See `CrashBlame.end`."""
+        self._blame.end(dataset, part)
+
+
+def note(
+    output: Folder,
+    method: Callable[Concatenate[CallNotes, P], R],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> R:
+    """Call a method of the notes of this call on `output`, wherever they are: `note(output,
+    CallNotes.request_stop, "the budget is spent")`.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        return method(_in_this_process(output.uri), *args, **kwargs)
+    actor = _actor(output.uri, ray.get_runtime_context().get_job_id())
+    return ray.get(getattr(actor, method.__name__).remote(*args, **kwargs))
+
+
+@cache
+def _in_this_process(uri: str) -> CallNotes:
+    return CallNotes()
+
+
+@cache
+def _actor(uri: str, job: str) -> Any:
+    """The actor of a job of Ray. The driver asks first, and makes it: it ends with the driver."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    return (
+        ray.remote(CallNotes)
+        .options(
+            name=f"mpa_ray-{run_id(uri)}",
+            get_if_exists=True,
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
+            # Of a node that is lost with it the notes are lost, and nothing else.
+            max_restarts=-1,
+            max_task_retries=-1,
+        )
+        .remote()
+    )
