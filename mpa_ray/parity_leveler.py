@@ -13,6 +13,7 @@ from mpa_ray.errors import NothingToTeach
 from mpa_ray.placement import capacity, place
 from mpa_ray.storage.folder import Folder
 from mpa_ray.training.arms import count_rows
+from mpa_ray.training.objective import objective_loader
 from mpa_ray.training.tracking import Tracking
 from mpa_ray.training.train_loop import Training, train
 from mpa_ray.training.trainer import trainer_type
@@ -71,6 +72,7 @@ def level(
         target=target,
         progress=work.child(name),
         settings=settings,
+        objective=objective_loader(settings.objective),
         seed=config.seed,
         limits=limits,
         tracking=tracking or Tracking(),

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from mpa_ray.config.objectives import ObjectiveName
 from mpa_ray.config.section import Section, Share
 
 
@@ -23,6 +24,10 @@ class LevelSection(Section):
     holdout: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """The share of self-consistent rows kept out of training, to see what was learned and
     forgotten.
+    """
+    objective: ObjectiveName = "answer_nll"
+    """What training minimizes: `answer_nll`, the negative log likelihood of the answer's tokens,
+    averaged over the samples of a batch (Eq. 3).
     """
     learning_rate: PositiveFloat | None = None
     """Peak learning rate. Without it, Table 11's for the paper's S-VLMs (Qwen2-VL-2B 1e-5,

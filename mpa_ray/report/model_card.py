@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mpa_ray.config import LABELED_ARMS, Config
+from mpa_ray.config.objectives import OBJECTIVES
 from mpa_ray.observability.text_table import aligned, interval
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
         f" {trained['learning_rate']:g},"
         f" DeepSpeed ZeRO stage {config.pl.zero_stage}",
         f"- {_weights(config)}",
-        f"- loss on answer tokens only (Eq. 3), last step {trained['loss']:.4f} a sample",
+        f"- loss: {OBJECTIVES[config.pl.objective]}, last step {trained['loss']:.4f} a sample",
         *_held_out(trained),
         "",
         "## Scores",

@@ -1,8 +1,7 @@
 """What each training worker does: load the S-VLM, train all of it with DeepSpeed ZeRO, save it as a
 Hugging Face checkpoint.
 
-The loss is Eq. 3 of the paper: the answer's negative log likelihood, summed over its tokens and
-averaged over the samples of a batch.
+The loss is that of `pl.objective`, summed over a batch and divided by its samples.
 """
 
 import math
@@ -29,6 +28,7 @@ from mpa_ray.models.chat_template import (
 from mpa_ray.storage.folder import Folder
 from mpa_ray.training.collator import IGNORED, Collator
 from mpa_ray.training.mfu import flops_per_token, mfu
+from mpa_ray.training.objective import Batch, LoadObjective, Loss
 from mpa_ray.training.tracking import Tracking, trackers
 from mpa_ray.training.training_data import Sample, TrainingSet, read_ahead
 from mpa_ray.training.training_state import load_state, require_room, save_model, save_state
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 _BATCHES_AHEAD = 4
 _TIMES_SHOWN = 20
 CURVE = ["step", "loss_per_sample", "nats_per_token"]
-
-Batch = dict[str, "torch.Tensor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +51,7 @@ class Training:
         target: where the trained model goes.
         progress: where the first worker writes progress.json for those who watch.
         limits: of decoding: max_pixels, max_image_pixels, max_image_bytes.
+        objective: makes what training minimizes.
         tracking: where the first worker shows the curve.
     """
 
@@ -61,6 +60,7 @@ class Training:
     target: Folder
     progress: Folder
     settings: LevelSection
+    objective: LoadObjective
     seed: int
     limits: dict[str, int]
     tracking: Tracking
@@ -166,44 +166,6 @@ def learning_rate(step: int, steps: int, settings: LevelSection) -> float:
     return settings.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def answer_loss(model: Any, batch: Batch) -> tuple["torch.Tensor", int]:
-    """The summed negative log likelihood of the answer tokens in a batch, and how many they are.
-
-    The head is computed where an answer token is predicted and nowhere else: with a vocabulary of
-    150,000, logits of the prompts would be the largest tensor of the step. `labels` may be on the
-    CPU while the rest is on a card, which then need not be waited for.
-    """
-    import torch
-
-    labels = batch["labels"].cpu()
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    device = inputs["input_ids"].device
-    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    predicting = targets != IGNORED
-    learned = int(predicting.sum())
-    if not learned:
-        # A filled-up micro-batch that teaches nothing: the passes are made all the same, because
-        # the other workers wait in theirs.
-        predicting[0, -1] = True
-    positions = predicting.any(0).nonzero()[:, 0]
-    places = predicting[:, positions].flatten().nonzero()[:, 0].to(device)
-
-    # Models keep the same positions of every row; of those, an answer that is shorter or lies
-    # elsewhere needs few.
-    def needed(_: Any, given: tuple["torch.Tensor", ...]) -> tuple["torch.Tensor", ...]:
-        return (given[0].flatten(0, 1)[places],)
-
-    hook = getattr(model, "module", model).get_output_embeddings().register_forward_pre_hook(needed)
-    try:
-        logits = model(**inputs, logits_to_keep=positions.to(device), use_cache=False).logits
-    finally:
-        hook.remove()
-    loss = torch.nn.functional.cross_entropy(
-        logits.float(), targets[predicting].to(device), ignore_index=IGNORED, reduction="sum"
-    )
-    return loss, learned
-
-
 def load_svlm(svlm: ModelSection, precision: str) -> tuple[Any, Any, "torch.dtype"]:
     """The S-VLM to train, in `precision`; its processor; and the precision its weights were
     published in.
@@ -249,7 +211,10 @@ def train(loop_config: dict[str, Training]) -> None:
     show_every = max(1, steps // _TIMES_SHOWN)
 
     model, processor, published_dtype = load_svlm(training.svlm, settings.precision)
-    ends = end_tokens(model)
+    collator = Collator(
+        processor, end_tokens=end_tokens(model), image_arguments=image_arguments(training.svlm)
+    )
+    objective = training.objective(model, collator, settings)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if settings.lora_rank:
@@ -257,7 +222,6 @@ def train(loop_config: dict[str, Training]) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     flops = flops_per_token(model)
-    collator = Collator(processor, end_tokens=ends, image_arguments=image_arguments(training.svlm))
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         lr=settings.learning_rate,
@@ -283,7 +247,10 @@ def train(loop_config: dict[str, Training]) -> None:
                 [[samples[index] for index in indices] for indices, _ in share.micro_batches],
                 learned=share.learned,
             )
-            yield share, [collator(micro_batch, learned=learned) for micro_batch, learned in drawn]
+            yield (
+                share,
+                [objective.collate(micro_batch, learned=count) for micro_batch, count in drawn],
+            )
 
     done, curve, groups = 0, [], []
     before = Timed()
@@ -291,7 +258,7 @@ def train(loop_config: dict[str, Training]) -> None:
     if checkpoint:
         # DeepSpeed makes Adam's state with the first step; what this one does to the weights is
         # overwritten.
-        take_step(engine, next(batches(0))[1], scale=0.0, rate=0.0)
+        take_step(engine, objective.loss, next(batches(0))[1], scale=0.0, rate=0.0)
         progress = load_state(engine, checkpoint)
         done, curve, groups = progress["samples"], progress["curve"], progress.get("workers", [])
         before = Timed(**progress.get("timed", {}))
@@ -311,11 +278,11 @@ def train(loop_config: dict[str, Training]) -> None:
     )
     now, started, metrics = Timed(), time.monotonic(), {}
     for share, micro_batches in read_ahead(partial(batches, done), _BATCHES_AHEAD):
-        # DeepSpeed averages gradients over the workers; Eq. 3 divides their sum by the samples of
-        # the whole batch.
+        # DeepSpeed averages gradients over the workers; the loss divides their sum by the samples
+        # of the whole batch.
         rate = learning_rate(len(curve), steps, settings)
         loss, learned, seen = take_step(
-            engine, micro_batches, scale=workers / share.batch_size, rate=rate
+            engine, objective.loss, micro_batches, scale=workers / share.batch_size, rate=rate
         )
         done += share.batch_size
         curve.append([len(curve) + 1, loss / share.batch_size, loss / learned])
@@ -379,7 +346,7 @@ def taught_tokens(batch: Batch) -> int:
 
 
 def take_step(
-    engine: Any, micro_batches: list[Batch], *, scale: float, rate: float
+    engine: Any, loss_of: Loss, micro_batches: list[Batch], *, scale: float, rate: float
 ) -> tuple[float, float, float]:
     """One optimizer step. Gives back, summed over all workers: the loss, the answer tokens, the
     tokens of samples that are learned.
@@ -396,7 +363,7 @@ def take_step(
             else value.to(engine.device, engine.module.dtype if value.is_floating_point() else None)
             for name, value in batch.items()
         }
-        loss, answered = answer_loss(engine, moved)
+        loss, answered = loss_of(engine, moved)
         engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
         engine.backward(loss * scale)
         engine.step()

@@ -137,6 +137,7 @@ class Workshop:
         import torch
         from transformers import AutoModelForImageTextToText
 
+        from mpa_ray.training.objectives.answer_nll import answer_loss
         from mpa_ray.training.train_loop import deepspeed_config, load_svlm, take_step
         from mpa_ray.training.training_state import save_model
 
@@ -159,7 +160,7 @@ class Workshop:
         )
         engine.train()
         losses = [
-            take_step(engine, batches, scale=1 / len(ROWS), rate=RATE)[0] / len(ROWS)
+            take_step(engine, answer_loss, batches, scale=1 / len(ROWS), rate=RATE)[0] / len(ROWS)
             for _ in range(steps)
         ]
         engine.eval()

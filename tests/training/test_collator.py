@@ -19,7 +19,7 @@ from benchmarks.demo_pair.models import (
 from mpa_ray.models.chat_template import end_tokens, user_prompt
 from mpa_ray.tasks import prompts
 from mpa_ray.training.collator import IGNORED, Collator, answer_form
-from mpa_ray.training.train_loop import answer_loss
+from mpa_ray.training.objectives.answer_nll import answer_loss
 from mpa_ray.training.training_data import Sample
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from mpa_ray.config import LevelSection
 from mpa_ray.training.collator import IGNORED
+from mpa_ray.training.objectives.answer_nll import answer_loss
 from mpa_ray.training.train_loop import (
     Share,
-    answer_loss,
     deepspeed_config,
     learning_rate,
     of_like_length,

@@ -128,6 +128,7 @@ def _save_and_reload(folder: Path, target: Path, stage: int) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForImageTextToText
 
+    from mpa_ray.training.objectives.answer_nll import answer_loss
     from mpa_ray.training.train_loop import take_step
     from mpa_ray.training.training_state import save_model
 
@@ -135,7 +136,7 @@ def _save_and_reload(folder: Path, target: Path, stage: int) -> dict[str, Any]:
     engine, processor = _engine(LevelSection(**SETTINGS, zero_stage=stage))
     batches = _batches(folder, processor, engine.module)
     for micro_batches in batches[:2]:
-        take_step(engine, micro_batches, scale=1 / 4, rate=1e-3)
+        take_step(engine, answer_loss, micro_batches, scale=1 / 4, rate=1e-3)
     engine.eval()
     trained = _logits(engine, batches[0][0])
     save_model(engine, processor, Folder.at(target), dtype=torch.float32, rank=0)
@@ -172,6 +173,7 @@ def _resume(folder: Path, work: Path, stage: int) -> tuple[list[float], list[flo
     """Losses of six steps in one go, and of three, a checkpoint, and three in a fresh engine."""
     from ray.train import Checkpoint
 
+    from mpa_ray.training.objectives.answer_nll import answer_loss
     from mpa_ray.training.train_loop import take_step
     from mpa_ray.training.training_state import load_state, save_state
 
@@ -181,16 +183,17 @@ def _resume(folder: Path, work: Path, stage: int) -> tuple[list[float], list[flo
     batches = _batches(folder, processor, engine.module)
     whole = []
     for number, micro_batches in enumerate(batches):
-        whole.append(take_step(engine, micro_batches, scale=1 / 4, rate=1e-3)[0])
+        whole.append(take_step(engine, answer_loss, micro_batches, scale=1 / 4, rate=1e-3)[0])
         if number == 2:
             work.mkdir()
             save_state(engine, work, {"samples": 12, "curve": [[1], [2], [3]]}, rank=0, workers=1)
     again, _ = _engine(settings)
-    take_step(again, batches[0], scale=0.0, rate=0.0)
+    take_step(again, answer_loss, batches[0], scale=0.0, rate=0.0)
     progress = load_state(again, Checkpoint.from_directory(work))
     assert progress["samples"] == 12
     resumed = whole[:3] + [
-        take_step(again, micro_batches, scale=1 / 4, rate=1e-3)[0] for micro_batches in batches[3:]
+        take_step(again, answer_loss, micro_batches, scale=1 / 4, rate=1e-3)[0]
+        for micro_batches in batches[3:]
     ]
     return whole, resumed
 
