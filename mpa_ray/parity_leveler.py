@@ -14,8 +14,9 @@ from mpa_ray.placement import capacity, place
 from mpa_ray.storage.folder import Folder
 from mpa_ray.training.arms import count_rows
 from mpa_ray.training.objective import objective_loader
+from mpa_ray.training.set_up import Training
 from mpa_ray.training.tracking import Tracking
-from mpa_ray.training.train_loop import Training, train
+from mpa_ray.training.train_loop import train
 from mpa_ray.training.trainer import trainer_type
 from mpa_ray.training.training_state import KEPT
 

@@ -90,7 +90,7 @@ class Workshop:
 
     def _collated(self, svlm: ModelSection) -> dict[str, Any]:
         from mpa_ray.models.chat_template import image_arguments, with_reply
-        from mpa_ray.training.train_loop import load_svlm
+        from mpa_ray.training.set_up import load_svlm
 
         model, processor, _ = load_svlm(svlm, "float32")
         batch = self._batches(svlm, model, processor)[0]
@@ -138,7 +138,8 @@ class Workshop:
         from transformers import AutoModelForImageTextToText
 
         from mpa_ray.training.objectives.answer_nll import answer_loss
-        from mpa_ray.training.train_loop import deepspeed_config, load_svlm, take_step
+        from mpa_ray.training.set_up import deepspeed_config, load_svlm
+        from mpa_ray.training.train_loop import take_step
         from mpa_ray.training.training_state import save_model
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

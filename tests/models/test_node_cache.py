@@ -275,7 +275,7 @@ def test_the_transformers_engine_loads_from_a_prefix(prefix: str, cache: Path) -
 
 
 def test_what_is_trained_is_loaded_from_a_prefix(prefix: str, cache: Path) -> None:
-    from mpa_ray.training.train_loop import load_svlm
+    from mpa_ray.training.set_up import load_svlm
 
     model, *_ = load_svlm(ModelSection(model=prefix), "float32")
     assert (
@@ -299,7 +299,7 @@ OFFLINE = """
 from mpa_ray.config import ModelSection
 from mpa_ray.models.chat_template import load_processor
 from mpa_ray.models.size import size_of
-from mpa_ray.training.train_loop import load_svlm
+from mpa_ray.training.set_up import load_svlm
 
 section = ModelSection(model="an/example", gpus_per_replica=0)
 model, processor, _ = load_svlm(section, "float32")

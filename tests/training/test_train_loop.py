@@ -13,16 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpa_ray.config import LevelSection
+from mpa_ray.training.batches import Share, of_like_length, shares
 from mpa_ray.training.collator import IGNORED
 from mpa_ray.training.objectives.answer_nll import answer_loss
-from mpa_ray.training.train_loop import (
-    Share,
-    deepspeed_config,
-    learning_rate,
-    of_like_length,
-    shares,
-    taught_tokens,
-)
+from mpa_ray.training.set_up import deepspeed_config
+from mpa_ray.training.train_loop import learning_rate, taught_tokens
 from mpa_ray.training.training_data import Sample
 
 SIZES = st.integers(1, 9)

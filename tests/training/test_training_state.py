@@ -78,7 +78,7 @@ def _engine(settings: LevelSection) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from mpa_ray.training.train_loop import deepspeed_config
+    from mpa_ray.training.set_up import deepspeed_config
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     torch.manual_seed(0)

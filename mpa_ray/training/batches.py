@@ -1,0 +1,122 @@
+"""Who learns what: each worker's share of every optimizer step, in micro-batches."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpa_ray.config import LevelSection
+from mpa_ray.training.objective import Batch, Collate
+from mpa_ray.training.training_data import Sample, TrainingSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A worker's part of one optimizer step: micro-batches of (indices, how many of them are
+    learned), the same number for all workers.
+    """
+
+    micro_batches: list[tuple[list[int], int]]
+    batch_size: int
+
+    @property
+    def learned(self) -> int:
+        return sum(learned for _, learned in self.micro_batches)
+
+
+def shares(
+    order: np.ndarray,
+    *,
+    batch_size: int,
+    micro_batch_size: int,
+    rank: int,
+    workers: int,
+    start: int = 0,
+) -> Iterator[Share]:
+    """The worker's share of every step from sample `start` of `order` on. Every sample is learned
+    exactly once, by one worker.
+
+    A last batch that is not full is trained on as it is. Where a batch does not divide evenly,
+    workers repeat a sample without learning it, so that all of them make the same calls: ZeRO waits
+    for each.
+    """
+    for first in range(start, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        per_worker = -(-len(batch) // workers)
+        own = batch[rank * per_worker : (rank + 1) * per_worker].tolist()
+        learned = len(own)
+        own += [int(batch[0])] * (per_worker - learned)
+        micro = [
+            (own[begin : begin + micro_batch_size], max(0, min(micro_batch_size, learned - begin)))
+            for begin in range(0, per_worker, micro_batch_size)
+        ]
+        yield Share(micro_batches=micro, batch_size=len(batch))
+
+
+def of_like_length(
+    micro_batches: list[list[Sample]], *, learned: int
+) -> list[tuple[list[Sample], int]]:
+    """The samples of a step in micro-batches of the same sizes, short ones with short ones, so that
+    little of a batch is padding. Gradients add up over the step, so nothing else changes. With each
+    comes how many of it are learned: the first `learned` samples of all.
+
+    How long a sample is for the model is estimated, alike for all families: pixels by 28 x 28, and
+    characters by four.
+    """
+
+    def length(sample: Sample) -> float:
+        return (
+            sample.image.width * sample.image.height / 784
+            + (len(sample.question) + len(sample.answer)) / 4
+        )
+
+    samples = [sample for micro_batch in micro_batches for sample in micro_batch]
+    ordered = iter(sorted(samples[:learned], key=length) + samples[learned:])
+    found, begun = [], 0
+    for micro_batch in micro_batches:
+        size = len(micro_batch)
+        found.append(([next(ordered) for _ in range(size)], max(0, min(size, learned - begun))))
+        begun += size
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """A worker's micro-batches of a whole training.
+
+    Attributes:
+        samples: what is trained on.
+        order: their indices in the order of training, all epochs one after the other.
+        collate: makes a batch of samples.
+        rank: of the worker.
+        workers: how many there are.
+    """
+
+    samples: TrainingSet
+    order: np.ndarray
+    collate: Collate
+    settings: LevelSection
+    rank: int
+    workers: int
+
+    @property
+    def steps(self) -> int:
+        """The optimizer steps of the training."""
+        return math.ceil(len(self.order) / self.settings.batch_size)
+
+    def after(self, done: int) -> Iterator[tuple[Share, list[Batch]]]:
+        """Yield the worker's share of every step after the first `done` samples of the order."""
+        for share in shares(
+            self.order,
+            batch_size=self.settings.batch_size,
+            micro_batch_size=self.settings.micro_batch_size,
+            rank=self.rank,
+            workers=self.workers,
+            start=done,
+        ):
+            drawn = of_like_length(
+                [[self.samples[index] for index in indices] for indices, _ in share.micro_batches],
+                learned=share.learned,
+            )
+            yield share, [self.collate(samples, learned=learned) for samples, learned in drawn]
