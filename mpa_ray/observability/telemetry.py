@@ -54,7 +54,7 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Samples trained on, and how many there will be.",
         ("arm", "state"),
     ),
-    "mpa_training_loss": ("gauge", "The training's newest loss per sample (Eq. 3).", ("arm",)),
+    "mpa_training_loss": ("gauge", "The training's newest loss per sample.", ("arm",)),
     "mpa_training_tokens_per_second": (
         "gauge",
         "Tokens the training takes a second, over all workers.",
