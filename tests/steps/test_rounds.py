@@ -404,7 +404,12 @@ def test_the_budget_is_one_for_all_rounds(config: Config) -> None:
     [
         (
             {},
-            ["fully fine-tuned on what", "every weight was trained", "no human label was used"],
+            [
+                "fully fine-tuned on what",
+                "every weight was trained",
+                "loss: negative log likelihood of the answer tokens (Eq. 3), last step",
+                "no human label was used",
+            ],
             ["LoRA"],
         ),
         (
