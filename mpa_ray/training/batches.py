@@ -101,15 +101,22 @@ class Batches:
     workers: int
 
     @property
+    def batch_size(self) -> int:
+        """Samples of an optimizer step."""
+        # `with_hyperparameters` has filled it in.
+        assert self.settings.batch_size is not None
+        return self.settings.batch_size
+
+    @property
     def steps(self) -> int:
         """The optimizer steps of the training."""
-        return math.ceil(len(self.order) / self.settings.batch_size)
+        return math.ceil(len(self.order) / self.batch_size)
 
     def after(self, done: int) -> Iterator[tuple[Share, list[Batch]]]:
         """Yield the worker's share of every step after the first `done` samples of the order."""
         for share in shares(
             self.order,
-            batch_size=self.settings.batch_size,
+            batch_size=self.batch_size,
             micro_batch_size=self.settings.micro_batch_size,
             rank=self.rank,
             workers=self.workers,

@@ -185,6 +185,7 @@ def _deepspeed_engine(model: Any, settings: LevelSection, workers: int) -> Any:
     import deepspeed
     import torch
 
+    assert settings.learning_rate is not None
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         lr=settings.learning_rate,

@@ -281,6 +281,7 @@ def learning_rate(step: int, steps: int, settings: LevelSection) -> float:
     """Of the optimizer step `step` (from 0): a linear warm-up, then a cosine down to a tenth of the
     peak.
     """
+    assert settings.learning_rate is not None
     warmup = math.ceil(settings.warmup * steps)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
