@@ -40,8 +40,8 @@ class NothingToTeach(RunError):
     held-out ones.
     """
 
-    record: dict[str, Any] | None = None
-    """What run.json would say of the run, where it came so far."""
+    record: Any = None
+    """What run.json would say of the run (a `RunRecord`), where it came so far."""
 
 
 def meant_for_people(error: BaseException) -> ConfigurationError | RunError | None:

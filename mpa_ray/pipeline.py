@@ -5,8 +5,6 @@ output resumes at the first step that has none. Parts of the step that annotates
 commits of their own (`mpa_ray.stages.commits`).
 """
 
-from typing import Any
-
 from mpa_ray.config import Config, identity
 from mpa_ray.errors import NothingToTeach
 from mpa_ray.images.sources import refuse_output_among_images
@@ -15,8 +13,10 @@ from mpa_ray.observability.progress import say
 from mpa_ray.placement.ray_session import ray_session
 from mpa_ray.placement.shared_folders import refuse_unshared
 from mpa_ray.report import summary, write_report
+from mpa_ray.report.run_record import RunRecord
 from mpa_ray.schema import ANNOTATE_AND_IDENTIFY
 from mpa_ray.stages import early_stop
+from mpa_ray.stages.commits import Counts
 from mpa_ray.steps import rounds
 from mpa_ray.steps.annotate_and_identify import annotate_and_identify
 from mpa_ray.steps.checks import check_inputs
@@ -31,7 +31,7 @@ from mpa_ray.steps.prepare import (
     take_over,
 )
 from mpa_ray.steps.record import publish, record_of, record_of_rounds
-from mpa_ray.steps.step import Record, Run, Step, follow
+from mpa_ray.steps.step import Run, Step, follow
 from mpa_ray.steps.train_arm import train_step
 from mpa_ray.storage.folder import Folder
 from mpa_ray.storage.lease import lease
@@ -83,13 +83,13 @@ def steps(run: Run) -> list[Step]:
     return found
 
 
-def annotate_and_identify_run(run: Run) -> Record:
+def annotate_and_identify_run(run: Run) -> Counts:
     """Algorithms 2 and 3 on every part of the source."""
     assert run.source is not None
     return annotate_and_identify(run.placement.config, run.output, run.source, run.held)
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: Config) -> RunRecord:
     """Run or resume the run in `config.output`. Return what is in its run.json.
 
     Raises:
@@ -111,7 +111,7 @@ def run(config: Config) -> dict[str, Any]:
         return _in_rounds(call) if config.rounds > 1 else _run(call)
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: Run) -> RunRecord:
     logs.in_driver(logs.run_id(run.output.uri))
     todo = steps(run)
     follow([step for step in todo if not step.needs_ray], run)
@@ -130,7 +130,7 @@ def _run(run: Run) -> dict[str, Any]:
     return publish(run, record_of(run, todo), run.placement.config)
 
 
-def _in_rounds(call: Run) -> dict[str, Any]:
+def _in_rounds(call: Run) -> RunRecord:
     """The run of a configuration with several rounds; each of them is a run of its own, of all
     steps, in rounds/<k>/.
     """

@@ -16,7 +16,9 @@ from mpa_ray.config.parse import merge, validate
 from mpa_ray.demo import inputs, render
 from mpa_ray.demo.presets import preset
 from mpa_ray.errors import ConfigurationError, RunError
+from mpa_ray.report.run_record import RunRecord, Score, Training
 from mpa_ray.schema import Verdict
+from mpa_ray.stages import commits
 from mpa_ray.steps import train_arm
 from mpa_ray.steps.step import Run
 from mpa_ray.storage.folder import Folder
@@ -76,6 +78,16 @@ def test_every_step_has_its_record_and_wrote_what_it_says(
     for step in steps:
         for name in step.writes:
             assert Path(output.path, name).exists(), f"{step.name} did not write {name}"
+
+
+def test_the_record_has_the_documented_keys(record: dict[str, Any], root: Path) -> None:
+    rounds = {"rounds", "kept_round", "stopped"}
+    assert record.keys() == RunRecord.__annotations__.keys() - rounds
+    for arm in record["training"].values():
+        assert arm.keys() == Training.__annotations__.keys()
+    assert all(score.keys() == Score.__annotations__.keys() for score in record["evaluation"])
+    for commit in commits.commits(Folder.at(root / "out")):
+        assert commit.keys() == commits.Commit.__annotations__.keys()
 
 
 def _free_cpus() -> float:

@@ -1,8 +1,8 @@
 """One typed configuration for Python, YAML and flags, and what is derived from it."""
 
+from mpa_ray.config.arms import COMPARISONS, LABELED_ARMS
 from mpa_ray.config.cluster import ClusterSection
 from mpa_ray.config.config import (
-    LABELED_ARMS,
     TASK_TAGS,
     AnnotateSection,
     Config,
@@ -18,11 +18,13 @@ from mpa_ray.config.config import (
     nested,
     of_identity,
 )
-from mpa_ray.config.model import ModelSection
+from mpa_ray.config.model import API_SETTINGS, LocalModelSection, ModelSection
 from mpa_ray.config.section import Section
 from mpa_ray.config.training import LevelSection
 
 __all__ = [
+    "API_SETTINGS",
+    "COMPARISONS",
     "LABELED_ARMS",
     "TASK_TAGS",
     "AnnotateSection",
@@ -33,6 +35,7 @@ __all__ = [
     "IdentifySection",
     "LabeledSection",
     "LevelSection",
+    "LocalModelSection",
     "ModelSection",
     "Section",
     "TaskName",

@@ -10,23 +10,25 @@ import json
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
+from mpa_ray.config.arms import FEW_SHOT_ARMS, LABELED_ARMS, ArmName
 from mpa_ray.config.cluster import ClusterSection
 from mpa_ray.config.locations import Location, OptionalLocation, lasting
-from mpa_ray.config.model import API_SETTINGS, ModelSection
-from mpa_ray.config.section import Section, Share
+from mpa_ray.config.model import LocalModelSection, ModelSection
+from mpa_ray.config.section import MayChange, ReadBy, Section, Share, marker
 from mpa_ray.config.training import LevelSection
 from mpa_ray.schema import absolute
 from mpa_ray.tasks import TASKS, MatcherName, Task, prompts
 from mpa_ray.tasks.benchmarks import BENCHMARKS
-
-ArmName = Literal[
-    "no_pi_same_size", "no_pi_all", "consistent", "human_labels", "few_shot_full", "few_shot_lora"
-]
-LABELED_ARMS = frozenset({"human_labels", "few_shot_full", "few_shot_lora"})
-# Settings that some comparisons read, and MPA itself never.
-_READ_BY = {"labels": LABELED_ARMS, "few_shot": LABELED_ARMS - {"human_labels"}}
 
 # So that a mistake in a task is reported of the kind of task that was meant, and not of both.
 TASK_TAGS = ("task by name", "own task")
@@ -80,7 +82,7 @@ class IdentifySection(Section):
     """
     max_tokens: PositiveInt = 32
     """The longest answer, in tokens, of the L-VLM's own answer and the S-VLM's."""
-    in_one_actor: bool = False
+    in_one_actor: Annotated[bool, MayChange()] = False
     """Ask the S-VLM in the L-VLM's actor, on the same card, so that an image is decoded and shrunk
     once for both, where their `max_pixels` are the same. Say then what share of a card each gets:
     `lvlm.gpus_per_replica` and `svlm.gpus_per_replica`, together at most 1.
@@ -113,7 +115,7 @@ class EvaluateSection(LabeledSection):
     """The longest answer, in tokens."""
     lvlm: bool = False
     """Score the L-VLM too, as the ceiling."""
-    models_at_once: PositiveInt = 1
+    models_at_once: Annotated[PositiveInt, MayChange()] = 1
     """Models that are asked at the same time; each needs the cards or cores of its replicas."""
 
 
@@ -140,7 +142,7 @@ class Config(Section):
     (`--image_roots s3://photos`). Without them a list leads to what lies below its own folder or
     `images`, and to URIs in their buckets.
     """
-    output: Location = ""
+    output: Annotated[Location, MayChange()] = ""
     """The folder of the run, local, s3:// or gs://. The same command on the same folder resumes
     it.
     """
@@ -153,7 +155,7 @@ class Config(Section):
     """The Pseudo Annotator's prompt, in place of the task's."""
     lvlm: ModelSection = ModelSection()
     """The large model, the guide. Its weights are never touched."""
-    svlm: ModelSection = ModelSection()
+    svlm: LocalModelSection = LocalModelSection()
     """The small model that is made better (at most 5B parameters in the paper)."""
     jury: tuple[ModelSection, ...] = ()
     """Further large models, each asked every self-consistent question: an annotation counts only
@@ -164,14 +166,14 @@ class Config(Section):
     identify: IdentifySection = IdentifySection()
     pl: LevelSection = LevelSection()
     evaluate: EvaluateSection = EvaluateSection()
-    cluster: ClusterSection = ClusterSection()
-    labels: LabeledSection = LabeledSection()
-    ablations: tuple[ArmName, ...] = ()
+    cluster: Annotated[ClusterSection, MayChange()] = ClusterSection()
+    labels: Annotated[LabeledSection, ReadBy(LABELED_ARMS)] = LabeledSection()
+    ablations: Annotated[tuple[ArmName, ...], MayChange()] = ()
     """Further S-VLMs trained for comparison: on as many unfiltered rows as MPA had; on all
     pseudo-labels; on all self-consistent rows; and, with `labels`, on all human labels, or on
     `few_shot` of them with full fine-tuning or LoRA.
     """
-    few_shot: PositiveInt = 100
+    few_shot: Annotated[PositiveInt, ReadBy(FEW_SHOT_ARMS)] = 100
     """Labeled samples of the few-shot comparisons (Table 5: 100)."""
     annotations: OptionalLocation = None
     """An annotations folder to start from instead of images (another run's, or an imported one):
@@ -195,11 +197,11 @@ class Config(Section):
     """At most so many bytes of encoded images in a part, where the listing tells their sizes (a
     list of URIs does not). A single larger image is a part of its own.
     """
-    max_quarantined: Share = 0.05
+    max_quarantined: Annotated[Share, MayChange()] = 0.05
     """The run stops when a larger share of its images than this is quarantined, and says which
     reason leads. 1 never stops it.
     """
-    max_quarantined_after: PositiveInt = 1000
+    max_quarantined_after: Annotated[PositiveInt, MayChange()] = 1000
     """Images after which that share is looked at: a few bad ones at the start prove nothing."""
     max_image_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 64_000_000
     """Images with more are quarantined before they are decoded."""
@@ -359,75 +361,38 @@ class Config(Section):
         return [flag for flag, value in needed.items() if not value]
 
 
-# Ablations may be added to a run: each is a training of its own, and what is there stays.
-_NOT_IDENTITY = {"output", "ablations", "cluster", "max_quarantined", "max_quarantined_after"}
-# What may change between two calls on one output folder: how fast and where it runs, not what comes
-# out.
-_SPEED_ONLY = {
-    "lvlm": {
-        "images_in_flight",
-        "min_replicas",
-        "max_replicas",
-        "gpus_per_replica",
-        "cpus_per_replica",
-        *API_SETTINGS,
-    },
-    "svlm": {
-        "images_in_flight",
-        "min_replicas",
-        "max_replicas",
-        "gpus_per_replica",
-        "cpus_per_replica",
-        *API_SETTINGS,
-    },
-    "jury": {
-        "images_in_flight",
-        "min_replicas",
-        "max_replicas",
-        "gpus_per_replica",
-        "cpus_per_replica",
-        *API_SETTINGS,
-    },
-    "pl": {
-        "micro_batch_size",
-        "zero_stage",
-        "gradient_checkpointing",
-        "workers",
-        "min_workers",
-        "gpus_per_worker",
-        "cpus_per_worker",
-        "max_failures",
-        "checkpoint_every",
-        "tracking",
-    },
-    "identify": {"in_one_actor"},
-    "evaluate": {"models_at_once"},
-}
-
-
 def identity(config: Config) -> dict[str, Any]:
-    """The settings that decide what comes out, flat: {"lvlm.model": ...}. Two runs may share an
-    output folder when `changes` finds none.
+    """The settings that decide what comes out, flat: {"lvlm.model": ...}; what `MayChange` is left
+    out. Two runs may share an output folder when `changes` finds none.
     """
     flat: dict[str, Any] = {}
-    for name, value in config.model_dump(mode="json").items():
-        if name in _NOT_IDENTITY:
-            continue
+    for name, value in _lasting_settings(config).items():
         if isinstance(value, dict):
-            flat |= {
-                f"{name}.{key}": _lasting(item)
-                for key, item in value.items()
-                if key not in _SPEED_ONLY.get(name, ())
-            }
-        elif name == "jury":
-            flat[name] = [
-                {key: _lasting(item) for key, item in juror.items() if key not in _SPEED_ONLY[name]}
-                for juror in value
-            ]
+            flat |= {f"{name}.{key}": item for key, item in value.items()}
         else:
-            # The list of images names where they were; in a new upload they are elsewhere.
-            flat[name] = value if name == "images" else _lasting(value)
-    return flat
+            flat[name] = value
+    # The list of images names where they were; in a new upload they are elsewhere.
+    return flat | {"images": config.images}
+
+
+def _lasting_settings(section: BaseModel) -> dict[str, Any]:
+    """The fields of a section that are part of a run's identity, as in YAML."""
+    settings: dict[str, Any] = {}
+    plain = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        if marker(field, MayChange):
+            continue
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            settings[name] = _lasting_settings(value)
+        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
+            settings[name] = [_lasting_settings(item) for item in value]
+        elif isinstance(value, BaseModel):
+            # A task of the user's own.
+            settings[name] = {key: _lasting(item) for key, item in plain[name].items()}
+        else:
+            settings[name] = _lasting(plain[name])
+    return settings
 
 
 def _lasting(value: Any) -> Any:
@@ -482,16 +447,18 @@ def keep_used(config: Config, before: Config, trained: Collection[str]) -> Confi
     """
     used = [
         name
-        for name in _READ_BY
-        if _is_read(name, trained) and not _is_read(name, config.ablations)
+        for name, field in Config.model_fields.items()
+        if marker(field, ReadBy)
+        and _is_read(name, trained)
+        and not _is_read(name, config.ablations)
     ]
     return config.model_copy(update={name: getattr(before, name) for name in used})
 
 
 def _is_read(name: str, arms: Collection[str]) -> bool:
     """Whether a run with the comparisons `arms` reads a setting of `identity`."""
-    readers = _READ_BY.get(name.partition(".")[0])
-    return readers is None or not readers.isdisjoint(arms)
+    read_by = marker(Config.model_fields[name.partition(".")[0]], ReadBy)
+    return read_by is None or not read_by.arms.isdisjoint(arms)
 
 
 def _by_places(flat: dict[str, Any]) -> dict[str, Any]:

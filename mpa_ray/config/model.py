@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_va
 
 from mpa_ray.config import locations
 from mpa_ray.config.engines import ENGINES, EngineKind, engine_kind
-from mpa_ray.config.section import Section
+from mpa_ray.config.section import MayChange, Section
 
 Price = Annotated[float, Field(ge=0)] | None
 
@@ -26,8 +26,8 @@ def _known_engine(name: str) -> str:
     return name
 
 
-class ModelSection(Section):
-    """A vision-language model and what it runs on."""
+class LocalModelSection(Section):
+    """A vision-language model whose weights are here, and what it runs on."""
 
     model: str = ""
     """A hub name (`Qwen/Qwen2-VL-7B-Instruct`), or a folder or an s3:// or gs:// prefix in the
@@ -65,23 +65,23 @@ class ModelSection(Section):
     """The longest prompt and reply together, in tokens; the model's own context, where that is
     shorter. A request over it is quarantined, never cut.
     """
-    images_in_flight: PositiveInt | None = None
+    images_in_flight: Annotated[PositiveInt | None, MayChange()] = None
     """Images a replica works on at the same time; vLLM runs as many requests (`max_num_seqs`). More
     fill a large card better; few keep an image's encoding cached until its second question. Without
     it, half of what the KV cache of its cards holds, from 32 to 128; on the CPU, and where its size
     is not known, 32. Above twice `images_per_part` it is never reached.
     """
-    min_replicas: PositiveInt = 1
+    min_replicas: Annotated[PositiveInt, MayChange()] = 1
     """Engine actors kept while the stage runs."""
-    max_replicas: PositiveInt | None = None
+    max_replicas: Annotated[PositiveInt | None, MayChange()] = None
     """Engine actors the stage may grow to when the cluster has room. Without it, what its share of
     the cards holds; on the CPU `min_replicas`.
     """
-    gpus_per_replica: Annotated[float, Field(ge=0)] | None = None
+    gpus_per_replica: Annotated[float | None, Field(ge=0), MayChange()] = None
     """Cards of a replica: a whole number above one is the tensor parallel size, a fraction shares a
     card, 0 runs on the CPU. Without it, what the model's size asks for.
     """
-    cpus_per_replica: PositiveFloat | None = None
+    cpus_per_replica: Annotated[PositiveFloat | None, MayChange()] = None
     """CPU cores of a replica, which decode and prepare its images. Without it, its share of a
     node's, where one stays free, or nothing reads and writes; on the CPU 1, or less where the
     cluster has too few for all models.
@@ -90,38 +90,6 @@ class ModelSection(Section):
     """Further arguments of vLLM's `AsyncEngineArgs`, as they are (`{gpu_memory_utilization: 0.9,
     quantization: fp8}`). With engine=openai, further fields of the request (`{reasoning_effort:
     low, temperature: null}`); null leaves one of ours out.
-    """
-    base_url: str | None = None
-    """engine=openai: where the API is (`http://host:8000/v1`). Without it, OpenAI's own."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """engine=openai: the name of the environment variable that holds the key, where Ray's workers
-    run. The key itself is never given.
-    """
-    requests_per_minute: PositiveFloat | None = None
-    """engine=openai: requests that go out in a minute, over the whole stage. Without it, as fast as
-    `images_in_flight` allows.
-    """
-    tokens_per_minute: PositiveFloat | None = None
-    """engine=openai: tokens in a minute, prompts and replies together: estimated before a request,
-    corrected by its reply.
-    """
-    usd_per_million_input_tokens: Price = None
-    """engine=openai: the price of a million prompt tokens, in US dollars. With it and the price of
-    output, a run says what it cost.
-    """
-    usd_per_million_cached_tokens: Price = None
-    """engine=openai: the price of prompt tokens that the API had cached. Without it, they cost as
-    the others.
-    """
-    usd_per_million_output_tokens: Price = None
-    """engine=openai: the price of a million tokens of replies."""
-    max_cost_usd: PositiveFloat | None = None
-    """engine=openai: the run ends before its requests to this model cost more, over all calls on
-    one output; raise it to go on.
-    """
-    request_timeout_s: PositiveFloat = 120
-    """engine=openai: a request without a whole reply after so many seconds is given up and tried
-    again.
     """
 
     @property
@@ -194,10 +162,6 @@ class ModelSection(Section):
                 )
         if self.trust_remote_code is not None:
             self._check_trust(self.trust_remote_code)
-        if self.kind.is_api:
-            self._check_api()
-        else:
-            self._refuse_api_settings()
         return self
 
     def _check_trust(self, trusted: str) -> None:
@@ -214,6 +178,51 @@ class ModelSection(Section):
                 " the code of one commit is"
                 " trusted; remove revision"
             )
+
+
+class ModelSection(LocalModelSection):
+    """A vision-language model and what it runs on, which may be an API."""
+
+    base_url: Annotated[str | None, MayChange()] = None
+    """engine=openai: where the API is (`http://host:8000/v1`). Without it, OpenAI's own."""
+    api_key_env: Annotated[str, MayChange()] = "OPENAI_API_KEY"
+    """engine=openai: the name of the environment variable that holds the key, where Ray's workers
+    run. The key itself is never given.
+    """
+    requests_per_minute: Annotated[PositiveFloat | None, MayChange()] = None
+    """engine=openai: requests that go out in a minute, over the whole stage. Without it, as fast as
+    `images_in_flight` allows.
+    """
+    tokens_per_minute: Annotated[PositiveFloat | None, MayChange()] = None
+    """engine=openai: tokens in a minute, prompts and replies together: estimated before a request,
+    corrected by its reply.
+    """
+    usd_per_million_input_tokens: Annotated[Price, MayChange()] = None
+    """engine=openai: the price of a million prompt tokens, in US dollars. With it and the price of
+    output, a run says what it cost.
+    """
+    usd_per_million_cached_tokens: Annotated[Price, MayChange()] = None
+    """engine=openai: the price of prompt tokens that the API had cached. Without it, they cost as
+    the others.
+    """
+    usd_per_million_output_tokens: Annotated[Price, MayChange()] = None
+    """engine=openai: the price of a million tokens of replies."""
+    max_cost_usd: Annotated[PositiveFloat | None, MayChange()] = None
+    """engine=openai: the run ends before its requests to this model cost more, over all calls on
+    one output; raise it to go on.
+    """
+    request_timeout_s: Annotated[PositiveFloat, MayChange()] = 120
+    """engine=openai: a request without a whole reply after so many seconds is given up and tried
+    again.
+    """
+
+    @model_validator(mode="after")
+    def _check_where_it_runs(self) -> Self:
+        if self.kind.is_api:
+            self._check_api()
+        else:
+            self._refuse_api_settings()
+        return self
 
     def _refuse_api_settings(self) -> None:
         for name in API_SETTINGS:
@@ -304,16 +313,8 @@ VLLM_ARGUMENTS = {
 }
 
 # What only a model behind an API has. None of it changes what comes out.
-API_SETTINGS = (
-    "base_url",
-    "api_key_env",
-    "requests_per_minute",
-    "tokens_per_minute",
-    "usd_per_million_input_tokens",
-    "usd_per_million_cached_tokens",
-    "usd_per_million_output_tokens",
-    "max_cost_usd",
-    "request_timeout_s",
+API_SETTINGS = tuple(
+    name for name in ModelSection.model_fields if name not in LocalModelSection.model_fields
 )
 
 

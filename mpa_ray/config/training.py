@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from mpa_ray.config.objectives import ObjectiveName
-from mpa_ray.config.section import Section, Share
+from mpa_ray.config.section import MayChange, Section, Share
 
 
 class LevelSection(Section):
@@ -37,7 +37,7 @@ class LevelSection(Section):
     """Samples of an optimizer step over all workers. Without it, Table 11's: 16, and 6 for
     InternVL2-4B.
     """
-    micro_batch_size: PositiveInt = 4
+    micro_batch_size: Annotated[PositiveInt, MayChange()] = 4
     """Samples a worker runs through the model at once; the rest of its share of the batch is
     accumulated.
     """
@@ -51,13 +51,13 @@ class LevelSection(Section):
     """AdamW's."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""
-    zero_stage: Literal[1, 2, 3] | None = None
+    zero_stage: Annotated[Literal[1, 2, 3] | None, MayChange()] = None
     """DeepSpeed ZeRO: what is split over the workers: 1 the optimizer's state, 2 also the
     gradients, 3 also the weights. Without it, 2, or 3 where only that fits the cards.
     """
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the forward and backward pass. The optimizer's copy of the weights is always float32."""
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: Annotated[bool, MayChange()] = True
     """Recompute activations in the backward pass: a third more work for most of the activations'
     memory.
     """
@@ -65,11 +65,11 @@ class LevelSection(Section):
     """0 trains every weight, as the paper does; above, LoRA of this rank on all linear layers,
     merged into the model at the end (a comparison).
     """
-    workers: PositiveInt | None = None
+    workers: Annotated[PositiveInt | None, MayChange()] = None
     """Training processes, one card each. Without it, as many as the cards and the batch give work
     to; on the CPU 1.
     """
-    min_workers: PositiveInt | None = None
+    min_workers: Annotated[PositiveInt | None, MayChange()] = None
     """Where nodes are lost, training goes on with fewer workers, down to these; the batch stays
     what it is. Without it, the fewest whose cards hold the model's state.
     """
@@ -79,15 +79,17 @@ class LevelSection(Section):
     """Train on nodes with these labels alone (`{ray.io/market-type: on-demand}`: not on those that
     may be taken away). Training then waits for all its workers, and does not go on with fewer.
     """
-    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 1
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1), MayChange()] = 1
     """1, or 0 to train on the CPU."""
-    cpus_per_worker: PositiveFloat = 1
+    cpus_per_worker: Annotated[PositiveFloat, MayChange()] = 1
     """CPU cores of a worker, which also decode its images."""
-    max_failures: Annotated[int, Field(ge=-1)] = 3
+    max_failures: Annotated[int, Field(ge=-1), MayChange()] = 3
     """Restarts of the training group after a lost worker; -1 for no bound."""
-    checkpoint_every: PositiveInt = 200
+    checkpoint_every: Annotated[PositiveInt, MayChange()] = 200
     """Optimizer steps between checkpoints that a restart resumes from."""
-    tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    tracking: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], MayChange()] = (
+        "tensorboard",
+    )
     """Where the curve goes: TensorBoard's files in `tensorboard/` of the output, W&B, MLflow. The
     latter two are set up by their own environment variables, where the training workers run
     (docs/watching.md).

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 
-from mpa_ray.config import ModelSection
+from mpa_ray.config import LocalModelSection
 from mpa_ray.config.engines import ENGINES
 from mpa_ray.engines.protocol import Engine
 from mpa_ray.errors import ConfigurationError
@@ -12,7 +12,7 @@ from mpa_ray.schema import Stage
 from mpa_ray.storage.folder import Folder
 
 
-def load(model: ModelSection, *, stage: str = "", output: Folder | None = None) -> Engine:
+def load(model: LocalModelSection, *, stage: str = "", output: Folder | None = None) -> Engine:
     """Loads a model into this process; seconds to minutes.
 
     Args:
@@ -36,7 +36,7 @@ def load(model: ModelSection, *, stage: str = "", output: Folder | None = None) 
     return engine
 
 
-def own(name: str) -> Callable[[ModelSection], Engine]:
+def own(name: str) -> Callable[[LocalModelSection], Engine]:
     """The user's function behind `module:function`.
 
     Raises:

@@ -6,7 +6,7 @@ from functools import partial
 
 from PIL import Image
 
-from mpa_ray.config import ModelSection
+from mpa_ray.config import LocalModelSection
 from mpa_ray.engines import loading
 from mpa_ray.engines.protocol import Engine, EngineDied, Reply, Sampling
 from mpa_ray.observability import logs
@@ -23,7 +23,7 @@ class ServedModel:
         output: the run's folder, where a paid model's ledger is kept.
     """
 
-    def __init__(self, model: ModelSection, *, stage: Stage, output: Folder | None) -> None:
+    def __init__(self, model: LocalModelSection, *, stage: Stage, output: Folder | None) -> None:
         self.stage = stage
         self.max_pixels = model.max_pixels
         self._load = partial(loading.load, model, stage=stage, output=output)

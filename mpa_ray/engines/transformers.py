@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from mpa_ray.config import ModelSection
+from mpa_ray.config import LocalModelSection
 from mpa_ray.engines.protocol import EngineDied, Reply, RequestRejected, Sampling
 from mpa_ray.models import checkpoint
 from mpa_ray.models.chat_template import (
@@ -22,7 +22,7 @@ from mpa_ray.models.chat_template import (
 _Request = tuple[Image.Image, str, Sampling, asyncio.Future[Reply]]
 
 
-def load(model: ModelSection, **_: object) -> "TransformersEngine":
+def load(model: LocalModelSection, **_: object) -> "TransformersEngine":
     """See `mpa_ray.engines.load`."""
     return TransformersEngine(model)
 
@@ -32,7 +32,7 @@ class TransformersEngine:
     meanwhile are its next batch.
     """
 
-    def __init__(self, model: ModelSection) -> None:
+    def __init__(self, model: LocalModelSection) -> None:
         import torch
         from transformers import AutoModelForImageTextToText
 

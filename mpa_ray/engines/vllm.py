@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from mpa_ray.config import ModelSection
+from mpa_ray.config import LocalModelSection
 from mpa_ray.engines.protocol import EngineDied, Reply, RequestRejected, Sampling
 from mpa_ray.models import checkpoint
 from mpa_ray.models.chat_template import load_processor, takes_parts, user_prompt
@@ -18,7 +18,7 @@ from mpa_ray.models.gpu_memory import ENGINE_GIB, USED
 from mpa_ray.models.size import GIB, ModelSize, size_of
 
 
-def load(model: ModelSection, **_: object) -> "VllmEngine":
+def load(model: LocalModelSection, **_: object) -> "VllmEngine":
     """See `mpa_ray.engines.load`."""
     return VllmEngine(model)
 
@@ -28,7 +28,7 @@ class VllmEngine:
     own, which ends with this one.
     """
 
-    def __init__(self, model: ModelSection) -> None:
+    def __init__(self, model: LocalModelSection) -> None:
         on_cpu = model.cards == 0
         if on_cpu:
             _set_up_cpu(model)
@@ -122,7 +122,7 @@ def _image_word(engine: Any) -> str:
     return model.get_placeholder_str("image", 1)
 
 
-def _card_memory(model: ModelSection) -> dict[str, Any]:
+def _card_memory(model: LocalModelSection) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
     return memory_options(
@@ -131,7 +131,7 @@ def _card_memory(model: ModelSection) -> dict[str, Any]:
 
 
 def memory_options(
-    model: ModelSection, *, card_bytes: int, size: ModelSize | None
+    model: LocalModelSection, *, card_bytes: int, size: ModelSize | None
 ) -> dict[str, Any]:
     """What vLLM is told of a card's memory. On a card that is shared, the KV cache's size too: else
     vLLM measures what is used on the card while the model loads, and an engine that loads beside it
@@ -149,7 +149,7 @@ def memory_options(
     )
 
 
-def _set_up_cpu(model: ModelSection) -> None:
+def _set_up_cpu(model: LocalModelSection) -> None:
     """vLLM's CPU build reads its settings from the environment; what the user has set stays, but
     for the number of threads, which is `cpus_per_replica`.
     """

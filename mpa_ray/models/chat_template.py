@@ -6,12 +6,12 @@ Families differ in nothing else that we have to know; nothing here or in trainin
 
 from typing import Any
 
-from mpa_ray.config import ModelSection
+from mpa_ray.config import LocalModelSection
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.models import checkpoint
 
 
-def load_processor(model: ModelSection) -> Any:
+def load_processor(model: LocalModelSection) -> Any:
     """The model's processor, with `processor_options` and `chat_template` in it. Where a checkpoint
     has no processor it is the tokenizer.
 
@@ -75,7 +75,7 @@ def tokenizer_of(processor: Any) -> Any:
     return getattr(processor, "tokenizer", processor)
 
 
-def image_arguments(model: ModelSection) -> dict[str, Any]:
+def image_arguments(model: LocalModelSection) -> dict[str, Any]:
     """Arguments for a call of the processor: some classes (InternVL's) have defaults for calls that
     go before what they hold.
     """

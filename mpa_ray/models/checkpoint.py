@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mpa_ray.config import ModelSection
+from mpa_ray.config import LocalModelSection
 from mpa_ray.errors import ConfigurationError, StorageError
 from mpa_ray.models import node_cache
 from mpa_ray.storage.folder import Folder, is_remote
@@ -52,7 +52,7 @@ def _check_remote(flag: str, model: str) -> None:
         )
 
 
-def arguments(model: ModelSection) -> dict[str, Any]:
+def arguments(model: LocalModelSection) -> dict[str, Any]:
     """What every `from_pretrained` is told of a model beside its place: the revision, and whether
     its own code may run (and then which).
     """

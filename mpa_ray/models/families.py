@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpa_ray.config import ModelSection
+from mpa_ray.config import LocalModelSection
 from mpa_ray.errors import ConfigurationError, StorageError
 from mpa_ray.models import checkpoint, node_cache
 from mpa_ray.storage.folder import Folder, is_remote
@@ -66,7 +66,7 @@ _PUBLISHED_AS = (
 )
 
 
-def check(flag: str, model: ModelSection, *, trained: bool) -> None:
+def check(flag: str, model: LocalModelSection, *, trained: bool) -> None:
     """Refuses a local checkpoint that cannot be served, or not trained where it must be. Most hub
     names are left to `check_loaded`.
 
@@ -78,7 +78,7 @@ def check(flag: str, model: ModelSection, *, trained: bool) -> None:
         _refuse(flag, model, config, trained=trained)
 
 
-def check_loaded(flag: str, model: ModelSection, *, trained: bool) -> None:
+def check_loaded(flag: str, model: LocalModelSection, *, trained: bool) -> None:
     """`check` where a model is loaded, for hub names too; what a checkpoint with trusted code may
     run is checked here.
 
@@ -103,7 +103,7 @@ def check_loaded(flag: str, model: ModelSection, *, trained: bool) -> None:
             )
 
 
-def within_context(model: ModelSection) -> ModelSection:
+def within_context(model: LocalModelSection) -> LocalModelSection:
     """`model` with a `max_model_len` of no more than the context its checkpoint states: an engine
     refuses to serve more.
 
@@ -125,7 +125,9 @@ def within_context(model: ModelSection) -> ModelSection:
     return model.model_copy(update={"max_model_len": stated})
 
 
-def _refuse(flag: str, model: ModelSection, config: Mapping[str, Any], *, trained: bool) -> None:
+def _refuse(
+    flag: str, model: LocalModelSection, config: Mapping[str, Any], *, trained: bool
+) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -178,7 +180,7 @@ def _code_places(place: str, revision: str | None) -> Iterator[str]:
             )
 
 
-def _known_config(model: ModelSection) -> dict[str, Any] | None:
+def _known_config(model: LocalModelSection) -> dict[str, Any] | None:
     if is_remote(model.model):
         try:
             return Folder.at(model.model).read_json("config.json")
@@ -216,7 +218,7 @@ def published_dtype(source: Mapping[str, Any]) -> "torch.dtype | None":
     return getattr(torch, str(named).removeprefix("torch.")) if named else None
 
 
-def count_parameters(model: ModelSection) -> int | None:
+def count_parameters(model: LocalModelSection) -> int | None:
     """Parameters of a local folder's safetensors, from their headers alone; None for hub names,
     object stores and other formats.
 
@@ -230,7 +232,7 @@ def count_parameters(model: ModelSection) -> int | None:
     return sum(map(math.prod, shapes)) or None
 
 
-def size_warning(model: ModelSection, parameters: int | None) -> str | None:
+def size_warning(model: LocalModelSection, parameters: int | None) -> str | None:
     """A line for a person where an S-VLM is larger than the paper's small ones. It is trained all
     the same.
     """

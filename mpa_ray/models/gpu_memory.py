@@ -5,7 +5,7 @@ trained. Arithmetic alone.
 import math
 from collections.abc import Sequence
 
-from mpa_ray.config import ModelSection
+from mpa_ray.config import LocalModelSection
 from mpa_ray.models.size import GIB, ModelSize
 
 # The share of a card that an engine takes; the rest is the driver's and what fragments.
@@ -53,14 +53,14 @@ def card_memory(accelerator_types: Sequence[str], otherwise: float) -> float:
     return min(known, default=otherwise)
 
 
-def _kv_bytes_of_image(size: ModelSize, model: ModelSection) -> int:
+def _kv_bytes_of_image(size: ModelSize, model: LocalModelSection) -> int:
     return (
         min(model.max_model_len, model.max_pixels // _PIXELS_PER_TOKEN + _TEXT_TOKENS)
         * size.kv_bytes
     )
 
 
-def images_in_flight(size: ModelSize, model: ModelSection, *, card_gib: float) -> int:
+def images_in_flight(size: ModelSize, model: LocalModelSection, *, card_gib: float) -> int:
     """As many as fill half of the KV cache that the cards of a replica (`model.cards`) leave, so
     that an image's blocks outlast the moment between its two questions; at least what placement
     counts on, and no more than keeps a card busy.
@@ -73,12 +73,12 @@ def images_in_flight(size: ModelSize, model: ModelSection, *, card_gib: float) -
     )
 
 
-def kv_gib(size: ModelSize, model: ModelSection) -> float:
+def kv_gib(size: ModelSize, model: LocalModelSection) -> float:
     """GiB of KV cache that hold the images in flight, prompt and reply included."""
     return model.in_flight * _kv_bytes_of_image(size, model) / GIB
 
 
-def serving_gib(size: ModelSize, model: ModelSection, cards: int = 1) -> float:
+def serving_gib(size: ModelSize, model: LocalModelSection, cards: int = 1) -> float:
     """GiB that a replica needs on each of its cards: its part of the weights and of the KV cache,
     and the engine's own.
     """
@@ -86,7 +86,7 @@ def serving_gib(size: ModelSize, model: ModelSection, cards: int = 1) -> float:
 
 
 def tensor_parallel_size(
-    size: ModelSize, model: ModelSection, *, card_gib: float, most: int
+    size: ModelSize, model: LocalModelSection, *, card_gib: float, most: int
 ) -> int | None:
     """The fewest cards that hold a replica: a power of two up to `most` that divides its attention
     heads. None where even those do not.
@@ -98,7 +98,7 @@ def tensor_parallel_size(
     return None
 
 
-def card_share(size: ModelSize, model: ModelSection, *, card_gib: float) -> float:
+def card_share(size: ModelSize, model: LocalModelSection, *, card_gib: float) -> float:
     """The share of one card that holds a replica, in twentieths, rounded up; above 1 where a card
     is too small.
     """

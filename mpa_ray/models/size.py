@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.fs
 
-from mpa_ray.config import ModelSection
+from mpa_ray.config import LocalModelSection
 from mpa_ray.errors import StorageError
 from mpa_ray.models.families import LANGUAGE_MODEL
 from mpa_ray.storage.folder import Folder, is_remote
@@ -50,7 +50,7 @@ class ModelSize:
     source: str
 
 
-def size_of(model: ModelSection) -> ModelSize | None:
+def size_of(model: LocalModelSection) -> ModelSize | None:
     """The size of a model that runs here; None for one behind an API, of the user's own engine, or
     of which nothing is known.
     """
@@ -67,7 +67,7 @@ def size_of(model: ModelSection) -> ModelSize | None:
 def size_from(
     config: Mapping[str, Any],
     file_bytes: int,
-    model: ModelSection,
+    model: LocalModelSection,
     *,
     parameters: int | None = None,
     source: str,
@@ -125,7 +125,7 @@ def _kv_bytes(language: Mapping[str, Any]) -> int | None:
     )
 
 
-def _of_folder(model: ModelSection) -> ModelSize | None:
+def _of_folder(model: LocalModelSection) -> ModelSize | None:
     from mpa_ray.models import families
 
     place = model.model if is_remote(model.model) else _folder_of(model)
@@ -150,7 +150,7 @@ def _of_folder(model: ModelSection) -> ModelSize | None:
     )
 
 
-def _folder_of(model: ModelSection) -> str | None:
+def _folder_of(model: LocalModelSection) -> str | None:
     """The local folder of a model: itself, or what the hub's cache on this node has of it."""
     path = Path(model.model).expanduser()
     if path.is_dir():
@@ -164,7 +164,7 @@ def _folder_of(model: ModelSection) -> str | None:
         return None
 
 
-def _of_hub(model: ModelSection) -> ModelSize | None:
+def _of_hub(model: LocalModelSection) -> ModelSize | None:
     import httpx2
     from huggingface_hub import HfApi, constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -197,7 +197,7 @@ def _of_hub(model: ModelSection) -> ModelSize | None:
     return size_from(config, file_bytes, model, source="the hub") if file_bytes else None
 
 
-def _of_name(model: ModelSection) -> ModelSize | None:
+def _of_name(model: LocalModelSection) -> ModelSize | None:
     found = _IN_A_NAME.search(model.model.rpartition("/")[2])
     if found is None:
         return None

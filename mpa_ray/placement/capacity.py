@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mpa_ray.config import ClusterSection, Config, ModelSection
+from mpa_ray.config import ClusterSection, Config, LocalModelSection
 from mpa_ray.errors import RunError
 from mpa_ray.models.gpu_memory import card_memory
 from mpa_ray.models.size import size_of
@@ -58,7 +58,7 @@ def placed(config: Config, asked: Sequence[str]) -> Placement:
     return place(config, sizes, cluster_of(config.cluster), asked=asked)
 
 
-def placed_alone(model: ModelSection, config: Config, *, what: str) -> ModelSection:
+def placed_alone(model: LocalModelSection, config: Config, *, what: str) -> LocalModelSection:
     """A model that is asked by itself, with what its section leaves open filled in, when the
     cluster has what it needs.
 
@@ -79,7 +79,7 @@ def placed_alone(model: ModelSection, config: Config, *, what: str) -> ModelSect
     return model
 
 
-def advice(models: Mapping[str, ModelSection]) -> str:
+def advice(models: Mapping[str, LocalModelSection]) -> str:
     """Which settings ask for less, and what each of `models`, by the names of their settings, asks
     for.
     """

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mpa_ray.config import Config, LevelSection, ModelSection
+from mpa_ray.config import Config, LevelSection, LocalModelSection
 from mpa_ray.config.hyperparameters import with_hyperparameters
 from mpa_ray.models.gpu_memory import (
     USED,
@@ -132,7 +132,7 @@ def place(
     return Placement(config=config.model_copy(update=update), record=record, lines=lines)
 
 
-def models_of(config: Config) -> dict[str, ModelSection]:
+def models_of(config: Config) -> dict[str, LocalModelSection]:
     """The models of a run by the names of their settings: lvlm, jury.0, ..., svlm."""
     return {
         "lvlm": config.lvlm,
@@ -141,7 +141,7 @@ def models_of(config: Config) -> dict[str, ModelSection]:
     }
 
 
-def bundles(models: Sequence[ModelSection]) -> list[dict[str, float]]:
+def bundles(models: Sequence[LocalModelSection]) -> list[dict[str, float]]:
     """What must be there at the same time for `models` to be asked together: each one's fewest
     replicas, and a core to read and write.
     """
@@ -163,16 +163,16 @@ def bundle(*, cpus: float, cards: float) -> dict[str, float]:
     return {"CPU": cpus} | ({"GPU": float(cards)} if cards else {})
 
 
-def _on_cards(model: ModelSection) -> bool:
+def _on_cards(model: LocalModelSection) -> bool:
     return model.cards > 0
 
 
 def _place_engines(
-    sections: Mapping[str, ModelSection],
+    sections: Mapping[str, LocalModelSection],
     sizes: Mapping[str, ModelSize | None],
     cluster: Cluster,
     asked: Sequence[str],
-) -> dict[str, ModelSection]:
+) -> dict[str, LocalModelSection]:
     cards = {
         name: _own_cards(model, sizes.get(name), cluster)
         for name, model in sections.items()
@@ -212,7 +212,7 @@ def _place_engines(
     return placed
 
 
-def _own_cards(model: ModelSection, size: ModelSize | None, cluster: Cluster) -> float:
+def _own_cards(model: LocalModelSection, size: ModelSize | None, cluster: Cluster) -> float:
     """Cards of a replica that shares with no other model."""
     if model.gpus_per_replica is not None or size is None:
         return model.cards
@@ -228,7 +228,7 @@ def _own_cards(model: ModelSection, size: ModelSize | None, cluster: Cluster) ->
 
 def _shares(
     together: Sequence[str],
-    sections: Mapping[str, ModelSection],
+    sections: Mapping[str, LocalModelSection],
     sizes: Mapping[str, ModelSize | None],
     cluster: Cluster,
     cards: Mapping[str, float],
@@ -258,7 +258,7 @@ def _shares(
 
 def _replicas(
     together: Sequence[str],
-    sections: Mapping[str, ModelSection],
+    sections: Mapping[str, LocalModelSection],
     sizes: Mapping[str, ModelSize | None],
     cluster: Cluster,
     cards: Mapping[str, float],
@@ -330,7 +330,7 @@ def _work(name: str, size: ModelSize | None) -> float:
 
 def _cpus_without_cards(
     cpus: Mapping[str, float | None],
-    sections: Mapping[str, ModelSection],
+    sections: Mapping[str, LocalModelSection],
     cluster: Cluster,
     asked: Sequence[str],
 ) -> float:
@@ -423,7 +423,11 @@ def _cluster_line(cluster: Cluster) -> str:
 
 
 def _engine_line(
-    name: str, asked: ModelSection, model: ModelSection, size: ModelSize | None, cluster: Cluster
+    name: str,
+    asked: LocalModelSection,
+    model: LocalModelSection,
+    size: ModelSize | None,
+    cluster: Cluster,
 ) -> str:
     if model.kind.is_api:
         return f"{name}: asked through an API"

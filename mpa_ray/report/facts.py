@@ -13,7 +13,7 @@ from mpa_ray.engines import ledger
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.images import manifest
 from mpa_ray.report import run_folder
-from mpa_ray.report.run_record import evaluation_of, training_of
+from mpa_ray.report.run_record import RunRecord, Score, Training, evaluation_of, training_of
 from mpa_ray.schema import ANNOTATE_AND_IDENTIFY
 from mpa_ray.stages import commits
 from mpa_ray.stages import step_times as stages
@@ -62,8 +62,8 @@ class Facts:
     listed: int | None
     root: str | None
     data: dict[str, Any]
-    training: dict[str, dict[str, Any]]
-    evaluation: list[dict[str, Any]]
+    training: dict[str, Training]
+    evaluation: list[Score]
     ledger: dict[str, dict[str, Any]]
     stages: dict[str, float]
     wall_seconds: float
@@ -103,7 +103,7 @@ def _last(path: str | None) -> str:
     return (path or "?").rstrip("/").rpartition("/")[2] or "?"
 
 
-def read(run: Folder, record: dict[str, Any] | None = None) -> Facts:
+def read(run: Folder, record: RunRecord | None = None) -> Facts:
     """The facts of a run.
 
     Args:
@@ -154,14 +154,9 @@ def _settings(run: Folder) -> Config | None:
         return None
 
 
-def _from_books(run: Folder, flat: dict[str, Any], settings: Config | None) -> dict[str, Any]:
+def _from_books(run: Folder, flat: dict[str, Any], settings: Config | None) -> RunRecord:
     """What run.json would say now."""
     places = run_folder.folders(run)
-    told = {
-        "config": nested(flat),
-        **commits.add_up(commit for place in places for commit in commits.commits(place)),
-    }
-    told["seconds"] = sum(stages.seconds(place, ANNOTATE_AND_IDENTIFY) for place in places)
     finished = stages.records(run)
     took = {name: step["seconds"] for name, step in finished.items()}
     wall = stages.wall_seconds(finished.values())
@@ -169,7 +164,10 @@ def _from_books(run: Folder, flat: dict[str, Any], settings: Config | None) -> d
         in_round = stages.wall_seconds(stages.records(place).values())
         took |= {f"round_{place.uri.rpartition('/')[2]}": in_round} if in_round else {}
         wall += in_round
-    return told | {
+    return {
+        "config": nested(flat),
+        **commits.add_up(commit for place in places for commit in commits.commits(place)),
+        "seconds": sum(stages.seconds(place, ANNOTATE_AND_IDENTIFY) for place in places),
         "training": training_of(finished),
         "evaluation": evaluation_of(finished),
         "ledger": _paid(places, settings.lvlm) if settings else {},
@@ -188,7 +186,7 @@ def _paid(places: list[Folder], model: ModelSection) -> dict[str, dict[str, Any]
     return sums
 
 
-def _in_training(run: Folder, record: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
+def _in_training(run: Folder, record: RunRecord) -> Iterable[tuple[str, dict[str, Any]]]:
     for place in run_folder.folders(run):
         for arm in ("mpa", *record["config"].get("ablations", ())):
             if arm not in record["training"] and place.exists(f"checkpoints/{arm}/progress.json"):

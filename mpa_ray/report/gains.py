@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from mpa_ray.report.run_record import Score
 from mpa_ray.storage.folder import Folder
 from mpa_ray.tasks.confidence import PairedTest, paired_test
 
@@ -65,7 +66,7 @@ def opening(question: str) -> str:
 class Evaluation:
     """The predictions of a run's models, joined by question, under the official score."""
 
-    def __init__(self, run: Folder, scores: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, run: Folder, scores: Sequence[Score]) -> None:
         self.metric: str | None = scores[0]["metric"] if scores else None
         self.benchmark: str | None = scores[0]["benchmark"] if scores else None
         self.scores = [score for score in scores if score["metric"] == self.metric]
@@ -78,7 +79,7 @@ class Evaluation:
             if (table := predictions(run, score["model"], self.metric or "")) is not None
         }
 
-    def score(self, model: str) -> dict[str, Any] | None:
+    def score(self, model: str) -> Score | None:
         return next((score for score in self.scores if score["model"] == model), None)
 
     def test(self, model: str, against: str) -> PairedTest | None:

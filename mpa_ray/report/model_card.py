@@ -1,12 +1,13 @@
 """model/README.md: what the aligned S-VLM is, what it was made from, and how it scored."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from mpa_ray.config import LABELED_ARMS, Config
 from mpa_ray.config.objectives import OBJECTIVES
 from mpa_ray.observability.text_table import aligned, interval
+from mpa_ray.report.run_record import RunRecord, Training
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 _HUB_TASK = "image-text-to-text"
 
 
-def model_card(config: Config, record: dict[str, Any]) -> str:
+def model_card(config: Config, record: RunRecord) -> str:
     """The card as the hub shows it: metadata in YAML, then text. Names of models and folders are
     shown as code, never as markup.
     """
@@ -71,7 +72,7 @@ def model_card(config: Config, record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _eval_results(record: dict[str, Any]) -> "list[EvalResult] | None":
+def _eval_results(record: RunRecord) -> "list[EvalResult] | None":
     """The model's own scores, as the hub shows them beside the card."""
     from huggingface_hub import EvalResult
 
@@ -89,7 +90,7 @@ def _eval_results(record: dict[str, Any]) -> "list[EvalResult] | None":
     ] or None
 
 
-def _origin(config: Config, record: dict[str, Any]) -> list[str]:
+def _origin(config: Config, record: RunRecord) -> list[str]:
     task = f"(task {code(config.task_spec.name)})."
     tuned = (
         f"fine-tuned with LoRA of rank {config.pl.lora_rank}"
@@ -107,7 +108,7 @@ def _origin(config: Config, record: dict[str, Any]) -> list[str]:
     ]
 
 
-def _data(config: Config, record: dict[str, Any]) -> list[str]:
+def _data(config: Config, record: RunRecord) -> list[str]:
     if config.parity:
         return [f"- {record['annotations']:,} parity samples, made elsewhere"]
     return [
@@ -136,7 +137,7 @@ def code(text: str) -> str:
     return f"`{' '.join(text.replace('`', chr(39)).split())}`"
 
 
-def _held_out(trained: dict[str, Any]) -> list[str]:
+def _held_out(trained: Training) -> list[str]:
     change = trained.get("holdout")
     return (
         [f"- on held-out rows it learned {change['learned']:,} and forgot {change['forgotten']:,}"]
@@ -145,7 +146,7 @@ def _held_out(trained: dict[str, Any]) -> list[str]:
     )
 
 
-def _scores(record: dict[str, Any]) -> list[str]:
+def _scores(record: RunRecord) -> list[str]:
     first = record["evaluation"][0]
     rows = [
         [score["model"], score["metric"], f"{score['score']:.1f}", interval(score["ci95"])]

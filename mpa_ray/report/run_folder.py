@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.fs
 from pydantic import ValidationError
 
-from mpa_ray.config import Config
+from mpa_ray.config import API_SETTINGS, Config
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.images.draw import draw
 from mpa_ray.images.frozen import UNFINISHED
@@ -112,6 +112,9 @@ def config_of(run: Folder) -> Config | None:
             tree.setdefault(section, {})[key] = value
         else:
             tree[name] = value
+    # Earlier versions wrote the settings of an API for the S-VLM too, which never had any.
+    for name in API_SETTINGS:
+        tree.get("svlm", {}).pop(name, None)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

@@ -3,13 +3,13 @@ Ray, no model, nothing is written.
 """
 
 import time
-from typing import Any
 
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.images import manifest
 from mpa_ray.observability.progress import duration, training_line
 from mpa_ray.report import run_folder
 from mpa_ray.stages import commits, step_times
+from mpa_ray.stages.commits import Commit, Counts
 from mpa_ray.storage.folder import Folder
 
 # The rate is that of the newest so many seconds of work: clusters grow and shrink.
@@ -53,7 +53,7 @@ def status(output: Folder, *, now: float | None = None) -> str:
     return "\n".join(lines)
 
 
-def _data(output: Folder, found: list[dict[str, Any]], now: float) -> list[str]:
+def _data(output: Folder, found: list[Commit], now: float) -> list[str]:
     if parity := output.read_json("config.json").get("parity"):
         rows = (
             f" of {output.read_json('run.json')['annotations']:,} rows"
@@ -65,7 +65,7 @@ def _data(output: Folder, found: list[dict[str, Any]], now: float) -> list[str]:
     return [_images(output, counts, found, now), *_quarantined(counts), *_verdicts(counts)]
 
 
-def _images(output: Folder, counts: dict[str, Any], found: list[dict[str, Any]], now: float) -> str:
+def _images(output: Folder, counts: Counts, found: list[Commit], now: float) -> str:
     listed = manifest.load(output.child("manifest"))
     if listed is None:
         return (
@@ -88,7 +88,7 @@ def _images(output: Folder, counts: dict[str, Any], found: list[dict[str, Any]],
     )
 
 
-def recent_rate(found: list[dict[str, Any]]) -> float:
+def recent_rate(found: list[Commit]) -> float:
     """Images a second over the newest ten minutes of the newest call; 0 where fewer than two parts
     tell.
     """
@@ -104,11 +104,11 @@ def recent_rate(found: list[dict[str, Any]]) -> float:
     return sum(images for _, images in recent[1:]) / elapsed if elapsed > 0 else 0.0
 
 
-def _quarantined(counts: dict[str, Any]) -> list[str]:
+def _quarantined(counts: Counts) -> list[str]:
     return [f"quarantined: {count:,} {reason}" for reason, count in counts["quarantined"].items()]
 
 
-def _verdicts(counts: dict[str, Any]) -> list[str]:
+def _verdicts(counts: Counts) -> list[str]:
     total = max(1, counts["annotations"])
     return [
         f"verdict: {count:,} {name} ({100 * count / total:.1f}%)"

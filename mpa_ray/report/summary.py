@@ -4,10 +4,11 @@ from typing import Any
 
 from mpa_ray.observability.progress import duration
 from mpa_ray.observability.text_table import aligned, dollars, interval
+from mpa_ray.report.run_record import RunRecord, Score
 from mpa_ray.schema import ANNOTATE_AND_IDENTIFY, CALLS, token_columns
 
 
-def table(record: dict[str, Any]) -> str:
+def table(record: RunRecord) -> str:
     """The tables of a run.json: data, stages, scores."""
     return (
         "\n\n".join(
@@ -23,7 +24,7 @@ def table(record: dict[str, Any]) -> str:
     )
 
 
-def _data(record: dict[str, Any]) -> str:
+def _data(record: RunRecord) -> str:
     annotations = record["annotations"]
     rows = [["images", f"{record['images']:,}", ""], ["annotations", f"{annotations:,}", ""]]
     rows += [
@@ -41,7 +42,7 @@ def _data(record: dict[str, Any]) -> str:
     return aligned(rows)
 
 
-def _stages(record: dict[str, Any]) -> str:
+def _stages(record: RunRecord) -> str:
     tokens = record["tokens"]
     text = {
         ANNOTATE_AND_IDENTIFY: "; ".join(
@@ -62,7 +63,8 @@ def _stages(record: dict[str, Any]) -> str:
             if change
             else ""
         )
-        used = f" ({100 * arm['mfu']:.0f}% MFU)" if arm.get("mfu") else ""
+        mfu = arm.get("mfu")
+        used = f" ({100 * mfu:.0f}% MFU)" if mfu else ""
         text[f"train_{name}"] = (
             f"{arm['samples']:,} samples, {arm['tokens_per_second']:,.0f} tokens/s{used}{held_out}"
         )
@@ -110,12 +112,12 @@ def _tokens_by_model(tokens: dict[str, int]) -> dict[str, list[int]]:
     return found
 
 
-def _scores(record: dict[str, Any]) -> str:
+def _scores(record: RunRecord) -> str:
     """A line a model: the official score with its interval first, further scores beside it, each
     under its own name.
     """
     metrics = list(dict.fromkeys(score["metric"] for score in record["evaluation"]))
-    by_model: dict[str, dict[str, dict[str, Any]]] = {}
+    by_model: dict[str, dict[str, Score]] = {}
     for score in record["evaluation"]:
         by_model.setdefault(score["model"], {})[score["metric"]] = score
     rows = [

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from mpa_ray.config import COMPARISONS
 from mpa_ray.observability.text_table import interval
 from mpa_ray.report import charts
 from mpa_ray.report.charts import Axis
@@ -19,12 +20,7 @@ LABELS = {
     BEFORE: "S-VLM before",
     AFTER: "S-VLM after MPA",
     CEILING: "L-VLM",
-    "no_pi_same_size": "without PI, same size",
-    "no_pi_all": "without PI, all pseudo-labels",
-    "consistent": "all self-consistent rows",
-    "human_labels": "human labels",
-    "few_shot_full": "few-shot, full fine-tuning",
-    "few_shot_lora": "few-shot, LoRA",
+    **{name: found.label for name, found in COMPARISONS.items()},
 }
 _SURE = 0.05
 

@@ -15,6 +15,7 @@ from mpa_ray.images.draw import draw
 from mpa_ray.report import facts, page, thumbnails
 from mpa_ray.report.rating_questions import AFTER, BEFORE, QUESTIONS, about, fingerprint
 from mpa_ray.report.run_folder import Place
+from mpa_ray.report.run_record import RunRecord
 from mpa_ray.report.samples import Sample, judged, pictures, place_of, quarantined, shown
 from mpa_ray.report.selection import Selection, select
 from mpa_ray.report.text import embedded
@@ -34,7 +35,7 @@ _FURTHER = re.compile(r"(samples|review|check)(-\d+)?\.html")
 def write_report(
     run: Folder,
     *,
-    record: dict[str, Any] | None = None,
+    record: RunRecord | None = None,
     to: Folder | None = None,
     samples: int = SAMPLES,
     rated: int = RATED,

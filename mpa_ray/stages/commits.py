@@ -8,7 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +29,44 @@ from mpa_ray.schema import (
 from mpa_ray.storage.folder import Folder, in_parallel
 
 COMMITTING = {"num_cpus": 0.25}
+
+
+class Counts(TypedDict):
+    """What a commit, or a sum of commits, counts.
+
+    Attributes:
+        images: that were looked at.
+        annotations: rows of annotations/.
+        quarantined_images: of `images`, those without any annotation.
+        quarantined: rows of quarantine/, by "stage/reason".
+        verdicts: rows of judgements/, by `schema.Verdict`.
+        tokens: by the columns of `schema.token_columns`.
+        svlm_asked: annotations that the S-VLM was asked about.
+    """
+
+    images: int
+    annotations: int
+    quarantined_images: int
+    quarantined: dict[str, int]
+    verdicts: dict[str, int]
+    tokens: dict[str, int]
+    svlm_asked: int
+
+
+class Commit(Counts):
+    """commits/part-00000012.json.
+
+    Attributes:
+        part: its number.
+        call: when the call of the run began that committed it, in seconds since the epoch.
+        committed: when it was committed, likewise.
+    """
+
+    part: int
+    call: float
+    committed: float
+
+
 TOKEN_COLUMNS = [name for call in CALLS for name in token_columns(call)]
 
 
@@ -59,7 +97,7 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
         "judgements": judged.select(JUDGEMENTS.names),
     }
     images, annotated = (set(table.column("image_id").to_pylist()) for table in (rows, judged))
-    counts = {
+    counts: Commit = {
         "part": number,
         "images": len(images),
         "annotations": judged.num_rows,
@@ -88,9 +126,7 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
     return _as_row(counts)
 
 
-def _written(
-    output: Folder, number: int, files: Mapping[str, pa.Table], counts: dict[str, Any]
-) -> dict[str, Any]:
+def _written(output: Folder, number: int, files: Mapping[str, pa.Table], counts: Commit) -> Commit:
     """Writes the files and the commit, and gives back the commit that stands: `counts`, or that of
     another attempt.
 
@@ -124,7 +160,7 @@ def _holds(output: Folder, folder: str, number: int, table: pa.Table) -> bool:
     return output.read_table(name).equals(table)
 
 
-def _as_row(commit: dict[str, Any]) -> pa.Table:
+def _as_row(commit: Commit) -> pa.Table:
     return pa.table({"commit": [json.dumps(commit)]})
 
 
@@ -139,7 +175,7 @@ def _replace(output: Folder, folder: str, number: int, table: pa.Table) -> None:
         output.delete(name)
 
 
-def rows_of_source(counts: Mapping[str, Any], *, annotated: bool) -> int:
+def rows_of_source(counts: Counts, *, annotated: bool) -> int:
     """How many rows of the source a commit, or a sum of commits, is about: images, or annotations
     where those are the source.
     """
@@ -150,7 +186,7 @@ def rows_of_source(counts: Mapping[str, Any], *, annotated: bool) -> int:
     )
 
 
-def share_quarantined(counts: Mapping[str, Any], *, annotated: bool) -> tuple[int, int]:
+def share_quarantined(counts: Counts, *, annotated: bool) -> tuple[int, int]:
     """What a sum of commits lost, and of how many rows of the source: annotations of annotations,
     or images of images. References that name what was named before are neither: nothing is lost
     with them.
@@ -165,20 +201,20 @@ def committed(output: Folder) -> set[int]:
     return {part_number(name) for name in output.child("commits").names(".json")}
 
 
-def totals(output: Folder) -> dict[str, Any]:
+def totals(output: Folder) -> Counts:
     """The sum of all commits: images, annotations, images without any, quarantined rows by
     stage/reason, verdicts, tokens, and annotations that the S-VLM was asked about.
     """
     return add_up(commits(output))
 
 
-def commits(output: Folder) -> Iterator[dict[str, Any]]:
+def commits(output: Folder) -> Iterator[Commit]:
     """What each commit says, in the order of the parts."""
     folder = output.child("commits")
     return in_parallel(folder.read_json, folder.names(".json"))
 
 
-def add_up(commits: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def add_up(commits: Iterable[Counts]) -> Counts:
     """See `totals`."""
     images = annotations = lost = svlm_asked = 0
     quarantined: Counter[str] = Counter()

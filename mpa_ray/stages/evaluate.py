@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from mpa_ray.config import Config, ModelSection
+from mpa_ray.config import Config, LocalModelSection
 from mpa_ray.engines import Sampling
 from mpa_ray.errors import RunError
 from mpa_ray.images import benchmark, references
@@ -42,7 +42,7 @@ async def answer_row(row: Row, ask: Ask, *, prompt: str, answering: Sampling) ->
 
 def answer(
     dataset: "Dataset",
-    model: ModelSection,
+    model: LocalModelSection,
     config: Config,
     *,
     prompt: str,
@@ -67,7 +67,7 @@ def answer(
 
 
 def evaluate(
-    model: ModelSection, *, name: str, config: Config, output: Folder
+    model: LocalModelSection, *, name: str, config: Config, output: Folder
 ) -> list[dict[str, Any]]:
     """Answers the benchmark's questions with `model`, writes evaluation/predictions/<name>.parquet,
     and gives back the scores.

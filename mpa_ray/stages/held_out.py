@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mpa_ray.config import Config, ModelSection
+from mpa_ray.config import Config, LocalModelSection
 from mpa_ray.images.draw import is_held_out
 from mpa_ray.images.parts import dataset_of, part_name, part_number, with_images
 from mpa_ray.observability.progress import Progress, Watch
@@ -38,7 +38,7 @@ _ASKED_AGAIN = pa.schema([*_HELD_OUT_ROW, pa.field("prediction", pa.string())])
 
 
 def learned_and_forgotten(
-    model: ModelSection, *, name: str, config: Config, output: Folder
+    model: LocalModelSection, *, name: str, config: Config, output: Folder
 ) -> dict[str, int]:
     """Asks the trained S-VLM about the held-out rows and compares with what it answered before.
     Writes holdout/<name>/.

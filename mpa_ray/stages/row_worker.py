@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from PIL import Image
 
-from mpa_ray.config import Config, ModelSection
+from mpa_ray.config import Config, LocalModelSection
 from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling
 from mpa_ray.engines.served_model import ServedModel
 from mpa_ray.errors import RunError
@@ -65,7 +65,7 @@ class RowStage:
 
     name: str
     work: RowWork
-    models: Sequence[ModelSection]
+    models: Sequence[LocalModelSection]
     asks: Sequence[Stage]
     schema: pa.Schema
     keeps_rows: bool = False

@@ -12,7 +12,7 @@ written.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from typing import Any
@@ -42,7 +42,12 @@ Calls = list[list[float]]
 
 
 def once(
-    output: Folder, name: str, work: Callable[[], Record], held: Lease, *, again: bool = False
+    output: Folder,
+    name: str,
+    work: Callable[[], Mapping[str, object]],
+    held: Lease,
+    *,
+    again: bool = False,
 ) -> Record:
     """Do a step and record what `work` returns, with the `seconds` of all its calls. A step that is
     finished is not done again, unless `again`; then its record is of the last call's result.
@@ -55,7 +60,7 @@ def once(
         held.check()
         with logs.stage(name), clock(output, name, held):
             result = work()
-        found = finish(output, name, result, held)
+        found = finish(output, name, dict(result), held)
     return {key: value for key, value in found.items() if key != "calls"}
 
 

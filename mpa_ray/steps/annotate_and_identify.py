@@ -2,12 +2,11 @@
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mpa_ray.config import Config, ModelSection
+from mpa_ray.config import Config, LocalModelSection
 from mpa_ray.engines import ledger
 from mpa_ray.errors import NothingToTeach, RunError
 from mpa_ray.images import parts
@@ -19,6 +18,7 @@ from mpa_ray.placement import capacity, place
 from mpa_ray.pseudo_annotator import annotate, annotating
 from mpa_ray.schema import JUDGED_ROW, Stage, Verdict
 from mpa_ray.stages import commits, early_stop
+from mpa_ray.stages.commits import Commit, Counts
 from mpa_ray.stages.jury import ask_jury
 from mpa_ray.stages.lvlm_answer import answer_own
 from mpa_ray.stages.partial_parts import delete_partial_parts
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 
-def annotate_and_identify(
-    config: Config, output: Folder, source: Source, held: Lease
-) -> dict[str, Any]:
+def annotate_and_identify(config: Config, output: Folder, source: Source, held: Lease) -> Counts:
     """Do PA and PI as one stream; where annotations are given, PI alone, or the L-VLM's own answers
     and PI. Return the counts of all parts (`commits.totals`).
 
@@ -64,7 +62,7 @@ def annotate_and_identify(
     return data
 
 
-def asked_models(config: Config, source: Source) -> dict[str, ModelSection]:
+def asked_models(config: Config, source: Source) -> dict[str, LocalModelSection]:
     """The models that are asked, by the names of their sections."""
     models = place.models_of(config)
     return {name: models[name] for name in models if name != "lvlm" or source.needs_lvlm}
@@ -72,7 +70,7 @@ def asked_models(config: Config, source: Source) -> dict[str, ModelSection]:
 
 def _do_parts(
     todo: list[int],
-    before: dict[str, Any],
+    before: Counts,
     config: Config,
     output: Folder,
     source: Source,
@@ -98,10 +96,7 @@ def _do_parts(
     costs = partial(ledger.costs, config, output)
     run = logs.run_id(output.uri)
     watched = telemetry.Run(run, listed=source.rows, done=finished, costs=costs)
-    counted = {
-        name: before[name]
-        for name in ("images", "annotations", "quarantined_images", "quarantined")
-    }
+    counted = before
     with (
         Watch(progress.waiting, stage=f"{stage}, loading"),
         Watch(partial(capacity.shortage, needed, what=stage), stage="nodes"),
@@ -113,13 +108,11 @@ def _do_parts(
                 quarantined=sum(commit["quarantined"].values()),
             )
             watched.committed(commit, done=progress.done)
-            counted = _sum(counted, commit)
+            counted = commits.add_up([counted, commit])
             _refuse_too_many(counted, config, output, source)
 
 
-def _commits(
-    todo: list[int], config: Config, output: Folder, source: Source
-) -> Iterator[dict[str, Any]]:
+def _commits(todo: list[int], config: Config, output: Folder, source: Source) -> Iterator[Commit]:
     """The commit of each part, as soon as it is written: read, annotate, identify, commit."""
     read = partial(
         early_stop.read_unless_stopped, read=source.read, output=output, schema=source.schema
@@ -145,18 +138,7 @@ def _asked_about(rows: Any, config: Config, output: Folder, source: Source) -> A
     return identify(ask_jury(rows, config, output), config, output)
 
 
-def _sum(before: dict[str, Any], commit: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: dict(Counter(value) + Counter(commit[name]))
-        if isinstance(value, dict)
-        else value + commit[name]
-        for name, value in before.items()
-    }
-
-
-def _refuse_too_many(
-    counts: dict[str, Any], config: Config, output: Folder, source: Source
-) -> None:
+def _refuse_too_many(counts: Counts, config: Config, output: Folder, source: Source) -> None:
     """Judges what is quarantined so far, alike on a first call and on a resume, before models load
     and when the last part is there.
     """
@@ -174,7 +156,7 @@ def _refuse_too_many(
 _PARTS_NAMED = 5
 
 
-def _refuse_incomplete(data: dict[str, Any], output: Folder, source: Source) -> None:
+def _refuse_incomplete(data: Counts, output: Folder, source: Source) -> None:
     """A run is complete when every part of its source is committed, and only then."""
     missing = sorted(set(range(source.parts)) - commits.committed(output))
     if missing:
@@ -195,7 +177,7 @@ def _refuse_incomplete(data: dict[str, Any], output: Folder, source: Source) -> 
         )
 
 
-def refuse_nothing(data: dict[str, Any], output: Folder) -> None:
+def refuse_nothing(data: Counts, output: Folder) -> None:
     """Raise NothingToTeach where there is no parity sample."""
     verdicts = ", ".join(f"{name} {count:,}" for name, count in data["verdicts"].items())
     if not data["annotations"]:

@@ -3,7 +3,7 @@
 from pydantic import ValidationError
 
 from mpa_ray import engines
-from mpa_ray.config import LABELED_ARMS, Config, ModelSection, changes, of_identity
+from mpa_ray.config import LABELED_ARMS, Config, LocalModelSection, changes, of_identity
 from mpa_ray.engines import api_key
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.images.sources import refuse_output_among_images
@@ -96,7 +96,7 @@ def trained_on_labels(output: Folder) -> set[str]:
     }
 
 
-def warn_of_size(svlm: ModelSection, parameters: int | None) -> None:
+def warn_of_size(svlm: LocalModelSection, parameters: int | None) -> None:
     warning = families.size_warning(svlm, parameters)
     if warning:
         say(warning)

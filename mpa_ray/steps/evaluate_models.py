@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from mpa_ray.config import Config, ModelSection
+from mpa_ray.config import Config, LocalModelSection
 from mpa_ray.observability.progress import say
 from mpa_ray.schema import EVALUATE_STEP, HOLDOUT_STEP
 from mpa_ray.stages.evaluate import evaluate
@@ -51,7 +51,7 @@ def held_out_step() -> Step:
     )
 
 
-def _model(name: str, config: Config, output: Folder) -> ModelSection:
+def _model(name: str, config: Config, output: Folder) -> LocalModelSection:
     if name in (_ZERO_SHOT, _LVLM):
         return config.svlm if name == _ZERO_SHOT else config.lvlm
     trained = {"model": model_folder(output, name).uri, "revision": None}

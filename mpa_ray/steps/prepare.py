@@ -7,6 +7,7 @@ from mpa_ray.demo import inputs
 from mpa_ray.engines import ledger
 from mpa_ray.images import benchmark
 from mpa_ray.observability.progress import say
+from mpa_ray.report.run_record import RunRecord
 from mpa_ray.stages.step_times import STEPS
 from mpa_ray.steps.checks import check_output, trained_on_labels
 from mpa_ray.steps.names import CONFIG, RUN
@@ -16,7 +17,7 @@ from mpa_ray.storage.folder import Folder
 _INPUTS = "inputs"
 
 
-def continued(config: Config, output: Folder) -> tuple[Config, Record | None]:
+def continued(config: Config, output: Folder) -> tuple[Config, RunRecord | None]:
     """`config` as the run in `output` continues with it, and the run's record where it was finished
     before. Comparisons may be added to a run, and those it has stay, with the settings that they
     have used.

@@ -1,21 +1,21 @@
 """run.json, and what a finished run shows."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 from mpa_ray.config import Config
 from mpa_ray.engines import ledger
 from mpa_ray.observability.versions import versions
 from mpa_ray.report import parity_picture, summary, write_report
 from mpa_ray.report.model_card import model_card
-from mpa_ray.report.run_record import evaluation_of, training_of
+from mpa_ray.report.run_record import RunRecord, evaluation_of, training_of
 from mpa_ray.schema import ANNOTATE_AND_IDENTIFY, Verdict
 from mpa_ray.stages import commits, step_times
 from mpa_ray.steps.names import RUN
-from mpa_ray.steps.step import Record, Run, Step
+from mpa_ray.steps.step import Run, Step
 
 
-def counts_of(run: Run) -> Record:
+def counts_of(run: Run) -> RunRecord:
     """The counts of what was annotated and identified (`commits.totals`) and the seconds of it.
 
     Where the run starts from a parity set each row is an annotation, and what it was found in is
@@ -23,13 +23,13 @@ def counts_of(run: Run) -> Record:
     """
     if not run.parity:
         found = step_times.record(run.output, ANNOTATE_AND_IDENTIFY) or {}
-        return {name: value for name, value in found.items() if name != "calls"}
+        return cast(RunRecord, {name: found[name] for name in found if name != "calls"})
     nothing, rows = commits.add_up([]), run.parity.rows
     verdicts = nothing["verdicts"] | {str(Verdict.PARITY): rows}
-    return nothing | {"seconds": 0.0, "annotations": rows, "verdicts": verdicts}
+    return {**nothing, "seconds": 0.0, "annotations": rows, "verdicts": verdicts}
 
 
-def record_of(run: Run, steps: Sequence[Step]) -> Record:
+def record_of(run: Run, steps: Sequence[Step]) -> RunRecord:
     """What run.json says, of those of `steps` that are done."""
     finished = step_times.records(run.output)
     of_steps = {step.name: finished[step.name] for step in steps if step.name in finished}
@@ -50,7 +50,7 @@ def record_of(run: Run, steps: Sequence[Step]) -> Record:
     }
 
 
-def record_of_rounds(run: Run, found: dict[str, Any]) -> Record:
+def record_of_rounds(run: Run, found: RunRecord) -> RunRecord:
     """What run.json says of a run of several rounds; `found` is of `rounds.run_rounds`."""
     own = {name: one["seconds"] for name, one in step_times.records(run.output).items()}
     return {
@@ -62,7 +62,7 @@ def record_of_rounds(run: Run, found: dict[str, Any]) -> Record:
     }
 
 
-def publish(run: Run, record: Record, config: Config) -> Record:
+def publish(run: Run, record: RunRecord, config: Config) -> RunRecord:
     """Write what a finished run shows, run.json last. Return `record`.
 
     Args:

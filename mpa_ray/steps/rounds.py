@@ -22,6 +22,7 @@ from mpa_ray.images.manifest import Manifest
 from mpa_ray.images.sources import listed_images
 from mpa_ray.observability.progress import say
 from mpa_ray.observability.text_table import aligned
+from mpa_ray.report.run_record import RunRecord, Score, Training
 from mpa_ray.schema import MANIFEST, Verdict
 from mpa_ray.storage.folder import Folder
 from mpa_ray.storage.lease import Lease
@@ -64,9 +65,9 @@ def run_rounds(
     output: Folder,
     *,
     shares: list[Manifest],
-    run: Callable[[Config], Record],
+    run: Callable[[Config], RunRecord],
     held: Lease,
-) -> Record:
+) -> RunRecord:
     """Makes the rounds, by `run`, until one stops helping, and copies the model that is kept to
     `model/`, and the rounds' predictions.
 
@@ -80,7 +81,7 @@ def run_rounds(
         RunError: a round could not go on.
     """
     curve: list[Record] = []
-    records: list[Record] = []
+    records: list[RunRecord] = []
     why = f"all {config.rounds} rounds are done"
     for number, share in enumerate(shares, 1):
         held.check()
@@ -149,7 +150,7 @@ def round_config(config: Config, output: Folder, number: int, *, spent: float) -
     return config.model_copy(update=changes)
 
 
-def spent_usd(record: Record) -> float:
+def spent_usd(record: RunRecord) -> float:
     """The most a round's L-VLM may have cost."""
     return sum(
         account.get("at_most_usd", 0.0)
@@ -158,7 +159,7 @@ def spent_usd(record: Record) -> float:
     )
 
 
-def figures(number: int, record: Record) -> Record:
+def figures(number: int, record: RunRecord) -> Record:
     """A point of the curve: round, images, annotations, parity, parity_yield, learned, forgotten,
     improved, score and metric.
 
@@ -208,7 +209,7 @@ def kept(curve: list[Record]) -> int:
     return max((point["round"] for point in curve if point["improved"]), default=1)
 
 
-def totals(records: list[Record]) -> Record:
+def totals(records: list[RunRecord]) -> RunRecord:
     """Counts of data, tokens, money and seconds over all rounds; by round, what ran where, what was
     paid, and how long it took.
     """
@@ -219,6 +220,7 @@ def totals(records: list[Record]) -> Record:
     return {
         "images": sum(record["images"] for record in records),
         "annotations": sum(record["annotations"] for record in records),
+        "quarantined_images": sum(record.get("quarantined_images", 0) for record in records),
         "quarantined": dict(sorted(quarantined.items(), key=lambda item: -item[1])),
         "verdicts": {
             str(verdict): sum(record["verdicts"][verdict] for record in records)
@@ -241,24 +243,24 @@ def totals(records: list[Record]) -> Record:
     }
 
 
-def _sums(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    found: dict[str, float] = {}
+def _sums(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for count in counts:
         found |= {name: found.get(name, 0) + value for name, value in count.items()}
     return found
 
 
-def training(records: list[Record], keep: int) -> dict[str, Record]:
+def training(records: list[RunRecord], keep: int) -> dict[str, Training]:
     """How the model that is kept was trained, over its rounds; and the comparisons of the first
     round.
     """
     chain = [record["training"]["mpa"] for record in records[:keep]]
     seconds = sum(arm["seconds"] for arm in chain)
-    summed = {"samples": sum(arm["samples"] for arm in chain), "seconds": seconds}
+    summed = Training(samples=sum(arm["samples"] for arm in chain), seconds=seconds)
     return {**records[0]["training"], "mpa": chain[-1] | summed}
 
 
-def scored(records: list[Record], keep: int) -> dict[str, tuple[int, str]]:
+def scored(records: list[RunRecord], keep: int) -> dict[str, tuple[int, str]]:
     """The models that were scored: the first round's before training and of its comparisons, each
     round's as `round_<k>`, and the kept one's as `mpa`; with the round, and the model's name in it.
     """
@@ -272,7 +274,7 @@ def scored(records: list[Record], keep: int) -> dict[str, tuple[int, str]]:
     return found | ({"mpa": (keep, "mpa")} if "mpa" in names[keep - 1] else {})
 
 
-def evaluation(records: list[Record], keep: int) -> list[Record]:
+def evaluation(records: list[RunRecord], keep: int) -> list[Score]:
     """The scores of all models under the names of `scored`."""
     return [
         score | {"model": name}

@@ -1,6 +1,6 @@
 """A run, and the steps it consists of."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -81,7 +81,7 @@ class Step:
     name: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
-    work: Callable[[Run], Record]
+    work: Callable[[Run], Mapping[str, object]]
     needs_ray: bool = True
     checks_again: bool = False
     beside: str | None = None

@@ -7,15 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from mpa_ray.config import Config, LevelSection
+from mpa_ray.config import COMPARISONS, Config, LevelSection
 from mpa_ray.images.draw import draw, is_held_out
 from mpa_ray.images.parts import dataset_of, part_name, part_number, with_image_struct, with_images
 from mpa_ray.schema import CONSISTENT, Verdict
 from mpa_ray.storage.folder import Folder
 from mpa_ray.training.human_labels import labeled_rows
-
-# The paper does not give its rank; 16 is what most recipes for models of this size take.
-_FEW_SHOT_LORA_RANK = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,27 +37,26 @@ class Arm:
 
 
 def arms(config: Config) -> list[Arm]:
-    """The run's arms: MPA, as `pl` configures it, and the ablations asked for."""
-    ablations = {
-        "no_pi_same_size": Arm(name="no_pi_same_size", train_on="all", same_size_as_parity=True),
-        "no_pi_all": Arm(name="no_pi_all", train_on="all"),
-        "consistent": Arm(name="consistent", train_on="consistent"),
-        "human_labels": Arm(name="human_labels", train_on="labels", labeled=0),
-        "few_shot_full": Arm(name="few_shot_full", train_on="labels", labeled=config.few_shot),
-        "few_shot_lora": Arm(
-            name="few_shot_lora",
-            train_on="labels",
-            labeled=config.few_shot,
-            lora_rank=_FEW_SHOT_LORA_RANK,
-        ),
-    }
+    """The run's arms: MPA, as `pl` configures it, and the comparisons asked for."""
     mpa = Arm(
         name="mpa",
         train_on=config.pl.train_on,
         replay=config.pl.replay,
         lora_rank=config.pl.lora_rank,
     )
-    return [mpa, *(ablations[name] for name in config.ablations)]
+    return [mpa, *(_comparison(name, config) for name in config.ablations)]
+
+
+def _comparison(name: str, config: Config) -> Arm:
+    found = COMPARISONS[name]
+    labels = config.few_shot if found.few_shot else 0
+    return Arm(
+        name=name,
+        train_on=found.train_on,
+        same_size_as_parity=found.same_size_as_parity,
+        labeled=labels if found.train_on == "labels" else None,
+        lora_rank=found.lora_rank,
+    )
 
 
 def reads_of(arm: Arm) -> tuple[str, ...]:

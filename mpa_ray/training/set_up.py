@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpa_ray.config import LevelSection, ModelSection
+from mpa_ray.config import LevelSection, LocalModelSection
 from mpa_ray.models import checkpoint as models
 from mpa_ray.models import families
 from mpa_ray.models.chat_template import (
@@ -41,7 +41,7 @@ class Training:
         tracking: where the first worker shows the curve.
     """
 
-    svlm: ModelSection
+    svlm: LocalModelSection
     folders: list[Folder]
     target: Folder
     progress: Folder
@@ -150,7 +150,7 @@ def _choose_device(settings: LevelSection) -> None:
     torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
 
 
-def load_svlm(svlm: ModelSection, precision: str) -> tuple[Any, Any, "torch.dtype"]:
+def load_svlm(svlm: LocalModelSection, precision: str) -> tuple[Any, Any, "torch.dtype"]:
     """The S-VLM to train, in `precision`; its processor; and the precision its weights were
     published in.
     """

@@ -57,6 +57,7 @@ def record(
     return {
         "images": annotations + 2,
         "annotations": annotations,
+        "quarantined_images": 2,
         "quarantined": {"images/empty": 2},
         "verdicts": {
             "parity": parity,
@@ -190,7 +191,8 @@ def test_the_record_is_the_sum_and_the_curve(config: Config) -> None:
     found = go(config, runs)
     assert (found["images"], found["annotations"], found["verdicts"]["parity"]) == (306, 300, 60)
     assert (
-        found["quarantined"] == {"images/empty": 6}
+        found["quarantined_images"] == 6
+        and found["quarantined"] == {"images/empty": 6}
         and found["tokens"]["annotation_prompt_tokens"] == 30
     )
     assert found["stages"] == {"round_1": 5.0, "round_2": 5.0, "round_3": 5.0}

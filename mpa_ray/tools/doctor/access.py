@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mpa_ray import engines
-from mpa_ray.config import Config, ModelSection
+from mpa_ray.config import Config, LocalModelSection, ModelSection
 from mpa_ray.engines import api_key
 from mpa_ray.errors import ConfigurationError, RunError
 from mpa_ray.models import checkpoint, families
@@ -22,7 +22,7 @@ def access(config: Config) -> Iterator[Finding]:
     for name, model in named_models(config).items():
         what = f"{name} {model.model}"
         try:
-            if model.kind.is_api:
+            if isinstance(model, ModelSection) and model.kind.is_api:
                 api_key.check_api(name, model)
                 yield Finding(
                     state="ok",
@@ -43,7 +43,7 @@ def access(config: Config) -> Iterator[Finding]:
             yield Finding(state="failed", what=what, said=str(error))
 
 
-def _fetched(what: str, name: str, model: ModelSection) -> Iterator[Finding]:
+def _fetched(what: str, name: str, model: LocalModelSection) -> Iterator[Finding]:
     parameters = families.count_parameters(model)
     if parameters is not None or is_remote(model.model) or Path(model.model).expanduser().exists():
         size = f", {parameters / 1e6:,.1f}M parameters" if parameters else ""

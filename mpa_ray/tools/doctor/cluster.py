@@ -4,7 +4,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 
-from mpa_ray.config import Config
+from mpa_ray.config import Config, ModelSection
 from mpa_ray.errors import ConfigurationError, RunError
 from mpa_ray.models.size import size_of
 from mpa_ray.placement import capacity
@@ -136,7 +136,7 @@ def _keys(config: Config) -> Iterator[Finding]:
     names = {
         model.api_key_env
         for model in named_models(config).values()
-        if model.kind.is_api and not model.base_url
+        if isinstance(model, ModelSection) and model.kind.is_api and not model.base_url
     }
     for name in sorted(names):
         if ray.get(ray.remote(num_cpus=0)(is_set).remote(name)):

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from mpa_ray import demo
-from mpa_ray.config import Config, ModelSection
+from mpa_ray.config import Config, LocalModelSection, ModelSection
 from mpa_ray.config.engines import engine_kind
 from mpa_ray.demo.presets import preset
 from mpa_ray.errors import ConfigurationError
@@ -137,7 +137,7 @@ def dry_config(config: Config, *, images: str, output: str, on_cards: bool) -> C
     )
 
 
-def _stand_in(model: ModelSection, embedded: dict[str, Any], on_cards: bool) -> ModelSection:
+def _stand_in(model: LocalModelSection, embedded: dict[str, Any], on_cards: bool) -> ModelSection:
     settings = model.model_dump(exclude_unset=True) if _is_small(model) else embedded
     takes_card = (
         on_cards and bool(model.model) and model.kind.has_kv_cache and model.gpus_per_replica != 0
@@ -152,7 +152,7 @@ def _stand_in(model: ModelSection, embedded: dict[str, Any], on_cards: bool) -> 
     return ModelSection.model_validate(settings)
 
 
-def _is_small(model: ModelSection) -> bool:
+def _is_small(model: LocalModelSection) -> bool:
     try:
         parameters = (
             families.count_parameters(model) if model.model and not model.kind.is_api else None
@@ -163,7 +163,7 @@ def _is_small(model: ModelSection) -> bool:
     return parameters is not None and parameters < _SMALL
 
 
-def _name(model: ModelSection) -> str:
+def _name(model: LocalModelSection) -> str:
     embedded = {str(demo.LVLM): "the embedded L-VLM", str(demo.SVLM): "the embedded S-VLM"}
     return embedded.get(model.model, model.model)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mpa_ray.config import Config, ModelSection
+from mpa_ray.config import Config, LocalModelSection
 from mpa_ray.observability.clean_text import visible_line
 
 State = Literal["ok", "warning", "failed"]
@@ -35,7 +35,7 @@ class Finding:
         return f"\n{'':9}".join(map(visible_line, text.split("\n")))
 
 
-def named_models(config: Config) -> dict[str, ModelSection]:
+def named_models(config: Config) -> dict[str, LocalModelSection]:
     """The models the run would ask, by their sections."""
     jury = {f"jury.{number}": juror for number, juror in enumerate(config.jury)}
     named = ({"lvlm": config.lvlm} if config.asks_lvlm else {}) | jury | {"svlm": config.svlm}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mpa_ray.config import LABELED_ARMS, Config, ModelSection
+from mpa_ray.config import LABELED_ARMS, Config, LocalModelSection
 from mpa_ray.engines import ledger
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.observability.progress import duration
@@ -142,7 +142,7 @@ def _mean(values: Sequence[float], further: float) -> Range:
     return Range(float(np.mean(values)), max(0.0, low), high)
 
 
-def cards_of(model: ModelSection) -> float:
+def cards_of(model: LocalModelSection) -> float:
     """The cards of a model's replicas, or its cores where it has no card; an API has none."""
     return (
         0.0

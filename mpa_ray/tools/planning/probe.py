@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from mpa_ray import pipeline
-from mpa_ray.config import Config, EvaluateSection, ModelSection
+from mpa_ray.config import Config, EvaluateSection, LocalModelSection
 from mpa_ray.errors import ConfigurationError, NothingToTeach
 from mpa_ray.images import manifest
 from mpa_ray.images.finding import find, root_of
@@ -59,7 +59,7 @@ def probe(config: Config, *, count: int) -> tuple[Config, int]:
 
 
 def _small(config: Config, count: int) -> Config:
-    def alone(model: ModelSection) -> ModelSection:
+    def alone(model: LocalModelSection) -> LocalModelSection:
         return model.model_copy(update={"min_replicas": 1, "max_replicas": 1})
 
     # A part below the images in flight would leave the engine idle, as parts of a whole run do not.

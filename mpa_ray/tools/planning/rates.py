@@ -19,7 +19,7 @@ from mpa_ray.engines import ledger
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.schema import ANNOTATE_AND_IDENTIFY, Verdict
 from mpa_ray.stages import step_times as stages
-from mpa_ray.stages.commits import TOKEN_COLUMNS, add_up
+from mpa_ray.stages.commits import TOKEN_COLUMNS, Commit, add_up
 from mpa_ray.stages.commits import commits as commits_of
 from mpa_ray.storage.folder import Folder
 
@@ -64,7 +64,7 @@ class Rates:
 
 
 def rates_of(
-    commits: Sequence[dict[str, Any]],
+    commits: Sequence[Commit],
     *,
     stages: dict[str, dict[str, Any]],
     paid: dict[str, dict[str, Any]],
@@ -127,9 +127,7 @@ def rates_of(
     )
 
 
-def _refuse_other_clocks(
-    commits: Sequence[dict[str, Any]], stages: dict[str, dict[str, Any]]
-) -> None:
+def _refuse_other_clocks(commits: Sequence[Commit], stages: dict[str, dict[str, Any]]) -> None:
     """The times of commits are those of the machines that wrote them; what a call took is the
     driver's.
     """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from mpa_ray.config import Config, ModelSection
+from mpa_ray.config import Config, LocalModelSection
 from mpa_ray.engines import Sampling
 from mpa_ray.errors import ConfigurationError, RunError
 from mpa_ray.images.parts import dataset_of
@@ -65,7 +65,7 @@ async def judge_row(row: Row, ask: Ask, *, categories: tuple[Category, ...]) -> 
 
 def judged_by(
     dataset: "Dataset",
-    lvlm: ModelSection,
+    lvlm: LocalModelSection,
     config: Config,
     *,
     categories: tuple[Category, ...],
@@ -91,7 +91,7 @@ def study(
     output: Folder,
     *,
     config: Config,
-    lvlm: ModelSection,
+    lvlm: LocalModelSection,
     samples: int = 100,
     seed: int = 0,
     examples: int = 5,
@@ -157,7 +157,7 @@ def study(
 
 
 def _ask(
-    places: list[Place], run: Folder, output: Folder, config: Config, lvlm: ModelSection
+    places: list[Place], run: Folder, output: Folder, config: Config, lvlm: LocalModelSection
 ) -> list[Row]:
     from mpa_ray.placement.ray_session import ray_session
 

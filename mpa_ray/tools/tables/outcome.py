@@ -1,12 +1,10 @@
 """What a cell of a table came to."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from mpa_ray.report.run_record import RunRecord, Score
 from mpa_ray.storage.folder import Folder
 from mpa_ray.tools.tables.paper import Cell, Figure
-
-Score = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +23,7 @@ class Outcome:
     cell: Cell
     seed: int | None
     folder: Folder
-    record: dict[str, Any] | None = None
+    record: RunRecord | None = None
     reason: str = ""
     transfer: dict[str, list[Score]] = field(default_factory=dict)
 
@@ -36,7 +34,9 @@ class Outcome:
         found = (
             self.transfer.get(figure.benchmark, [])
             if figure.benchmark
-            else (self.record or {}).get("evaluation", [])
+            else self.record["evaluation"]
+            if self.record
+            else []
         )
         wanted = metric or figure.metric
         return next(

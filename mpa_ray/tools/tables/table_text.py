@@ -66,7 +66,7 @@ def _row(figure: Figure, outcomes: Sequence["Outcome"]) -> dict[str, Any]:
     samples = [
         arms[figure.model]["samples"]
         for outcome, _ in scored
-        if figure.model in (arms := (outcome.record or {})["training"])
+        if outcome.record and figure.model in (arms := outcome.record["training"])
     ]
     row: dict[str, Any] = {
         "task": cell.task,

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mpa_ray.config import Config, ModelSection, changes, identity, of_identity
+from mpa_ray.config import Config, LocalModelSection, changes, identity, of_identity
 from mpa_ray.config.locations import is_model_folder
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.images import benchmark
@@ -30,8 +30,8 @@ _NOT_THE_MODEL = ("README.md", "training_log.json")
 
 
 def score_alone(
-    model: ModelSection, *, name: str, config: Config, output: Folder
-) -> list[dict[str, Any]]:
+    model: LocalModelSection, *, name: str, config: Config, output: Folder
+) -> list[Any]:
     """Scores `model` on the benchmark of `config.evaluate`, once: its scores are kept in `output`,
     and its predictions.
 
@@ -74,7 +74,7 @@ def score_alone(
     return scores
 
 
-def _asked(model: ModelSection, config: Config) -> dict[str, Any]:
+def _asked(model: LocalModelSection, config: Config) -> dict[str, Any]:
     """The settings that decide a score, as `identity` names them."""
     sections = [
         "svlm",
@@ -90,7 +90,7 @@ def _asked(model: ModelSection, config: Config) -> dict[str, Any]:
     }
 
 
-def _files(model: ModelSection) -> str | None:
+def _files(model: LocalModelSection) -> str | None:
     """A hash of a model's files by their names, sizes and times; None where they are elsewhere, or
     gone.
     """
