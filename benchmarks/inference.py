@@ -308,14 +308,14 @@ def ray_data_llm(model: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def engine_arguments(model: str, options: argparse.Namespace) -> dict[str, Any]:
     on_cpu = {"enforce_eager": True, "distributed_executor_backend": "uni", "block_size": 32}
-    on_cards = {"tensor_parallel_size": options.cards, "gpu_memory_utilization": USED}
+    on_gpus = {"tensor_parallel_size": options.cards, "gpu_memory_utilization": USED}
     return {
         "max_model_len": 1024,
         "max_num_seqs": options.in_flight,
         "dtype": "bfloat16",
         "limit_mm_per_prompt": {"image": 1, "video": 0},
         "enable_prefix_caching": True,
-        **(on_cards if options.cards else on_cpu),
+        **(on_gpus if options.cards else on_cpu),
         **json.loads(options.engine_options),
     }
 
@@ -471,7 +471,7 @@ def main() -> None:
     parser.add_argument(
         "--cards",
         type=int,
-        default=result_file.cards(),
+        default=result_file.gpus(),
         help="GPUs; 0 is the CPU. Without it, one where there is one",
     )
     parser.add_argument(

@@ -14,11 +14,11 @@ def write(name: str, text: str, data: dict[str, Any]) -> Path:
     return result_file.write(RESULTS, name, text, data)
 
 
-def cards() -> int:
-    """What a benchmark runs on where it is not told: a card where there is one (1), else the CPU
+def gpus() -> int:
+    """What a benchmark runs on where it is not told: a GPU where there is one (1), else the CPU
     (0).
     """
-    return min(1, len(result_file.cards()))
+    return min(1, len(result_file.gpus()))
 
 
 def cut(value: float, decimals: int) -> str:

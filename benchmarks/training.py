@@ -251,7 +251,7 @@ def main() -> None:
         "--cards",
         type=int,
         choices=[0, 1],
-        default=result_file.cards(),
+        default=result_file.gpus(),
         help="1 trains on a GPU; so it is where there is one",
     )
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")

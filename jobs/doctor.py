@@ -20,7 +20,7 @@ from mpa_ray.tools.doctor.cluster import cluster
 from mpa_ray.tools.doctor.data import inputs, storage
 from mpa_ray.tools.doctor.dry_run import dry_run
 from mpa_ray.tools.doctor.finding import Finding
-from mpa_ray.tools.doctor.machine import cards, machine, versions
+from mpa_ray.tools.doctor.machine import gpus, machine, versions
 
 CONFIG = Config()
 
@@ -28,7 +28,7 @@ CONFIG = Config()
 def findings(config: Config, *, quick: bool) -> Iterator[Finding]:
     yield from versions(config)
     yield from machine()
-    yield from cards()
+    yield from gpus()
     yield from inputs(config)
     yield from storage(config.output)
     yield from access(config)

@@ -9,7 +9,7 @@ Examples:
 from mpa_ray.cli import main
 from mpa_ray.config import Config, ModelSection
 
-# Cards, replicas and workers follow from the cluster (docs/placement.md); batch size and learning
+# GPUs, replicas and workers follow from the cluster (docs/placement.md); batch size and learning
 # rate are Table 11's.
 CONFIG = Config(
     task="chartqa",

@@ -23,7 +23,7 @@ from mpa_ray.errors import ConfigurationError
 from mpa_ray.observability.exit_codes import exit_codes
 from mpa_ray.report.run_folder import config_of
 from mpa_ray.storage.folder import Folder
-from mpa_ray.tools.planning.plan import Hardware, all_cards, forecast, table, with_prices
+from mpa_ray.tools.planning.plan import Hardware, all_gpus, forecast, table, with_prices
 from mpa_ray.tools.planning.probe import probe
 from mpa_ray.tools.planning.rates import read_rates
 
@@ -64,7 +64,7 @@ def arguments() -> argparse.ArgumentParser:
         help="images to plan for; a probe knows how many there are",
     )
     parser.add_argument(
-        "--cards", type=amount, metavar="C", help="of PA and PI together (as the rates' run had)"
+        "--cards", type=amount, metavar="C", help="GPUs of PA and PI (as the rates' run had)"
     )
     parser.add_argument("--workers", type=number, metavar="W", help="of PL (as the rates' run had)")
     parser.add_argument(
@@ -75,7 +75,7 @@ def arguments() -> argparse.ArgumentParser:
         type=amount,
         default=0.0,
         metavar="USD",
-        help="without it, cards have no price",
+        help="without it, GPUs have no price",
     )
     parser.add_argument(
         "--usd-per-million-input-tokens",
@@ -114,12 +114,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config | None]:
 def measured(
     given: argparse.Namespace, asked_for: Config | None
 ) -> tuple[Config, float, int | None]:
-    """The configuration of the run that tells the rates; the cards and the number of images to plan
+    """The configuration of the run that tells the rates; the GPUs and the number of images to plan
     for, where nothing else is said.
     """
     if asked_for is not None:
         probed, listed = probe(asked_for, count=given.probe)
-        return probed, all_cards(asked_for), listed
+        return probed, all_gpus(asked_for), listed
     run = Folder.at(given.rates.removesuffix("/run.json"))
     if not run.exists("run.json"):
         raise ConfigurationError(
@@ -133,13 +133,13 @@ def measured(
             f"--rates {run.uri}: a run of {config.rounds} rounds has a rate in each; give"
             f" {run.uri}/rounds/1"
         )
-    return config.model_copy(update={"output": run.uri}), all_cards(config), None
+    return config.model_copy(update={"output": run.uri}), all_gpus(config), None
 
 
 if __name__ == "__main__":
     with exit_codes():
         given, asked_for = parse(sys.argv[1:])
-        config, cards, listed = measured(given, asked_for)
+        config, gpus, listed = measured(given, asked_for)
         images = given.count or listed
         if images is None:
             raise ConfigurationError("--count is not set; give the number of images to plan for")
@@ -150,10 +150,10 @@ if __name__ == "__main__":
             output_tokens=given.usd_per_million_output_tokens,
         )
         hardware = Hardware(
-            cards=given.cards or cards,
+            gpus=given.cards or gpus,
             workers=given.workers,
-            cards_per_node=given.cards_per_node,
-            usd_per_card_hour=given.usd_per_card_hour,
+            gpus_per_node=given.cards_per_node,
+            usd_per_gpu_hour=given.usd_per_card_hour,
         )
         rates = read_rates(Folder.at(config.output), config)
         print(

@@ -128,7 +128,7 @@ def _scaling(settings: LevelSection, scaling_config: Any) -> Any:
         num_workers=(fewest, workers) if fewest < workers else workers,
         use_gpu=bool(settings.gpus_per_worker),
         resources_per_worker=place.bundle(
-            cpus=settings.cpus_per_worker, cards=settings.gpus_per_worker
+            cpus=settings.cpus_per_worker, gpus=settings.gpus_per_worker
         ),
         label_selector=settings.node_labels or None,
         elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,

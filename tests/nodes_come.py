@@ -1,4 +1,4 @@
-"""A head without cards, and a node of two cards that comes while two are waited for. Cards are
+"""A head without GPUs, and a node of two GPUs that comes while two are waited for. GPUs are
 Ray's figures: nothing uses them.
 """
 

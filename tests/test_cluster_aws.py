@@ -136,12 +136,12 @@ def test_ray_up_starts_every_kind_of_node_with_the_launchers_rights(
     validate_config(config)
     config = bootstrap_aws(AWSNodeProvider.fillout_available_node_types_resources(config))
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])
-    cards = {}
+    gpus = {}
     for kind, node_type in config["available_node_types"].items():
         (node,) = provider.create_node(
             node_type["node_config"], {"ray-node-type": "worker", "ray-user-node-type": kind}, 1
         ).values()
-        cards[kind] = node_type["resources"].get("GPU", 0)
+        gpus[kind] = node_type["resources"].get("GPU", 0)
         assert node.iam_instance_profile["Arn"].endswith(
             ":instance-profile/mpa-ray-head" if kind == "head" else "/mpa-ray-worker"
         )
@@ -156,7 +156,7 @@ def test_ray_up_starts_every_kind_of_node_with_the_launchers_rights(
         assert node_type["min_workers"] == 0
         provider.terminate_node(node.id)
     assert not provider.non_terminated_nodes({})
-    assert cards in ({"head": 0, "cpu": 0, "svlm": 1, "lvlm": n, "training": n} for n in (4, 8))
+    assert gpus in ({"head": 0, "cpu": 0, "svlm": 1, "lvlm": n, "training": n} for n in (4, 8))
 
 
 def test_the_launcher_may_nothing_else(account: str) -> None:

@@ -192,17 +192,17 @@ def started(
     return {launch.instance_type: launch.count for launch in reply.to_launch}, unheld
 
 
-CARD = {"CPU": 1, "GPU": 1}
+GPU = {"CPU": 1, "GPU": 1}
 
 
 def test_ray_starts_the_nodes_the_readme_says() -> None:
     assert started([{"CPU": 1}] * 6) == ({"cpu": 1}, 0)
-    assert started([CARD]) == ({"svlm": 1}, 0)
-    assert started([CARD] * 8) == ({"lvlm": 2}, 0)
+    assert started([GPU]) == ({"svlm": 1}, 0)
+    assert started([GPU] * 8) == ({"lvlm": 2}, 0)
     assert started([{"CPU": 1, "GPU": 4}]) == ({"lvlm": 1}, 0)
     assert started([{"CPU": 1, "GPU": 4}] * 10) == ({"lvlm": 8, "training": 2}, 0), (
         "on demand stands in when spot is used up"
     )
-    assert started(gang=[CARD] * 4) == ({"lvlm": 1}, 0)
-    assert started(gang=[CARD] * 4, market="on-demand") == ({"training": 1}, 0)
+    assert started(gang=[GPU] * 4) == ({"lvlm": 1}, 0)
+    assert started(gang=[GPU] * 4, market="on-demand") == ({"training": 1}, 0)
     assert started([{"CPU": 1, "GPU": 16}]) == ({}, 1), "no node can ever hold it"

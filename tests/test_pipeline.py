@@ -116,7 +116,7 @@ def test_where_it_ran_is_kept(record: dict[str, Any], root: Path) -> None:
     assert json.loads((root / "out" / "run.json").read_text())["placement"] == placed
 
 
-def test_cards_that_nobody_has_end_a_run_before_it_loads_anything(
+def test_gpus_that_nobody_has_end_a_run_before_it_loads_anything(
     ray_session: None, root: Path, tmp_path: Path
 ) -> None:
     config = settings(

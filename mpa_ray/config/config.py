@@ -58,7 +58,7 @@ class AnnotateSection(Section):
     """The longest annotation, in tokens."""
     preamble: str = prompts.PREAMBLE
     """What follows the image in both of the L-VLM's prompts. Where it is as long as a block of the
-    engine's prefix cache (16 tokens on most cards), no token of the image is computed again for the
+    engine's prefix cache (16 tokens on most GPUs), no token of the image is computed again for the
     second. The answers of the S-VLM are asked for without it.
     """
     constrained: bool = False
@@ -83,8 +83,8 @@ class IdentifySection(Section):
     max_tokens: PositiveInt = 32
     """The longest answer, in tokens, of the L-VLM's own answer and the S-VLM's."""
     in_one_actor: Annotated[bool, MayChange()] = False
-    """Ask the S-VLM in the L-VLM's actor, on the same card, so that an image is decoded and shrunk
-    once for both, where their `max_pixels` are the same. Say then what share of a card each gets:
+    """Ask the S-VLM in the L-VLM's actor, on the same GPU, so that an image is decoded and shrunk
+    once for both, where their `max_pixels` are the same. Say then what share of a GPU each gets:
     `lvlm.gpus_per_replica` and `svlm.gpus_per_replica`, together at most 1.
     """
 
@@ -116,7 +116,7 @@ class EvaluateSection(LabeledSection):
     lvlm: bool = False
     """Score the L-VLM too, as the ceiling."""
     models_at_once: Annotated[PositiveInt, MayChange()] = 1
-    """Models that are asked at the same time; each needs the cards or cores of its replicas."""
+    """Models that are asked at the same time; each needs the GPUs or cores of its replicas."""
 
 
 class DemoSection(Section):
@@ -312,12 +312,12 @@ class Config(Section):
         if self.lvlm.kind.is_api:
             raise ValueError(
                 "identify.in_one_actor and lvlm.engine='openai' exclude each other: an API has no"
-                " card; remove one of the two"
+                " GPU; remove one of the two"
             )
         shares = {"lvlm": self.lvlm.gpus_per_replica, "svlm": self.svlm.gpus_per_replica}
         if None in shares.values() or sum(share or 0.0 for share in shares.values()) > 1:
             raise ValueError(
-                "identify.in_one_actor needs what share of a card each model gets, together at"
+                "identify.in_one_actor needs what share of a GPU each model gets, together at"
                 f" most 1 (is {shares}); set lvlm.gpus_per_replica and svlm.gpus_per_replica, such"
                 " as 0.75 and 0.25, or 0 and 0 for the CPU"
             )

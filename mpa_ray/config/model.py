@@ -67,19 +67,19 @@ class LocalModelSection(Section):
     """
     images_in_flight: Annotated[PositiveInt | None, MayChange()] = None
     """Images a replica works on at the same time; vLLM runs as many requests (`max_num_seqs`). More
-    fill a large card better; few keep an image's encoding cached until its second question. Without
-    it, half of what the KV cache of its cards holds, from 32 to 128; on the CPU, and where its size
+    fill a large GPU better; few keep an image's encoding cached until its second question. Without
+    it, half of what the KV cache of its GPUs holds, from 32 to 128; on the CPU, and where its size
     is not known, 32. Above twice `images_per_part` it is never reached.
     """
     min_replicas: Annotated[PositiveInt, MayChange()] = 1
     """Engine actors kept while the stage runs."""
     max_replicas: Annotated[PositiveInt | None, MayChange()] = None
     """Engine actors the stage may grow to when the cluster has room. Without it, what its share of
-    the cards holds; on the CPU `min_replicas`.
+    the GPUs holds; on the CPU `min_replicas`.
     """
     gpus_per_replica: Annotated[float | None, Field(ge=0), MayChange()] = None
-    """Cards of a replica: a whole number above one is the tensor parallel size, a fraction shares a
-    card, 0 runs on the CPU. Without it, what the model's size asks for.
+    """GPUs of a replica: a whole number above one is the tensor parallel size, a fraction shares a
+    GPU, 0 runs on the CPU. Without it, what the model's size asks for.
     """
     cpus_per_replica: Annotated[PositiveFloat | None, MayChange()] = None
     """CPU cores of a replica, which decode and prepare its images. Without it, its share of a
@@ -98,8 +98,8 @@ class LocalModelSection(Section):
         return engine_kind(self.engine)
 
     @property
-    def cards(self) -> float:
-        """Cards of a replica, 1 where neither the configuration nor a run's placement says; none
+    def gpus(self) -> float:
+        """GPUs of a replica, 1 where neither the configuration nor a run's placement says; none
         behind an API.
         """
         return (
@@ -123,7 +123,7 @@ class LocalModelSection(Section):
     @property
     def most_replicas(self) -> int | None:
         """Engine actors a stage may grow to; None: as many as the cluster gives."""
-        return self.max_replicas or (None if self.cards else self.min_replicas)
+        return self.max_replicas or (None if self.gpus else self.min_replicas)
 
     @model_validator(mode="before")
     @classmethod
@@ -143,9 +143,9 @@ class LocalModelSection(Section):
                 f"max_replicas={self.max_replicas} is below min_replicas={self.min_replicas};"
                 " raise the first or lower the second"
             )
-        if self.cards > 1 and self.cards != int(self.cards):
+        if self.gpus > 1 and self.gpus != int(self.gpus):
             raise ValueError(
-                f"gpus_per_replica={self.gpus_per_replica}: above one card it must be a whole"
+                f"gpus_per_replica={self.gpus_per_replica}: above one GPU it must be a whole"
                 " number (the tensor parallel size)"
             )
         if self.engine_options and not self.kind.takes_options:

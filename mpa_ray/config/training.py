@@ -53,7 +53,7 @@ class LevelSection(Section):
     """Gradients are clipped to this norm."""
     zero_stage: Annotated[Literal[1, 2, 3] | None, MayChange()] = None
     """DeepSpeed ZeRO: what is split over the workers: 1 the optimizer's state, 2 also the
-    gradients, 3 also the weights. Without it, 2, or 3 where only that fits the cards.
+    gradients, 3 also the weights. Without it, 2, or 3 where only that fits the GPUs.
     """
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the forward and backward pass. The optimizer's copy of the weights is always float32."""
@@ -66,12 +66,12 @@ class LevelSection(Section):
     merged into the model at the end (a comparison).
     """
     workers: Annotated[PositiveInt | None, MayChange()] = None
-    """Training processes, one card each. Without it, as many as the cards and the batch give work
+    """Training processes, one GPU each. Without it, as many as the GPUs and the batch give work
     to; on the CPU 1.
     """
     min_workers: Annotated[PositiveInt | None, MayChange()] = None
     """Where nodes are lost, training goes on with fewer workers, down to these; the batch stays
-    what it is. Without it, the fewest whose cards hold the model's state.
+    what it is. Without it, the fewest whose GPUs hold the model's state.
     """
     node_labels: dict[
         str, Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]

@@ -28,7 +28,7 @@ def load(model: LocalModelSection, **_: object) -> "TransformersEngine":
 
 
 class TransformersEngine:
-    """One model on one card, or on the CPU. The model runs in a thread; requests that come
+    """One model on one GPU, or on the CPU. The model runs in a thread; requests that come
     meanwhile are its next batch.
     """
 
@@ -36,7 +36,7 @@ class TransformersEngine:
         import torch
         from transformers import AutoModelForImageTextToText
 
-        self._device = "cuda" if model.cards else "cpu"
+        self._device = "cuda" if model.gpus else "cpu"
         self._processor = load_processor(model)
         self._image_arguments = image_arguments(model)
         dtype = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)

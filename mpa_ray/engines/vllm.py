@@ -24,12 +24,12 @@ def load(model: LocalModelSection, **_: object) -> "VllmEngine":
 
 
 class VllmEngine:
-    """One model on one or several cards, or on the CPU. vLLM runs the model in a process of its
+    """One model on one or several GPUs, or on the CPU. vLLM runs the model in a process of its
     own, which ends with this one.
     """
 
     def __init__(self, model: LocalModelSection) -> None:
-        on_cpu = model.cards == 0
+        on_cpu = model.gpus == 0
         if on_cpu:
             _set_up_cpu(model)
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -37,8 +37,8 @@ class VllmEngine:
 
         options = {
             "max_num_seqs": model.in_flight,
-            "tensor_parallel_size": max(1, int(model.cards)),
-            **({} if on_cpu else _card_memory(model)),
+            "tensor_parallel_size": max(1, int(model.gpus)),
+            **({} if on_cpu else _gpu_memory(model)),
             # Compiling pays after many thousands of images; on the CPU it takes longer than a small
             # run.
             "enforce_eager": on_cpu,
@@ -122,29 +122,29 @@ def _image_word(engine: Any) -> str:
     return model.get_placeholder_str("image", 1)
 
 
-def _card_memory(model: LocalModelSection) -> dict[str, Any]:
+def _gpu_memory(model: LocalModelSection) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
     return memory_options(
-        model, card_bytes=current_platform.get_device_total_memory(), size=size_of(model)
+        model, gpu_bytes=current_platform.get_device_total_memory(), size=size_of(model)
     )
 
 
 def memory_options(
-    model: LocalModelSection, *, card_bytes: int, size: ModelSize | None
+    model: LocalModelSection, *, gpu_bytes: int, size: ModelSize | None
 ) -> dict[str, Any]:
-    """What vLLM is told of a card's memory. On a card that is shared, the KV cache's size too: else
-    vLLM measures what is used on the card while the model loads, and an engine that loads beside it
+    """What vLLM is told of a GPU's memory. On a GPU that is shared, the KV cache's size too: else
+    vLLM measures what is used on the GPU while the model loads, and an engine that loads beside it
     would be counted in.
     """
     if (
-        model.cards >= 1
+        model.gpus >= 1
         or size is None
         or model.engine_options.keys() & {"gpu_memory_utilization", "kv_cache_memory_bytes"}
     ):
-        return {"gpu_memory_utilization": USED * min(1.0, model.cards)}
-    kv_bytes = int(USED * model.cards * card_bytes - size.weight_bytes - ENGINE_GIB * GIB)
-    return {"gpu_memory_utilization": USED * model.cards} | (
+        return {"gpu_memory_utilization": USED * min(1.0, model.gpus)}
+    kv_bytes = int(USED * model.gpus * gpu_bytes - size.weight_bytes - ENGINE_GIB * GIB)
+    return {"gpu_memory_utilization": USED * model.gpus} | (
         {"kv_cache_memory_bytes": kv_bytes} if kv_bytes > 0 else {}
     )
 

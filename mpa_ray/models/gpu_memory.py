@@ -1,4 +1,4 @@
-"""What fits on a card: weights and KV cache while a model is served, Adam's state while it is
+"""What fits on a GPU: weights and KV cache while a model is served, Adam's state while it is
 trained. Arithmetic alone.
 """
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from mpa_ray.config import LocalModelSection
 from mpa_ray.models.size import GIB, ModelSize
 
-# The share of a card that an engine takes; the rest is the driver's and what fragments.
+# The share of a GPU that an engine takes; the rest is the driver's and what fragments.
 USED = 0.9
-# Of a card, beside weights and KV cache: the CUDA context, graphs, and the activations of a prefill
+# Of a GPU, beside weights and KV cache: the CUDA context, graphs, and the activations of a prefill
 # and of the vision tower.
 ENGINE_GIB = 3.0
-# Of a card, beside what Adam keeps: the CUDA context, and activations of a micro-batch of 4 with
+# Of a GPU, beside what Adam keeps: the CUDA context, and activations of a micro-batch of 4 with
 # gradient checkpointing.
 _ACTIVATIONS_GIB = 6.0
 _TEXT_TOKENS = 384
@@ -22,7 +22,7 @@ _PIXELS_PER_TOKEN = 28 * 28
 
 # Memory by Ray's accelerator types, as the driver reports it. An A100 of unknown size is taken for
 # the small one.
-_CARD_GIB = {
+_GPU_GIB = {
     "T4": 15.0,
     "V100": 16.0,
     "P100": 16.0,
@@ -45,11 +45,11 @@ _CARD_GIB = {
 }
 
 
-def card_memory(accelerator_types: Sequence[str], otherwise: float) -> float:
-    """GiB of the smallest card among `accelerator_types`, by Ray's names; `otherwise` where one of
+def smallest_gpu_gib(accelerator_types: Sequence[str], otherwise: float) -> float:
+    """GiB of the smallest GPU among `accelerator_types`, by Ray's names; `otherwise` where one of
     them is unknown or there is none.
     """
-    known = [_CARD_GIB.get(name, otherwise) for name in accelerator_types]
+    known = [_GPU_GIB.get(name, otherwise) for name in accelerator_types]
     return min(known, default=otherwise)
 
 
@@ -60,13 +60,13 @@ def _kv_bytes_of_image(size: ModelSize, model: LocalModelSection) -> int:
     )
 
 
-def images_in_flight(size: ModelSize, model: LocalModelSection, *, card_gib: float) -> int:
-    """As many as fill half of the KV cache that the cards of a replica (`model.cards`) leave, so
+def images_in_flight(size: ModelSize, model: LocalModelSection, *, gpu_gib: float) -> int:
+    """As many as fill half of the KV cache that the GPUs of a replica (`model.gpus`) leave, so
     that an image's blocks outlast the moment between its two questions; at least what placement
-    counts on, and no more than keeps a card busy.
+    counts on, and no more than keeps a GPU busy.
     """
     kv_bytes = (
-        USED * model.cards * card_gib - ENGINE_GIB * max(1, int(model.cards))
+        USED * model.gpus * gpu_gib - ENGINE_GIB * max(1, int(model.gpus))
     ) * GIB - size.weight_bytes
     return min(
         _MOST_IN_FLIGHT, max(model.in_flight, int(kv_bytes / 2 / _kv_bytes_of_image(size, model)))
@@ -78,38 +78,38 @@ def kv_gib(size: ModelSize, model: LocalModelSection) -> float:
     return model.in_flight * _kv_bytes_of_image(size, model) / GIB
 
 
-def serving_gib(size: ModelSize, model: LocalModelSection, cards: int = 1) -> float:
-    """GiB that a replica needs on each of its cards: its part of the weights and of the KV cache,
+def serving_gib(size: ModelSize, model: LocalModelSection, gpus: int = 1) -> float:
+    """GiB that a replica needs on each of its GPUs: its part of the weights and of the KV cache,
     and the engine's own.
     """
-    return (size.weight_bytes / GIB + kv_gib(size, model)) / cards + ENGINE_GIB
+    return (size.weight_bytes / GIB + kv_gib(size, model)) / gpus + ENGINE_GIB
 
 
 def tensor_parallel_size(
-    size: ModelSize, model: LocalModelSection, *, card_gib: float, most: int
+    size: ModelSize, model: LocalModelSection, *, gpu_gib: float, most: int
 ) -> int | None:
-    """The fewest cards that hold a replica: a power of two up to `most` that divides its attention
+    """The fewest GPUs that hold a replica: a power of two up to `most` that divides its attention
     heads. None where even those do not.
     """
-    for cards in (1, 2, 4, 8):
-        divides = size.heads is None or size.heads % cards == 0
-        if cards <= most and divides and serving_gib(size, model, cards) <= USED * card_gib:
-            return cards
+    for gpus in (1, 2, 4, 8):
+        divides = size.heads is None or size.heads % gpus == 0
+        if gpus <= most and divides and serving_gib(size, model, gpus) <= USED * gpu_gib:
+            return gpus
     return None
 
 
-def card_share(size: ModelSize, model: LocalModelSection, *, card_gib: float) -> float:
-    """The share of one card that holds a replica, in twentieths, rounded up; above 1 where a card
+def gpu_share(size: ModelSize, model: LocalModelSection, *, gpu_gib: float) -> float:
+    """The share of one GPU that holds a replica, in twentieths, rounded up; above 1 where a GPU
     is too small.
     """
-    return math.ceil(20 * serving_gib(size, model) / (USED * card_gib)) / 20
+    return math.ceil(20 * serving_gib(size, model) / (USED * gpu_gib)) / 20
 
 
 def training_gib(parameters: int, *, stage: int, workers: int, lora: bool = False) -> float:
-    """GiB of a card for weights, gradients and Adam's state in mixed precision (2 + 2 + 12 bytes a
+    """GiB of a GPU for weights, gradients and Adam's state in mixed precision (2 + 2 + 12 bytes a
     parameter), split as ZeRO does.
 
-    2.2 billion: 35 GB on one card, 15 GB at stage 2 over 3; 4.15 billion: 66 GB, 28 GB, and 22 GB
+    2.2 billion: 35 GB on one GPU, 15 GB at stage 2 over 3; 4.15 billion: 66 GB, 28 GB, and 22 GB
     at stage 3.
     """
     weights, gradients, adam = (2, 0, 0) if lora else (2, 2, 12)
@@ -120,15 +120,14 @@ def training_gib(parameters: int, *, stage: int, workers: int, lora: bool = Fals
 
 
 def fewest_workers(
-    parameters: int, *, stage: int, card_gib: float, most: int, lora: bool = False
+    parameters: int, *, stage: int, gpu_gib: float, most: int, lora: bool = False
 ) -> int | None:
-    """The fewest workers, up to `most`, whose cards hold the model's state beside activations; None
+    """The fewest workers, up to `most`, whose GPUs hold the model's state beside activations; None
     where none do.
     """
     fits = (
         n
         for n in range(1, most + 1)
-        if training_gib(parameters, stage=stage, workers=n, lora=lora)
-        <= card_gib - _ACTIVATIONS_GIB
+        if training_gib(parameters, stage=stage, workers=n, lora=lora) <= gpu_gib - _ACTIVATIONS_GIB
     )
     return next(fits, None)

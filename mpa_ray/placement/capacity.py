@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from mpa_ray.config import ClusterSection, Config, LocalModelSection
 from mpa_ray.errors import RunError
-from mpa_ray.models.gpu_memory import card_memory
+from mpa_ray.models.gpu_memory import smallest_gpu_gib
 from mpa_ray.models.size import size_of
 from mpa_ray.observability.progress import duration, say
 from mpa_ray.observability.side_by_side import is_interrupted
-from mpa_ray.placement.place import Cluster, Placement, models_of, place, take_cards
+from mpa_ray.placement.place import Cluster, Placement, models_of, place, take_gpus
 from mpa_ray.placement.place import bundles as bundles_of
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
 _SAY_EVERY_S = 15.0
-_CARDS_OF_A_NODE = 8
-# A resource that Ray gives each node with cards it knows, 1 of it.
-_CARD_TYPE = "accelerator_type:"
+_GPUS_OF_A_NODE = 8
+# A resource that Ray gives each node with GPUs it knows, 1 of it.
+_GPU_TYPE = "accelerator_type:"
 # What version 1 calls node types where it only watches a cluster that somebody else made.
 _WATCHED = "node_"
 
@@ -97,31 +97,31 @@ def cluster_of(settings: ClusterSection) -> Cluster:
     from ray import nodes
 
     living = [node for node in nodes() if node["Alive"]]
-    with_cards = [node for node in living if node["Resources"].get("GPU")]
-    cards = sorted((int(node["Resources"]["GPU"]) for node in with_cards), reverse=True)
-    largest = settings.gpus_per_node or max(cards, default=_CARDS_OF_A_NODE)
+    with_gpus = [node for node in living if node["Resources"].get("GPU")]
+    gpus = sorted((int(node["Resources"]["GPU"]) for node in with_gpus), reverse=True)
+    largest = settings.gpus_per_node or max(gpus, default=_GPUS_OF_A_NODE)
     grows = autoscaler().grows
     bounded = settings.gpus is not None or not grows
     if settings.gpus is not None:
         whole, rest = divmod(settings.gpus, largest)
-        cards = [largest] * whole + [rest] * bool(rest)
+        gpus = [largest] * whole + [rest] * bool(rest)
     elif not bounded:
-        cards = []
+        gpus = []
     cpus = [
-        (node["Resources"].get("CPU", 0.0) - 1) / node["Resources"]["GPU"] for node in with_cards
+        (node["Resources"].get("CPU", 0.0) - 1) / node["Resources"]["GPU"] for node in with_gpus
     ]
     types = [
-        name.removeprefix(_CARD_TYPE)
-        for node in with_cards
+        name.removeprefix(_GPU_TYPE)
+        for node in with_gpus
         for name in node["Resources"]
-        if name.startswith(_CARD_TYPE)
+        if name.startswith(_GPU_TYPE)
     ]
     return Cluster(
-        nodes=tuple(cards),
+        nodes=tuple(gpus),
         bounded=bounded,
-        largest=max(cards) if bounded and cards else largest,
-        cpus_per_card=min(cpus, default=None),
-        card_gib=card_memory(types, settings.gpu_memory_gib),
+        largest=max(gpus) if bounded and gpus else largest,
+        cpus_per_gpu=min(cpus, default=None),
+        gpu_gib=smallest_gpu_gib(types, settings.gpu_memory_gib),
         cpus=None if grows else sum(node["Resources"].get("CPU", 0.0) for node in living),
     )
 
@@ -415,12 +415,12 @@ def lacking(bundles: Sequence[Resources], nodes: Sequence[Resources]) -> str | N
             {name: amount for name, amount in bundle.items() if name != "GPU"},
             bundle.get("GPU", 0.0),
         )
-        # Cards are the last to be looked at: looking takes them.
+        # GPUs are the last to be looked at: looking takes them.
         room = next(
             (
                 node
-                for node, cards in free
-                if _fits(rest, node) and (not wanted or take_cards(cards, wanted))
+                for node, gpus in free
+                if _fits(rest, node) and (not wanted or take_gpus(gpus, wanted))
             ),
             None,
         )

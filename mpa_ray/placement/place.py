@@ -14,8 +14,8 @@ from mpa_ray.config import Config, LevelSection, LocalModelSection
 from mpa_ray.config.hyperparameters import with_hyperparameters
 from mpa_ray.models.gpu_memory import (
     USED,
-    card_share,
     fewest_workers,
+    gpu_share,
     images_in_flight,
     kv_gib,
     serving_gib,
@@ -24,11 +24,11 @@ from mpa_ray.models.gpu_memory import (
 )
 from mpa_ray.models.size import GIB, ModelSize
 
-# Below it the engine's own work on the CPU, and not the card, bounds the rate: two engines on a
-# card overlap theirs.
+# Below it the engine's own work on the CPU, and not the GPU, bounds the rate: two engines on a
+# GPU overlap theirs.
 _TINY = 1_000_000_000
-_MOST_CARDS = 8
-_MOST_CPUS_PER_CARD = 8
+_MOST_GPUS = 8
+_MOST_CPUS_PER_GPU = 8
 _LEAST_CPUS = 0.1
 _CHOSEN = (
     "gpus_per_replica",
@@ -44,25 +44,25 @@ class Cluster:
     """What the cluster has, or may grow to.
 
     Attributes:
-        nodes: the cards of each node that has some, the largest first; of one that grows, what it
+        nodes: the GPUs of each node that has some, the largest first; of one that grows, what it
             may grow to where that is known.
-        bounded: whether there will be no more cards than those.
-        largest: cards of the largest node there is or can be.
-        cpus_per_card: CPU cores of a node with cards, by its cards; None where no such node is
+        bounded: whether there will be no more GPUs than those.
+        largest: GPUs of the largest node there is or can be.
+        cpus_per_gpu: CPU cores of a node with GPUs, by its GPUs; None where no such node is
             there yet.
-        card_gib: memory of a card, in GiB; of the smallest where they differ.
+        gpu_gib: memory of a GPU, in GiB; of the smallest where they differ.
         cpus: CPU cores of all nodes; None where more may come.
     """
 
     nodes: tuple[int, ...]
     bounded: bool
     largest: int
-    cpus_per_card: float | None
-    card_gib: float
+    cpus_per_gpu: float | None
+    gpu_gib: float
     cpus: float | None = None
 
     @property
-    def cards(self) -> int:
+    def gpus(self) -> int:
         return sum(self.nodes)
 
 
@@ -96,13 +96,15 @@ def place(
     sections = models_of(config)
     lines = (
         [_cluster_line(cluster)]
-        if any(_on_cards(model) for model in sections.values()) or config.pl.gpus_per_worker
+        if any(_on_gpus(model) for model in sections.values()) or config.pl.gpus_per_worker
         else []
     )
     placed = _place_engines(sections, sizes, cluster, asked)
-    # As it is read back from run.json.
+    # As it is read back from run.json, whose keys stay what they were.
+    keys = {"cpus_per_gpu": "cpus_per_card", "gpu_gib": "card_gib"}
     record: dict[str, Any] = {
-        "cluster": asdict(cluster) | {"nodes": list(cluster.nodes)},
+        "cluster": {keys.get(key, key): value for key, value in asdict(cluster).items()}
+        | {"nodes": list(cluster.nodes)},
         "models": {},
     }
     shown = {*asked, "svlm", *(["lvlm"] if config.evaluate.lvlm else [])}
@@ -146,7 +148,7 @@ def bundles(models: Sequence[LocalModelSection]) -> list[dict[str, float]]:
     replicas, and a core to read and write.
     """
     asked = [
-        bundle(cpus=model.cpus, cards=model.cards)
+        bundle(cpus=model.cpus, gpus=model.gpus)
         for model in models
         for _ in range(model.min_replicas)
     ]
@@ -155,16 +157,16 @@ def bundles(models: Sequence[LocalModelSection]) -> list[dict[str, float]]:
 
 def training_bundles(settings: LevelSection, workers: int) -> list[dict[str, float]]:
     """What `workers` training processes ask for together."""
-    return [bundle(cpus=settings.cpus_per_worker, cards=settings.gpus_per_worker)] * workers
+    return [bundle(cpus=settings.cpus_per_worker, gpus=settings.gpus_per_worker)] * workers
 
 
-def bundle(*, cpus: float, cards: float) -> dict[str, float]:
+def bundle(*, cpus: float, gpus: float) -> dict[str, float]:
     """Resources on one node, as Ray names them."""
-    return {"CPU": cpus} | ({"GPU": float(cards)} if cards else {})
+    return {"CPU": cpus} | ({"GPU": float(gpus)} if gpus else {})
 
 
-def _on_cards(model: LocalModelSection) -> bool:
-    return model.cards > 0
+def _on_gpus(model: LocalModelSection) -> bool:
+    return model.gpus > 0
 
 
 def _place_engines(
@@ -173,27 +175,27 @@ def _place_engines(
     cluster: Cluster,
     asked: Sequence[str],
 ) -> dict[str, LocalModelSection]:
-    cards = {
-        name: _own_cards(model, sizes.get(name), cluster)
+    gpus = {
+        name: _own_gpus(model, sizes.get(name), cluster)
         for name, model in sections.items()
-        if _on_cards(model)
+        if _on_gpus(model)
     }
-    together = [name for name in asked if name in cards]
-    shared = _shares(together, sections, sizes, cluster, cards)
-    cards |= shared
-    replicas = _replicas(together, sections, sizes, cluster, cards, shared=bool(shared))
+    together = [name for name in asked if name in gpus]
+    shared = _shares(together, sections, sizes, cluster, gpus)
+    gpus |= shared
+    replicas = _replicas(together, sections, sizes, cluster, gpus, shared=bool(shared))
     placed = {}
     cpus = {
-        name: model.cpus_per_replica or (_cpus(cards[name], cluster) if name in cards else None)
+        name: model.cpus_per_replica or (_cpus(gpus[name], cluster) if name in gpus else None)
         for name, model in sections.items()
     }
-    on_cpu = _cpus_without_cards(cpus, sections, cluster, asked)
+    on_cpu = _cpus_without_gpus(cpus, sections, cluster, asked)
     for name, model in sections.items():
         most = model.most_replicas or (
             max(model.min_replicas, replicas[name]) if replicas.get(name) else None
         )
         update = {
-            "gpus_per_replica": cards.get(
+            "gpus_per_replica": gpus.get(
                 name, 0.0 if model.gpus_per_replica == 0 else model.gpus_per_replica
             ),
             "cpus_per_replica": cpus[name] or on_cpu,
@@ -202,27 +204,27 @@ def _place_engines(
         chosen = model.model_copy(update=update)
         if (
             model.kind.has_kv_cache
-            and name in cards
+            and name in gpus
             and (size := sizes.get(name))
             and model.images_in_flight is None
         ):
-            in_flight = images_in_flight(size, chosen, card_gib=cluster.card_gib)
+            in_flight = images_in_flight(size, chosen, gpu_gib=cluster.gpu_gib)
             chosen = chosen.model_copy(update={"images_in_flight": in_flight})
         placed[name] = chosen
     return placed
 
 
-def _own_cards(model: LocalModelSection, size: ModelSize | None, cluster: Cluster) -> float:
-    """Cards of a replica that shares with no other model."""
+def _own_gpus(model: LocalModelSection, size: ModelSize | None, cluster: Cluster) -> float:
+    """GPUs of a replica that shares with no other model."""
     if model.gpus_per_replica is not None or size is None:
-        return model.cards
-    if size.parameters < _TINY and card_share(size, model, card_gib=cluster.card_gib) <= 0.5:
+        return model.gpus
+    if size.parameters < _TINY and gpu_share(size, model, gpu_gib=cluster.gpu_gib) <= 0.5:
         return 0.5
     # Where no size fits, the largest is asked for: the engine then says by how much memory it
     # fails.
-    most = min(cluster.largest, _MOST_CARDS)
+    most = min(cluster.largest, _MOST_GPUS)
     return float(
-        tensor_parallel_size(size, model, card_gib=cluster.card_gib, most=most) or max(1, most)
+        tensor_parallel_size(size, model, gpu_gib=cluster.gpu_gib, most=most) or max(1, most)
     )
 
 
@@ -231,19 +233,19 @@ def _shares(
     sections: Mapping[str, LocalModelSection],
     sizes: Mapping[str, ModelSize | None],
     cluster: Cluster,
-    cards: Mapping[str, float],
+    gpus: Mapping[str, float],
 ) -> dict[str, float]:
-    """Where the cards are too few for one each: the share of a card that each model gets, so that
-    all of them are on every card.
+    """Where the GPUs are too few for one each: the share of a GPU that each model gets, so that
+    all of them are on every GPU.
     """
-    needed = sum(cards[name] * sections[name].min_replicas for name in together)
-    if not cluster.bounded or not cluster.cards or needed <= cluster.cards or len(together) < 2:
+    needed = sum(gpus[name] * sections[name].min_replicas for name in together)
+    if not cluster.bounded or not cluster.gpus or needed <= cluster.gpus or len(together) < 2:
         return {}
     known = {name: size for name in together if (size := sizes.get(name))}
     if any(sections[name].gpus_per_replica is not None or name not in known for name in together):
         return {}
     shares = {
-        name: card_share(size, sections[name], card_gib=cluster.card_gib)
+        name: gpu_share(size, sections[name], gpu_gib=cluster.gpu_gib)
         for name, size in known.items()
     }
     rest = 1 - sum(shares.values())
@@ -261,22 +263,22 @@ def _replicas(
     sections: Mapping[str, LocalModelSection],
     sizes: Mapping[str, ModelSize | None],
     cluster: Cluster,
-    cards: Mapping[str, float],
+    gpus: Mapping[str, float],
     *,
     shared: bool,
 ) -> dict[str, int]:
-    """How many replicas each model gets of a bounded number of cards; by their work, so that none
+    """How many replicas each model gets of a bounded number of GPUs; by their work, so that none
     waits for the other. {}: no bound.
     """
-    if not cluster.bounded or not cluster.cards:
+    if not cluster.bounded or not cluster.gpus:
         return {}
     if shared:
-        return {name: cluster.cards for name in together}
+        return {name: cluster.gpus for name in together}
     free = [[1.0] * node for node in cluster.nodes]
     replicas = dict.fromkeys(together, 0)
-    for name in sorted(together, key=lambda name: -cards[name]):
+    for name in sorted(together, key=lambda name: -gpus[name]):
         for _ in range(sections[name].min_replicas):
-            replicas[name] += take_cards(free, cards[name])
+            replicas[name] += take_gpus(free, gpus[name])
     open_ones = list(together)
     while open_ones := [
         name for name in open_ones if replicas[name] < (sections[name].max_replicas or math.inf)
@@ -284,38 +286,36 @@ def _replicas(
         name = max(
             open_ones, key=lambda name: _work(name, sizes.get(name)) / max(1, replicas[name])
         )
-        taken = take_cards(free, cards[name])
+        taken = take_gpus(free, gpus[name])
         replicas[name] += taken
         if not taken:
             open_ones.remove(name)
     return {name: max(1, count) for name, count in replicas.items()}
 
 
-def take_cards(free: list[list[float]], cards: float) -> bool:
-    """Takes a share of the fullest card that has it, or whole cards of the fullest node that has
+def take_gpus(free: list[list[float]], gpus: float) -> bool:
+    """Takes a share of the fullest GPU that has it, or whole GPUs of the fullest node that has
     them. False where there are none.
 
     Args:
-        free: what is free of each card of each node; what is taken is taken from it.
-        cards: of a replica.
+        free: what is free of each GPU of each node; what is taken is taken from it.
+        gpus: of a replica.
     """
-    if cards < 1:
+    if gpus < 1:
         fitting = [
             (left, node, place)
             for node, left_of in enumerate(free)
             for place, left in enumerate(left_of)
-            if left + 1e-9 >= cards
+            if left + 1e-9 >= gpus
         ]
         if fitting:
             _, node, place = min(fitting)
-            free[node][place] -= cards
+            free[node][place] -= gpus
         return bool(fitting)
-    whole = [
-        (node.count(1.0), place) for place, node in enumerate(free) if node.count(1.0) >= cards
-    ]
+    whole = [(node.count(1.0), place) for place, node in enumerate(free) if node.count(1.0) >= gpus]
     if whole:
         fullest = free[min(whole)[1]]
-        for _ in range(int(cards)):
+        for _ in range(int(gpus)):
             fullest[fullest.index(1.0)] = 0.0
     return bool(whole)
 
@@ -328,7 +328,7 @@ def _work(name: str, size: ModelSize | None) -> float:
     return parameters * (3 if name == "lvlm" else 1)
 
 
-def _cpus_without_cards(
+def _cpus_without_gpus(
     cpus: Mapping[str, float | None],
     sections: Mapping[str, LocalModelSection],
     cluster: Cluster,
@@ -352,11 +352,11 @@ def _cpus_without_cards(
     return min(1.0, max(_LEAST_CPUS, math.floor(10 * room) / 10))
 
 
-def _cpus(cards: float, cluster: Cluster) -> float:
-    if cluster.cpus_per_card is None:
+def _cpus(gpus: float, cluster: Cluster) -> float:
+    if cluster.cpus_per_gpu is None:
         return 1.0
-    cpus = cards * min(_MOST_CPUS_PER_CARD, cluster.cpus_per_card)
-    # On a node with fewer cores than cards, a part of one: reserved cores are figures, and one must
+    cpus = gpus * min(_MOST_CPUS_PER_GPU, cluster.cpus_per_gpu)
+    # On a node with fewer cores than GPUs, a part of one: reserved cores are figures, and one must
     # stay free.
     return float(math.floor(cpus)) if cpus >= 1 else max(_LEAST_CPUS, math.floor(10 * cpus) / 10)
 
@@ -371,13 +371,13 @@ def _place_training(
         least = workers if settings.node_labels else settings.min_workers or 1
         chosen = {"workers": workers, "zero_stage": settings.zero_stage or 2, "min_workers": least}
         return settings.model_copy(update=chosen), f"PL: {_count(workers, 'worker')} on the CPU"
-    most = settings.workers or max(1, cluster.cards if cluster.bounded else cluster.largest)
+    most = settings.workers or max(1, cluster.gpus if cluster.bounded else cluster.largest)
     lora = bool(settings.lora_rank)
     stages = (settings.zero_stage,) if settings.zero_stage else (2,) if lora else (2, 3)
     fits = (
         {
             s: fewest_workers(
-                size.parameters, stage=s, card_gib=cluster.card_gib, most=most, lora=lora
+                size.parameters, stage=s, gpu_gib=cluster.gpu_gib, most=most, lora=lora
             )
             for s in stages
         }
@@ -392,15 +392,15 @@ def _place_training(
     least = workers if settings.node_labels else settings.min_workers or min(fewest, workers)
     needed = (
         f", {training_gib(size.parameters, stage=stage, workers=workers, lora=lora):.0f} GiB of"
-        " state a card"
+        " state per GPU"
         if size
         else ""
     )
     at_least = f", going on with {least} where nodes are lost" if least < workers else ""
-    line = f"PL: {_count(workers, 'worker')}, a card each, ZeRO stage {stage}{needed}{at_least}"
+    line = f"PL: {_count(workers, 'worker')}, one GPU each, ZeRO stage {stage}{needed}{at_least}"
     if fits and not fits[stage]:
         line += (
-            f"; that is too much for cards of {cluster.card_gib:.0f} GiB: more cards, larger"
+            f"; that is too much for GPUs of {cluster.gpu_gib:.0f} GiB: more GPUs, larger"
             " ones, or pl.lora_rank=16 would help"
         )
     return settings.model_copy(
@@ -412,22 +412,18 @@ def _cluster_line(cluster: Cluster) -> str:
     if not cluster.bounded:
         return (
             f"placement: the cluster grows as it is asked; nodes of up to {cluster.largest}"
-            f" cards of {cluster.card_gib:.0f} GiB"
+            f" GPUs of {cluster.gpu_gib:.0f} GiB"
         )
-    if not cluster.cards:
-        return "placement: there is no card in the cluster"
+    if not cluster.gpus:
+        return "placement: there is no GPU in the cluster"
     return (
-        f"placement: {_count(cluster.cards, 'card')} of {cluster.card_gib:.0f} GiB on"
+        f"placement: {_count(cluster.gpus, 'GPU')} of {cluster.gpu_gib:.0f} GiB on"
         f" {_count(len(cluster.nodes), 'node')}"
     )
 
 
 def _engine_line(
-    name: str,
-    asked: LocalModelSection,
-    model: LocalModelSection,
-    size: ModelSize | None,
-    cluster: Cluster,
+    name: str, asked: LocalModelSection, model: LocalModelSection, size: ModelSize | None, cluster: Cluster
 ) -> str:
     if model.kind.is_api:
         return f"{name}: asked through an API"
@@ -443,12 +439,12 @@ def _engine_line(
     if not model.gpus_per_replica:
         return f"{name}: on the CPU, replicas: {replicas}, {cores}"
     if model.gpus_per_replica < 1:
-        where = f"{model.gpus_per_replica:g} of a card"
+        where = f"{model.gpus_per_replica:g} of a GPU"
     else:
         where = (
-            "a card"
+            "one GPU"
             if model.gpus_per_replica == 1
-            else f"tensor parallel over {model.gpus_per_replica:g} cards"
+            else f"tensor parallel over {model.gpus_per_replica:g} GPUs"
         )
     why = "as configured"
     if asked.gpus_per_replica is None:
@@ -458,12 +454,12 @@ def _engine_line(
         why = (
             f"{size.parameters / 1e9:.1f}B parameters by {size.source},"
             f" {size.weight_bytes / GIB:.1f} GiB of weights and"
-            f" {kv_gib(size, model):.1f} of KV cache: {each:.1f} GiB a card"
+            f" {kv_gib(size, model):.1f} of KV cache: {each:.1f} GiB per GPU"
         )
-        if each > USED * cluster.card_gib:
+        if each > USED * cluster.gpu_gib:
             why += (
-                f", too much for cards of {cluster.card_gib:.0f} GiB; fp8 weights"
-                " (engine_options) or larger cards would help"
+                f", too much for GPUs of {cluster.gpu_gib:.0f} GiB; fp8 weights"
+                " (engine_options) or larger GPUs would help"
             )
     return (
         f"{name}: {where} ({why}), replicas: {replicas}, {cores}, {model.in_flight} images in"

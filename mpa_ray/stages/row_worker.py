@@ -348,5 +348,5 @@ def map_rows_with_model(
             max_tasks_in_flight_per_actor=2 * _PARTS_IN_FLIGHT,
         ),
         num_cpus=sum(model.cpus for model in stage.models),
-        num_gpus=sum(model.cards for model in stage.models) or None,
+        num_gpus=sum(model.gpus for model in stage.models) or None,
     )

@@ -1,4 +1,4 @@
-"""The Pseudo Annotator and the Parity Identifier in one actor: both models share a card and, where
+"""The Pseudo Annotator and the Parity Identifier in one actor: both models share a GPU and, where
 they are shown as many pixels, the decoded image.
 """
 

@@ -1,10 +1,10 @@
-"""Model FLOPs utilization (MFU): the share of a card's arithmetic that training uses, after
+"""Model FLOPs utilization (MFU): the share of a GPU's arithmetic that training uses, after
 Chowdhery et al. (PaLM, 2022), appendix B.
 """
 
 from typing import Any
 
-# Dense bf16 tensor FLOP/s without sparsity, by a part of the card's name, from NVIDIA's data
+# Dense bf16 tensor FLOP/s without sparsity, by a part of the GPU's name, from NVIDIA's data
 # sheets. The first that fits counts.
 _PEAK = (
     ("H200", 989e12),
@@ -43,14 +43,14 @@ def flops_per_token(model: Any) -> int:
     )
 
 
-def mfu(*, tokens_per_second: float, flops_per_token: int, workers: int, card: str) -> float | None:
-    """Between 0 and 1; None for a card that is not known, and for the CPU.
+def mfu(*, tokens_per_second: float, flops_per_token: int, workers: int, gpu: str) -> float | None:
+    """Between 0 and 1; None for a GPU that is not known, and for the CPU.
 
     Args:
         tokens_per_second: of all workers together, image tokens included.
         flops_per_token: see there.
-        workers: cards.
-        card: its name as `torch.cuda.get_device_name` gives it; "" for the CPU.
+        workers: GPUs.
+        gpu: its name as `torch.cuda.get_device_name` gives it; "" for the CPU.
     """
-    peak = next((flops for part, flops in _PEAK if part in card), None)
+    peak = next((flops for part, flops in _PEAK if part in gpu), None)
     return None if peak is None else flops_per_token * tokens_per_second / (workers * peak)

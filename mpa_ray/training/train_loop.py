@@ -207,7 +207,7 @@ class Trainer:
                 tokens_per_second=now.tokens / now.seconds,
                 flops_per_token=worker.size.flops_per_token,
                 workers=worker.workers,
-                card=worker.gpu,
+                gpu=worker.gpu,
             ),
             "seconds_to_go": now.seconds * to_come / now.samples,
             "workers": progress.groups,
@@ -321,7 +321,7 @@ def take_step(
         losses.append(loss.detach())
         learned += answered
         tokens += taught_tokens(batch)
-    # The card is waited for once a step, here.
+    # The GPU is waited for once a step, here.
     total = torch.tensor(
         [float(torch.stack(losses).double().sum()), learned, tokens], dtype=torch.float64
     )

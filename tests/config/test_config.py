@@ -109,9 +109,9 @@ def test_what_is_refused(settings: dict[str, Any], message: str) -> None:
         Config.model_validate(settings)
 
 
-@pytest.mark.parametrize("cards", [0, 0.25, 1, 2, 8])
-def test_cards_of_a_replica(cards: float) -> None:
-    assert ModelSection(gpus_per_replica=cards).gpus_per_replica == cards
+@pytest.mark.parametrize("gpus", [0, 0.25, 1, 2, 8])
+def test_gpus_of_a_replica(gpus: float) -> None:
+    assert ModelSection(gpus_per_replica=gpus).gpus_per_replica == gpus
 
 
 def test_replay_belongs_to_the_parity_set() -> None:

@@ -206,23 +206,23 @@ def test_an_image_the_processor_refuses_is_rejected_alone(ray_session: None) -> 
 )
 def test_memory_that_is_set_stays(options: dict[str, Any]) -> None:
     section = ModelSection(model="a/b-2B", gpus_per_replica=0.5, engine_options=options)
-    assert memory_options(section, card_bytes=48 * GIB, size=size_of(section)).keys() == {
+    assert memory_options(section, gpu_bytes=48 * GIB, size=size_of(section)).keys() == {
         "gpu_memory_utilization"
     }
 
 
-def test_a_whole_card_is_measured_and_a_share_is_told() -> None:
+def test_a_whole_gpu_is_measured_and_a_share_is_told() -> None:
     """A share's KV cache is what is left of it beside the weights and the engine's own."""
     whole = ModelSection(model="a/b-2B", gpus_per_replica=1)
-    assert memory_options(whole, card_bytes=48 * GIB, size=size_of(whole)) == {
+    assert memory_options(whole, gpu_bytes=48 * GIB, size=size_of(whole)) == {
         "gpu_memory_utilization": 0.9
     }
     share = whole.model_copy(update={"gpus_per_replica": 0.25})
-    found = memory_options(share, card_bytes=48 * GIB, size=size_of(share))
+    found = memory_options(share, gpu_bytes=48 * GIB, size=size_of(share))
     assert found["gpu_memory_utilization"] == pytest.approx(0.225)
     assert found["kv_cache_memory_bytes"] == pytest.approx(0.225 * 48 * GIB - 4e9 - 3 * GIB, abs=2)
     too_large = ModelSection(model="a/b-7B", gpus_per_replica=0.25)
-    assert memory_options(too_large, card_bytes=48 * GIB, size=size_of(too_large)).keys() == {
+    assert memory_options(too_large, gpu_bytes=48 * GIB, size=size_of(too_large)).keys() == {
         "gpu_memory_utilization"
     }
 

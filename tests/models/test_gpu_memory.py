@@ -1,4 +1,4 @@
-"""What fits on a card: figures of the paper's models that were computed by hand, and published
+"""What fits on a GPU: figures of the paper's models that were computed by hand, and published
 ones.
 """
 
@@ -6,12 +6,12 @@ import pytest
 
 from mpa_ray.config import ModelSection
 from mpa_ray.models.gpu_memory import (
-    card_memory,
-    card_share,
     fewest_workers,
+    gpu_share,
     images_in_flight,
     kv_gib,
     serving_gib,
+    smallest_gpu_gib,
     tensor_parallel_size,
     training_gib,
 )
@@ -49,14 +49,14 @@ TINY = ModelSize(
 )
 
 
-def test_a_72b_model_takes_four_cards_of_48_gib_and_two_of_80_do_not_hold_it() -> None:
+def test_a_72b_model_takes_four_gpus_of_48_gib_and_two_of_80_do_not_hold_it() -> None:
     model = ModelSection(model="a/b")
-    assert tensor_parallel_size(HUGE, model, card_gib=48, most=8) == 4
-    assert tensor_parallel_size(HUGE, model, card_gib=79.6, most=8) == 4, (
+    assert tensor_parallel_size(HUGE, model, gpu_gib=48, most=8) == 4
+    assert tensor_parallel_size(HUGE, model, gpu_gib=79.6, most=8) == 4, (
         "2 x 68 GiB of weights leave no room for the KV cache"
     )
-    assert tensor_parallel_size(HUGE, model, card_gib=140.4, most=8) == 2
-    assert tensor_parallel_size(HUGE, model, card_gib=48, most=2) is None
+    assert tensor_parallel_size(HUGE, model, gpu_gib=140.4, most=8) == 2
+    assert tensor_parallel_size(HUGE, model, gpu_gib=48, most=2) is None
 
 
 def test_a_tensor_parallel_size_divides_the_heads() -> None:
@@ -68,12 +68,12 @@ def test_a_tensor_parallel_size_divides_the_heads() -> None:
         heads=15,
         source="its files",
     )
-    assert tensor_parallel_size(odd, ModelSection(model="a/b"), card_gib=48, most=8) is None
+    assert tensor_parallel_size(odd, ModelSection(model="a/b"), gpu_gib=48, most=8) is None
 
 
-@pytest.mark.parametrize(("size", "cards"), [(TINY, 1), (SMALL, 1), (LARGE, 1)])
-def test_the_paper_s_models_fit_one_card(size: ModelSize, cards: int) -> None:
-    assert tensor_parallel_size(size, ModelSection(model="a/b"), card_gib=48, most=8) == cards
+@pytest.mark.parametrize(("size", "gpus"), [(TINY, 1), (SMALL, 1), (LARGE, 1)])
+def test_the_paper_s_models_fit_one_gpu(size: ModelSize, gpus: int) -> None:
+    assert tensor_parallel_size(size, ModelSection(model="a/b"), gpu_gib=48, most=8) == gpus
 
 
 def test_the_kv_cache_holds_the_images_in_flight() -> None:
@@ -85,35 +85,35 @@ def test_the_kv_cache_holds_the_images_in_flight() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "cards", "card_gib", "images"),
+    ("size", "gpus", "gpu_gib", "images"),
     [
         # 0.9 x 48 GiB less 3 of the engine and 15.4 of weights is 24.8 GiB: 518 images of 896
         # tokens, half of which are over the most.
         (LARGE, 1, 48, 128),
-        # 0.9 x 22.5 - 3 - 15.4 = 1.8 GiB: 37 images; but what the cards were chosen for is 32.
+        # 0.9 x 22.5 - 3 - 15.4 = 1.8 GiB: 37 images; but what the GPUs were chosen for is 32.
         (LARGE, 1, 22.5, 32),
-        # On a card that is shared: 0.9 x 0.45 x 48 - 3 - 15.4 = 1.0 GiB.
+        # On a GPU that is shared: 0.9 x 0.45 x 48 - 3 - 15.4 = 1.0 GiB.
         (LARGE, 0.45, 48, 32),
         # 4 x (0.9 x 48 - 3) - 136.7 = 24.1 GiB: 88 images of 280 MiB, half of them 44.
         (HUGE, 4, 48, 44),
     ],
 )
 def test_as_many_images_are_in_flight_as_half_of_the_kv_cache_holds(
-    size: ModelSize, cards: float, card_gib: float, images: int
+    size: ModelSize, gpus: float, gpu_gib: float, images: int
 ) -> None:
-    model = ModelSection(model="a/b", gpus_per_replica=cards)
-    assert images_in_flight(size, model, card_gib=card_gib) == images
+    model = ModelSection(model="a/b", gpus_per_replica=gpus)
+    assert images_in_flight(size, model, gpu_gib=gpu_gib) == images
 
 
-def test_shares_of_a_card_hold_what_they_are_for() -> None:
+def test_shares_of_a_gpu_hold_what_they_are_for() -> None:
     for size in (TINY, SMALL, LARGE):
-        share = card_share(size, ModelSection(model="a/b"), card_gib=48)
+        share = gpu_share(size, ModelSection(model="a/b"), gpu_gib=48)
         assert (
             0.9 * 48 * share
             >= serving_gib(size, ModelSection(model="a/b"))
             > 0.9 * 48 * (share - 0.05)
         )
-    assert card_share(HUGE, ModelSection(model="a/b"), card_gib=48) > 1
+    assert gpu_share(HUGE, ModelSection(model="a/b"), gpu_gib=48) > 1
 
 
 @pytest.mark.parametrize(
@@ -134,15 +134,15 @@ def test_what_adam_keeps(parameters: float, stage: int, workers: int, gigabytes:
 
 
 def test_the_fewest_workers_that_hold_a_model() -> None:
-    assert fewest_workers(2_209_000_000, stage=2, card_gib=48, most=8) == 1
-    assert fewest_workers(4_150_000_000, stage=2, card_gib=48, most=8) == 2
-    assert fewest_workers(4_150_000_000, stage=2, card_gib=22.5, most=8) == 7
-    assert fewest_workers(8_291_000_000, stage=2, card_gib=22.5, most=8) is None
-    assert fewest_workers(8_291_000_000, stage=3, card_gib=22.5, most=8) == 8
-    assert fewest_workers(8_291_000_000, stage=2, card_gib=22.5, most=1, lora=True) == 1
+    assert fewest_workers(2_209_000_000, stage=2, gpu_gib=48, most=8) == 1
+    assert fewest_workers(4_150_000_000, stage=2, gpu_gib=48, most=8) == 2
+    assert fewest_workers(4_150_000_000, stage=2, gpu_gib=22.5, most=8) == 7
+    assert fewest_workers(8_291_000_000, stage=2, gpu_gib=22.5, most=8) is None
+    assert fewest_workers(8_291_000_000, stage=3, gpu_gib=22.5, most=8) == 8
+    assert fewest_workers(8_291_000_000, stage=2, gpu_gib=22.5, most=1, lora=True) == 1
 
 
-def test_cards_are_known_by_ray_s_names_and_the_smallest_counts() -> None:
-    assert card_memory(["L40S", "H100"], 48) == 45.0
-    assert card_memory([], 48) == 48
-    assert card_memory(["A-CARD-OF-TOMORROW"], 96) == 96
+def test_gpus_are_known_by_ray_s_names_and_the_smallest_counts() -> None:
+    assert smallest_gpu_gib(["L40S", "H100"], 48) == 45.0
+    assert smallest_gpu_gib([], 48) == 48
+    assert smallest_gpu_gib(["A-GPU-OF-TOMORROW"], 96) == 96

@@ -13,14 +13,14 @@ from mpa_ray.errors import RunError
 from mpa_ray.placement import capacity
 from mpa_ray.placement.capacity import lacking, shown
 
-CARD = {"CPU": 1.0, "GPU": 1.0}
+GPU = {"CPU": 1.0, "GPU": 1.0}
 NODE = {"CPU": 8.0, "GPU": 4.0, "memory": 1e9}
 
 
 @pytest.mark.parametrize(
     ("bundles", "nodes", "clause"),
     [
-        ([CARD] * 4, [NODE], None),
+        ([GPU] * 4, [NODE], None),
         ([{"GPU": 0.7, "CPU": 1}, {"GPU": 0.3, "CPU": 1}], [{"CPU": 2.0, "GPU": 1.0}], None),
         (
             [{"GPU": 0.6, "CPU": 1}] * 3,
@@ -33,13 +33,13 @@ NODE = {"CPU": 8.0, "GPU": 4.0, "memory": 1e9}
             [NODE, NODE],
             "asks for 8 GPU on one node, and the largest node has 4",
         ),
-        ([CARD] * 9, [NODE, NODE], "asks for 9 GPU in all, and the cluster has 8"),
+        ([GPU] * 9, [NODE, NODE], "asks for 9 GPU in all, and the cluster has 8"),
         (
             [{"CPU": 16.0, "GPU": 1.0}],
             [NODE, {"CPU": 64.0}],
             "asks for {1 GPU, 16 CPU} on one node, and no node has all of it",
         ),
-        ([CARD], [], "asks for 1 CPU on one node, and the largest node has 0"),
+        ([GPU], [], "asks for 1 CPU on one node, and the largest node has 0"),
         (
             [{"CPU": 1.0, "GPU": 3.0}] * 2,
             [{"CPU": 9.0, "GPU": 4.0}, {"CPU": 9.0, "GPU": 2.0}],
@@ -55,7 +55,7 @@ def test_what_is_lacking(
 
 
 def test_bundles_for_people() -> None:
-    assert shown([CARD, CARD, {"CPU": 1.0}]) == "2 x {1 GPU, 1 CPU} + {1 CPU}"
+    assert shown([GPU, GPU, {"CPU": 1.0}]) == "2 x {1 GPU, 1 CPU} + {1 CPU}"
 
 
 def test_what_version_1_of_the_autoscaler_says() -> None:
@@ -95,9 +95,9 @@ def test_what_version_1_of_the_autoscaler_says() -> None:
     )
 
 
-def test_a_cluster_without_cards(ray_session: None) -> None:
+def test_a_cluster_without_gpus(ray_session: None) -> None:
     found = capacity.cluster_of(ClusterSection(gpu_memory_gib=24))
-    assert (found.nodes, found.bounded, found.card_gib, found.cpus_per_card) == ((), True, 24, None)
+    assert (found.nodes, found.bounded, found.gpu_gib, found.cpus_per_gpu) == ((), True, 24, None)
 
 
 def test_a_bound_that_is_set_counts(ray_session: None) -> None:
@@ -155,7 +155,7 @@ def test_a_model_alone_is_placed_or_refused(
             ModelSection(model="Qwen/Qwen2-VL-72B-Instruct"), config, what="evaluate"
         )
     assert (
-        "evaluate: tensor parallel over 4 cards (72.0B parameters by its name"
+        "evaluate: tensor parallel over 4 GPUs (72.0B parameters by its name"
         in capsys.readouterr().out
     )
     on_cpu = ModelSection(model="a/b-2B", gpus_per_replica=0)
@@ -185,7 +185,7 @@ def test_a_gang_waits_for_a_node_that_comes() -> None:
     assert "shortage: None" in said
     assert "PL: waiting for 2 x {1 GPU, 1 CPU}" in said
     assert (
-        "after: Cluster(nodes=(2,), bounded=True, largest=2, cpus_per_card=1.0, card_gib=45.0,"
+        "after: Cluster(nodes=(2,), bounded=True, largest=2, cpus_per_gpu=1.0, gpu_gib=45.0,"
         " cpus=" in said
     )
     assert "the stage itself had them next" in said

@@ -12,7 +12,7 @@ from mpa_ray.placement.place import (
     bundles,
     models_of,
     place,
-    take_cards,
+    take_gpus,
     training_bundles,
 )
 from tests.models.test_gpu_memory import HUGE, LARGE, SMALL, TINY
@@ -27,18 +27,18 @@ OF_4B = ModelSize(
 
 
 def cluster(
-    *nodes: int, card_gib: float = 48, bounded: bool = True, cpus_per_card: float | None = 11
+    *nodes: int, gpu_gib: float = 48, bounded: bool = True, cpus_per_gpu: float | None = 11
 ) -> Cluster:
     return Cluster(
         nodes=nodes,
         bounded=bounded,
         largest=max(nodes, default=8),
-        cpus_per_card=cpus_per_card,
-        card_gib=card_gib,
+        cpus_per_gpu=cpus_per_gpu,
+        gpu_gib=gpu_gib,
     )
 
 
-GROWS = cluster(bounded=False, cpus_per_card=None)
+GROWS = cluster(bounded=False, cpus_per_gpu=None)
 
 
 def config_with(
@@ -63,8 +63,8 @@ def placed(
     return place(config, sizes, on, asked=list(models_of(config)))
 
 
-def cards_used(config: Config) -> float:
-    return sum(model.max_replicas * model.cards for model in models_of(config).values())
+def gpus_used(config: Config) -> float:
+    return sum(model.max_replicas * model.gpus for model in models_of(config).values())
 
 
 def test_on_a_cluster_that_grows_each_model_asks_for_what_it_needs_and_grows_with_it() -> None:
@@ -78,7 +78,7 @@ def test_on_a_cluster_that_grows_each_model_asks_for_what_it_needs_and_grows_wit
     ]
 
 
-def test_images_in_flight_follow_the_card_and_what_is_set_stays() -> None:
+def test_images_in_flight_follow_the_gpu_and_what_is_set_stays() -> None:
     config = placed(config_with(svlm={"images_in_flight": 7}), cluster(2)).config
     assert (config.lvlm.images_in_flight, config.svlm.images_in_flight) == (128, 7)
     unknown = placed(config_with(), cluster(2), lvlm=None).config
@@ -87,7 +87,7 @@ def test_images_in_flight_follow_the_card_and_what_is_set_stays() -> None:
         assert placed(config_with(**elsewhere), cluster(2)).config.lvlm.in_flight == 32
 
 
-def test_cards_are_divided_by_the_models_work() -> None:
+def test_gpus_are_divided_by_the_models_work() -> None:
     config = placed(config_with(), cluster(4, 4)).config
     assert (config.lvlm.max_replicas, config.svlm.max_replicas) == (7, 1), (
         "7B three times an image, 2B once"
@@ -106,15 +106,15 @@ def test_a_replica_lies_on_one_node() -> None:
 
 @pytest.mark.parametrize("nodes", [(2,), (4,), (1, 1, 1), (8, 8), (5, 3)])
 @pytest.mark.parametrize("lvlm", [SMALL, LARGE, HUGE])
-def test_never_more_cards_than_there_are(nodes: tuple[int, ...], lvlm: ModelSize) -> None:
+def test_never_more_gpus_than_there_are(nodes: tuple[int, ...], lvlm: ModelSize) -> None:
     config = placed(config_with(jury=1), cluster(*nodes), lvlm=lvlm).config
-    fewest = sum(model.cards for model in models_of(config).values())
-    assert cards_used(config) <= sum(nodes) or fewest > sum(nodes), (
+    fewest = sum(model.gpus for model in models_of(config).values())
+    assert gpus_used(config) <= sum(nodes) or fewest > sum(nodes), (
         "what cannot be had is asked for all the same, and refused"
     )
 
 
-def test_two_models_share_the_only_card() -> None:
+def test_two_models_share_the_only_gpu() -> None:
     config = placed(config_with(), cluster(1)).config
     assert config.lvlm.gpus_per_replica + config.svlm.gpus_per_replica == pytest.approx(1)
     assert config.lvlm.gpus_per_replica > config.svlm.gpus_per_replica >= 0.2
@@ -122,16 +122,16 @@ def test_two_models_share_the_only_card() -> None:
     assert config.lvlm.cpus + config.svlm.cpus <= 9
 
 
-def test_a_jury_shares_each_of_too_few_cards() -> None:
-    config = placed(config_with(jury=1), cluster(2, card_gib=79.6)).config
+def test_a_jury_shares_each_of_too_few_gpus() -> None:
+    config = placed(config_with(jury=1), cluster(2, gpu_gib=79.6)).config
     shares = [model.gpus_per_replica for model in models_of(config).values()]
     assert sum(shares) == pytest.approx(1) and [
         model.max_replicas for model in models_of(config).values()
     ] == [2, 2, 2]
 
 
-def test_models_too_large_to_share_ask_for_cards_of_their_own() -> None:
-    config = placed(config_with(), cluster(1, card_gib=22.5)).config
+def test_models_too_large_to_share_ask_for_gpus_of_their_own() -> None:
+    config = placed(config_with(), cluster(1, gpu_gib=22.5)).config
     assert config.lvlm.gpus_per_replica == config.svlm.gpus_per_replica == 1, (
         "and the run ends with an error instead of a wait"
     )
@@ -140,12 +140,12 @@ def test_models_too_large_to_share_ask_for_cards_of_their_own() -> None:
 @pytest.mark.parametrize("nodes", [(1,), (4,), (8,), (2, 2)])
 @pytest.mark.parametrize("cores", [2, 4, 8, 16, 48, 192])
 def test_a_core_of_each_node_stays_free(nodes: tuple[int, ...], cores: int) -> None:
-    config = placed(config_with(), cluster(*nodes, cpus_per_card=(cores - 1) / max(nodes))).config
+    config = placed(config_with(), cluster(*nodes, cpus_per_gpu=(cores - 1) / max(nodes))).config
     reserved = sum(model.max_replicas * model.cpus for model in (config.lvlm, config.svlm))
     assert reserved <= len(nodes) * (cores - 1)
 
 
-def test_tiny_models_have_two_engines_on_a_card() -> None:
+def test_tiny_models_have_two_engines_on_a_gpu() -> None:
     config = placed(config_with(), cluster(4), svlm=TINY).config
     assert config.svlm.gpus_per_replica == 0.5
 
@@ -157,28 +157,28 @@ def test_what_is_set_stays() -> None:
     assert {name: getattr(config.lvlm, name) for name in asked} == asked
     assert {name: getattr(config.pl, name) for name in pl} == pl
     assert config.svlm.gpus_per_replica == 0.25 and config.svlm.max_replicas == 8, (
-        "on the two cards that are left"
+        "on the two GPUs that are left"
     )
 
 
-def test_shares_that_are_set_lie_on_one_card_each() -> None:
-    """As two models in one actor need them: no card holds two of the larger share."""
+def test_shares_that_are_set_lie_on_one_gpu_each() -> None:
+    """As two models in one actor need them: no GPU holds two of the larger share."""
     config = placed(
         config_with(gpus_per_replica=0.75, svlm={"gpus_per_replica": 0.25}), cluster(4, 4)
     ).config
     assert (config.lvlm.max_replicas, config.svlm.max_replicas) == (8, 8)
 
 
-@pytest.mark.parametrize("cards", [0.3, 0.5, 1, 2, 3])
-def test_cards_are_taken_until_none_is_left(cards: float) -> None:
+@pytest.mark.parametrize("gpus", [0.3, 0.5, 1, 2, 3])
+def test_gpus_are_taken_until_none_is_left(gpus: float) -> None:
     free = [[1.0] * 4, [1.0] * 3]
     count = 0
-    while take_cards(free, cards):
+    while take_gpus(free, gpus):
         count += 1
-    assert count == {0.3: 21, 0.5: 14, 1: 7, 2: 3, 3: 2}[cards]
+    assert count == {0.3: 21, 0.5: 14, 1: 7, 2: 3, 3: 2}[gpus]
 
 
-def test_on_the_cpu_nothing_is_asked_of_cards() -> None:
+def test_on_the_cpu_nothing_is_asked_of_gpus() -> None:
     on_cpu = {"gpus_per_replica": 0, "cpus_per_replica": 0.5}
     result = placed(config_with(**on_cpu, svlm=on_cpu, pl={"gpus_per_worker": 0}), cluster())
     assert (result.config.lvlm.max_replicas, result.config.svlm.max_replicas) == (1, 1)
@@ -192,7 +192,7 @@ def test_on_the_cpu_nothing_is_asked_of_cards() -> None:
         {"CPU": 0.5},
         {"CPU": 1.0},
     ]
-    assert not any("card" in line for line in result.lines), result.lines
+    assert not any("GPU" in line for line in result.lines), result.lines
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_on_the_cpu_nothing_is_asked_of_cards() -> None:
 def test_on_the_cpu_all_models_fit_beside_a_core_that_reads(
     cores: int | None, jury: int, each: float
 ) -> None:
-    on = Cluster(nodes=(), bounded=True, largest=1, cpus_per_card=None, card_gib=48, cpus=cores)
+    on = Cluster(nodes=(), bounded=True, largest=1, cpus_per_gpu=None, gpu_gib=48, cpus=cores)
     config = config_with(
         gpus_per_replica=0, svlm={"gpus_per_replica": 0}, jury=jury, pl={"gpus_per_worker": 0}
     )
@@ -219,51 +219,51 @@ def test_on_the_cpu_all_models_fit_beside_a_core_that_reads(
 
 
 def test_cores_that_are_set_are_left_out_of_what_is_divided() -> None:
-    on = Cluster(nodes=(), bounded=True, largest=1, cpus_per_card=None, card_gib=48, cpus=3)
+    on = Cluster(nodes=(), bounded=True, largest=1, cpus_per_gpu=None, gpu_gib=48, cpus=3)
     config = placed(
         config_with(gpus_per_replica=0, cpus_per_replica=1.5, svlm={"gpus_per_replica": 0}), on
     ).config
     assert (config.lvlm.cpus, config.svlm.cpus) == (1.5, 0.5)
 
 
-def test_an_api_takes_no_card() -> None:
+def test_an_api_takes_no_gpu() -> None:
     config = placed(config_with(engine="openai"), cluster(2)).config
     assert config.lvlm.max_replicas == 1 and config.svlm.max_replicas == 2
     assert bundles([config.lvlm]) == [{"CPU": 1.0}, {"CPU": 1.0}]
 
 
-def test_a_model_of_unknown_size_gets_a_card() -> None:
+def test_a_model_of_unknown_size_gets_a_gpu() -> None:
     config = placed(config_with(), cluster(4), lvlm=None).config
-    assert config.lvlm.gpus_per_replica == 1 and cards_used(config) == 4
+    assert config.lvlm.gpus_per_replica == 1 and gpus_used(config) == 4
 
 
 @pytest.mark.parametrize(
     ("size", "on", "batch", "expected"),
     [
-        # Qwen2-VL-2B: one card holds it; a batch of 16 in micro-batches of 4 gives four of them
+        # Qwen2-VL-2B: one GPU holds it; a batch of 16 in micro-batches of 4 gives four of them
         # work.
         (SMALL, cluster(3), 16, (3, 2, 1)),
         (SMALL, cluster(8), 16, (4, 2, 1)),
-        # InternVL2-4B: two cards at stage 2.
+        # InternVL2-4B: two GPUs at stage 2.
         (OF_4B, cluster(3), 6, (2, 2, 2)),
-        (OF_4B, cluster(1, card_gib=79.6), 6, (1, 2, 1)),
-        (OF_4B, cluster(4, card_gib=22.5), 16, (4, 3, 4)),
+        (OF_4B, cluster(1, gpu_gib=79.6), 6, (1, 2, 1)),
+        (OF_4B, cluster(4, gpu_gib=22.5), 16, (4, 3, 4)),
         (None, cluster(3), 16, (3, 2, 1)),
         (SMALL, cluster(4, bounded=False), 16, (4, 2, 1)),
     ],
 )
-def test_workers_and_stage_follow_the_model_and_the_card(
+def test_workers_and_stage_follow_the_model_and_the_gpu(
     size: ModelSize | None, on: Cluster, batch: int, expected: tuple[int, int, int]
 ) -> None:
     pl = placed(config_with(pl={"batch_size": batch}), on, svlm=size).config.pl
     assert (pl.workers, pl.zero_stage, pl.min_workers) == expected
 
 
-@pytest.mark.parametrize("cards", [0, 1])
-def test_on_labelled_nodes_training_goes_on_with_no_fewer_workers(cards: int) -> None:
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_on_labelled_nodes_training_goes_on_with_no_fewer_workers(gpus: int) -> None:
     pl = {
         "workers": 3,
-        "gpus_per_worker": cards,
+        "gpus_per_worker": gpus,
         "node_labels": {"ray.io/market-type": "on-demand"},
     }
     assert placed(config_with(pl=pl), cluster(4), svlm=SMALL).config.pl.min_workers == 3
@@ -275,14 +275,14 @@ def test_on_labelled_nodes_training_goes_on_with_no_fewer_workers(cards: int) ->
     )
 
 
-def test_a_model_no_card_can_train_is_said() -> None:
-    result = placed(config_with(), cluster(2, card_gib=22.5), svlm=LARGE)
+def test_a_model_no_gpu_can_train_is_said() -> None:
+    result = placed(config_with(), cluster(2, gpu_gib=22.5), svlm=LARGE)
     assert (result.config.pl.workers, result.config.pl.zero_stage) == (2, 3)
-    assert "too much for cards of 22 GiB" in result.lines[-1]
+    assert "too much for GPUs of 22 GiB" in result.lines[-1]
 
 
 def test_lora_needs_no_more_than_the_weights() -> None:
-    pl = placed(config_with(pl={"lora_rank": 16}), cluster(1, card_gib=22.5), svlm=LARGE).config.pl
+    pl = placed(config_with(pl={"lora_rank": 16}), cluster(1, gpu_gib=22.5), svlm=LARGE).config.pl
     assert (pl.workers, pl.zero_stage) == (1, 2)
 
 
@@ -296,8 +296,8 @@ def test_the_batch_is_what_the_configuration_says() -> None:
 
 def test_what_was_chosen_is_said_and_kept() -> None:
     result = placed(config_with(), cluster(4, 4), lvlm=HUGE)
-    assert result.lines[0] == "placement: 8 cards of 48 GiB on 2 nodes"
-    assert "tensor parallel over 4 cards (73.4B parameters by its files" in result.lines[1]
+    assert result.lines[0] == "placement: 8 GPUs of 48 GiB on 2 nodes"
+    assert "tensor parallel over 4 GPUs (73.4B parameters by its files" in result.lines[1]
     assert (
         result.record["models"]["lvlm"]["gpus_per_replica"] == 4
         and result.record["models"]["lvlm"]["why"] == result.lines[1]

@@ -105,7 +105,7 @@ def test_disks_that_do_not_exist_yet_are_those_they_would_be_on(
         ("couldn't communicate with the NVIDIA driver", 9, [("failed", "couldn't communicate")]),
     ],
 )
-def test_cards(
+def test_gpus(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     printed: str,
@@ -117,7 +117,7 @@ def test_cards(
     fake.write_text(f"#!/bin/sh\ncat {tmp_path}/out\nexit {code}\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    found = list(machine.cards())
+    found = list(machine.gpus())
     assert states(found) == [state for state, _ in expected]
     assert all(text in finding.said for finding, (_, text) in zip(found, expected, strict=True))
 
@@ -224,7 +224,7 @@ def test_what_the_cluster_has(ray_session: None, monkeypatch: pytest.MonkeyPatch
         pl=LevelSection(workers=1),
     )
     found = {finding.what: finding for finding in cluster.cluster(config)}
-    assert "1 nodes, 4 CPU cores, 0 cards" in found["ray"].said
+    assert "1 nodes, 4 CPU cores, 0 GPUs" in found["ray"].said
     assert (
         found["room for PA and PI"].said
         == "it asks for 1 GPU on one node, and the largest node has 0"
@@ -243,7 +243,7 @@ def test_large_models_are_stood_in_for_and_small_ones_are_asked(tmp_path: Path) 
         Config(lvlm=large, svlm=small, pl=LevelSection(gpus_per_worker=0)),
         images="i",
         output="o",
-        on_cards=True,
+        on_gpus=True,
     )
     assert (made.lvlm.model, made.svlm.model) == (str(demo.LVLM), str(tmp_path / "small"))
     assert made.lvlm.max_replicas == 1 and made.pl.gpus_per_worker == 0 and made.pl.holdout == 0
@@ -255,25 +255,23 @@ def test_damaged_models_are_stood_in_for(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     damaged = ModelSection(model=str(tmp_path))
     small = dry_run.dry_config(
-        Config(lvlm=damaged, svlm=damaged), images="i", output="o", on_cards=False
+        Config(lvlm=damaged, svlm=damaged), images="i", output="o", on_gpus=False
     )
     assert (small.lvlm.model, small.svlm.model) == (str(demo.LVLM), str(demo.SVLM))
 
 
-def test_a_stand_in_takes_a_share_of_a_card_where_the_model_takes_cards() -> None:
+def test_a_stand_in_takes_a_share_of_a_gpu_where_the_model_takes_gpus() -> None:
     given = ModelSection(model="Qwen/Qwen2-VL-7B-Instruct", gpus_per_replica=4)
-    made = dry_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_cards=True)
+    made = dry_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_gpus=True)
     assert made.lvlm.gpus_per_replica == made.svlm.gpus_per_replica == 0.4, "both share one"
     assert made.pl.gpus_per_worker == 1
-    made = dry_run.dry_config(
-        Config(lvlm=given, svlm=given), images="i", output="o", on_cards=False
-    )
+    made = dry_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_gpus=False)
     assert made.lvlm.gpus_per_replica == made.svlm.gpus_per_replica == made.pl.gpus_per_worker == 0
 
 
-def test_cards_that_are_asked_for_and_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_that_are_asked_for_and_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(cluster, "count_cards", lambda: 1)
+    monkeypatch.setattr(cluster, "count_gpus", lambda: 1)
     model = ModelSection(model="a/b", gpus_per_replica=0.5)
     found = list(cluster.cluster(Config(lvlm=model, svlm=model, pl=LevelSection(workers=3))))
     assert [(finding.state, finding.what) for finding in found[1:]] == [
@@ -283,7 +281,7 @@ def test_cards_that_are_asked_for_and_not_here(monkeypatch: pytest.MonkeyPatch) 
     assert (
         "asks for 3 GPU in all, and the cluster has 1, and goes on with 1 workers" in found[2].said
     )
-    monkeypatch.setattr(cluster, "count_cards", lambda: 0)
+    monkeypatch.setattr(cluster, "count_gpus", lambda: 0)
     found = list(cluster.cluster(Config(lvlm=model, svlm=model)))
     assert [(finding.state, finding.what) for finding in found[1:]] == [
         ("failed", "room for PA and PI"),
@@ -291,7 +289,7 @@ def test_cards_that_are_asked_for_and_not_here(monkeypatch: pytest.MonkeyPatch) 
     ]
     assert found[1].fix
     assert states(list(cluster.cluster(Config()))) == ["ok"], (
-        "no model is named, so no card is asked for"
+        "no model is named, so no GPU is asked for"
     )
 
 

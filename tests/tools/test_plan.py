@@ -76,10 +76,10 @@ def test_loading_is_told_apart_from_the_rate() -> None:
     rates = rates_of(STEADY, stages=STAGES, paid={})
     assert (rates.startup_s, rates.seconds_per_image) == (pytest.approx(40.0), pytest.approx(2.0))
     found = of(rates)["annotate_and_identify"]
-    assert (found.cards, found.seconds.expected) == (4, pytest.approx(40 + 2 * 1000))
-    assert of(rates, cards=8)["annotate_and_identify"].seconds.expected == pytest.approx(
+    assert (found.gpus, found.seconds.expected) == (4, pytest.approx(40 + 2 * 1000))
+    assert of(rates, gpus=8)["annotate_and_identify"].seconds.expected == pytest.approx(
         40 + 2 * 1000 / 2
-    ), "twice the cards"
+    ), "twice the GPUs"
 
 
 def test_a_call_that_was_killed_and_one_that_went_on_tell_one_rate() -> None:
@@ -112,7 +112,7 @@ def test_training_grows_with_the_images_and_shrinks_with_the_workers() -> None:
     rates = rates_of(STEADY, stages=STAGES, paid={})
     found = of(rates, workers=4)
     assert found["train_mpa"].seconds.expected == pytest.approx(30 + 60 * 10 / 2)
-    assert found["train_mpa"].cards == 4
+    assert found["train_mpa"].gpus == 4
     assert found["train_few_shot_full"].seconds.expected == pytest.approx(30 + 20 / 2), (
         "there are as many labels as before"
     )
@@ -149,13 +149,13 @@ def test_stages_are_planned_in_the_order_in_which_they_ran() -> None:
 
 
 def test_nodes_are_paid_whole() -> None:
-    hardware = Hardware(cards_per_node=8, usd_per_card_hour=2.0)
-    stage = Stage(name="x", cards=9, seconds=Range(3600.0, 1800.0, 7200.0))
+    hardware = Hardware(gpus_per_node=8, usd_per_gpu_hour=2.0)
+    stage = Stage(name="x", gpus=9, seconds=Range(3600.0, 1800.0, 7200.0))
     assert stage.nodes(hardware) == 2
     assert stage.usd(hardware) == Range(32.0, 16.0, 64.0)
 
 
-def test_an_api_is_paid_by_its_tokens_and_does_not_grow_with_our_cards() -> None:
+def test_an_api_is_paid_by_its_tokens_and_does_not_grow_with_our_gpus() -> None:
     rates = rates_of(STEADY, stages={}, paid={})
     config = with_prices(CONFIG, input_tokens=2.0, cached_tokens=None, output_tokens=10.0)
     found = forecast(rates, config, images=1000, hardware=Hardware())
@@ -167,9 +167,9 @@ def test_an_api_is_paid_by_its_tokens_and_does_not_grow_with_our_cards() -> None
     api = config.model_copy(
         update={"lvlm": config.lvlm.model_copy(update={"engine": "openai", "max_replicas": 1})}
     )
-    assert of(rates, config=api, cards=8)[
-        "annotate_and_identify"
-    ].seconds.expected == pytest.approx(40 + 2 * 1000)
+    assert of(rates, config=api, gpus=8)["annotate_and_identify"].seconds.expected == pytest.approx(
+        40 + 2 * 1000
+    )
 
 
 def test_what_an_api_billed_beside_the_annotations_is_paid_again() -> None:
@@ -253,17 +253,17 @@ def test_the_demos_whole_run_lies_in_the_range_told_from_its_first_parts(parts: 
 
 def test_the_table_says_it_all() -> None:
     rates = rates_of(STEADY, stages=STAGES, paid={})
-    hardware = Hardware(cards=8, cards_per_node=8, usd_per_card_hour=1.5)
+    hardware = Hardware(gpus=8, gpus_per_node=8, usd_per_gpu_hour=1.5)
     text = table(forecast(rates, CONFIG, images=10_000, hardware=hardware), rates, CONFIG, hardware)
     assert text.startswith(
-        "PA and PI were measured at 0.50 images/s on 4 cards after 40 s of loading, over 100 images"
+        "PA and PI were measured at 0.50 images/s on 4 GPUs after 40 s of loading, over 100 images"
     )
     lines = {line.partition("  ")[0]: line.split() for line in text.splitlines()}
     assert lines["parity set"][2] == "3,000"
     assert lines["L-VLM tokens in"][3] == "1,000,000"
     assert lines["annotate_and_identify"][1:8] == ["8", "1", "2", "h", "47", "min", "22.3"]
     assert lines["annotate_and_identify"][-1] == "$33.47"
-    assert "cards, each paid while its stage runs: $" in text
+    assert "GPUs, each paid while its stage runs: $" in text
 
 
 def test_a_sample_is_drawn_evenly() -> None:

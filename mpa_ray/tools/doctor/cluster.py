@@ -11,7 +11,7 @@ from mpa_ray.placement import capacity
 from mpa_ray.placement.place import Cluster, bundles, models_of, place, training_bundles
 from mpa_ray.placement.ray_session import ray_session
 from mpa_ray.tools.doctor.finding import Finding, State, named_models
-from mpa_ray.tools.doctor.machine import count_cards
+from mpa_ray.tools.doctor.machine import count_gpus
 
 _CONNECT_S = 5.0
 
@@ -53,18 +53,18 @@ def _on_this_machine(config: Config) -> Iterator[Finding]:
     """The placement that a Ray of the run's own would have here, without starting one."""
     from ray._private.utils import get_num_cpus
 
-    cpus, cards = float(get_num_cpus()), count_cards()
+    cpus, gpus = float(get_num_cpus()), count_gpus()
     here = Cluster(
-        nodes=(cards,) if cards else (),
+        nodes=(gpus,) if gpus else (),
         bounded=True,
-        largest=cards or 1,
-        cpus_per_card=(cpus - 1) / cards if cards else None,
-        card_gib=config.cluster.gpu_memory_gib,
+        largest=gpus or 1,
+        cpus_per_gpu=(cpus - 1) / gpus if gpus else None,
+        gpu_gib=config.cluster.gpu_memory_gib,
         cpus=cpus,
     )
     sizes = {name: size_of(model) for name, model in models_of(config).items()}
     placed = place(config, sizes, here, asked=list(named_models(config)))
-    yield from _room(placed.config, [{"CPU": cpus, "GPU": float(cards)}], state="failed")
+    yield from _room(placed.config, [{"CPU": cpus, "GPU": float(gpus)}], state="failed")
 
 
 def _resources(config: Config) -> Iterator[Finding]:
@@ -74,7 +74,7 @@ def _resources(config: Config) -> Iterator[Finding]:
     there = ray.cluster_resources()
     cpus, gpus, store = (there.get(name, 0) for name in ("CPU", "GPU", "object_store_memory"))
     said = (
-        f"{len(alive)} nodes, {cpus:g} CPU cores, {gpus:g} cards, {store / 2**30:.1f} GiB of"
+        f"{len(alive)} nodes, {cpus:g} CPU cores, {gpus:g} GPUs, {store / 2**30:.1f} GiB of"
         " object store"
     )
     yield Finding(state="ok", what="ray", said=said)

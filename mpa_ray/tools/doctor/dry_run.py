@@ -21,7 +21,7 @@ from mpa_ray.errors import ConfigurationError
 from mpa_ray.models import families
 from mpa_ray.storage.folder import Folder, is_remote
 from mpa_ray.tools.doctor.finding import ROOT, Finding
-from mpa_ray.tools.doctor.machine import count_cards
+from mpa_ray.tools.doctor.machine import count_gpus
 
 # Some of them must be parity samples, or nothing is trained: the embedded pair finds a third.
 _IMAGES = 24
@@ -29,7 +29,7 @@ _IMAGES = 24
 # stood in for by the embedded pair.
 _SMALL = 50_000_000
 _RUN_S = 300.0
-_SHARE_OF_A_CARD = 0.4
+_SHARE_OF_A_GPU = 0.4
 _ENGINE_OPTIONS = {"gpu_memory_utilization": 0.2}
 
 
@@ -45,12 +45,12 @@ def dry_run(config: Config) -> Iterator[Finding]:
         pictures.mkdir()
         write_images(pictures, kind="sign", count=_IMAGES, seed=1)
         place.child("images").upload(pictures)
-        on_cards = bool(os.environ.get("RAY_ADDRESS") or count_cards())
+        on_gpus = bool(os.environ.get("RAY_ADDRESS") or count_gpus())
         small = dry_config(
             config,
             images=place.child("images").uri,
             output=place.child("run").uri,
-            on_cards=on_cards,
+            on_gpus=on_gpus,
         )
         settings = Path(scratch) / "settings.yaml"
         settings.write_text(yaml.safe_dump(small.model_dump(mode="json", exclude_unset=True)))
@@ -73,7 +73,7 @@ def dry_run(config: Config) -> Iterator[Finding]:
             )
         except subprocess.TimeoutExpired:
             fix = (
-                "does it wait for cards or cores? Leave a core of each node free; ray status"
+                "does it wait for GPUs or cores? Leave a core of each node free; ray status"
                 " shows what is asked for"
             )
             yield Finding(
@@ -104,14 +104,14 @@ def dry_run(config: Config) -> Iterator[Finding]:
         )
 
 
-def dry_config(config: Config, *, images: str, output: str, on_cards: bool) -> Config:
+def dry_config(config: Config, *, images: str, output: str, on_gpus: bool) -> Config:
     """The small run that is made in place of `config`: one worker, no scores, nothing held out.
 
     Args:
         config: of the run.
         images: a folder.
         output: of the small run.
-        on_cards: there are cards, or may be; a configuration that asks for none runs on the CPU all
+        on_gpus: there are GPUs, or may be; a configuration that asks for none runs on the CPU all
             the same.
     """
     tree = preset("demo")
@@ -119,11 +119,11 @@ def dry_config(config: Config, *, images: str, output: str, on_cards: bool) -> C
     # training loads anyway.
     embedded = {"lvlm": tree["lvlm"], "svlm": tree["svlm"] | {"engine": "transformers"}}
     lvlm, svlm = (
-        _stand_in(model, embedded[name], on_cards)
+        _stand_in(model, embedded[name], on_gpus)
         for name, model in (("lvlm", config.lvlm), ("svlm", config.svlm))
     )
-    trained_on_card = on_cards and bool(config.svlm.model) and bool(config.pl.gpus_per_worker)
-    training = tree["pl"] | {"gpus_per_worker": int(trained_on_card), "holdout": 0.0, "workers": 1}
+    trained_on_gpu = on_gpus and bool(config.svlm.model) and bool(config.pl.gpus_per_worker)
+    training = tree["pl"] | {"gpus_per_worker": int(trained_on_gpu), "holdout": 0.0, "workers": 1}
     return Config.model_validate(
         {
             "images": images,
@@ -137,17 +137,17 @@ def dry_config(config: Config, *, images: str, output: str, on_cards: bool) -> C
     )
 
 
-def _stand_in(model: LocalModelSection, embedded: dict[str, Any], on_cards: bool) -> ModelSection:
+def _stand_in(model: LocalModelSection, embedded: dict[str, Any], on_gpus: bool) -> ModelSection:
     settings = model.model_dump(exclude_unset=True) if _is_small(model) else embedded
-    takes_card = (
-        on_cards and bool(model.model) and model.kind.has_kv_cache and model.gpus_per_replica != 0
+    takes_gpu = (
+        on_gpus and bool(model.model) and model.kind.has_kv_cache and model.gpus_per_replica != 0
     )
     settings = settings | {
         "min_replicas": 1,
         "max_replicas": 1,
-        "gpus_per_replica": _SHARE_OF_A_CARD if takes_card else 0,
+        "gpus_per_replica": _SHARE_OF_A_GPU if takes_gpu else 0,
     }
-    if takes_card and engine_kind(settings.get("engine", "vllm")).has_kv_cache:
+    if takes_gpu and engine_kind(settings.get("engine", "vllm")).has_kv_cache:
         settings["engine_options"] = settings.get("engine_options", {}) | _ENGINE_OPTIONS
     return ModelSection.model_validate(settings)
 

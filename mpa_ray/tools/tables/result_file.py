@@ -35,11 +35,11 @@ def write(folder: Path, name: str, text: str, data: dict[str, Any]) -> Path:
 
 
 def machine() -> dict[str, str]:
-    """Processor, memory, cards and versions of this machine."""
+    """Processor, memory, GPUs and versions of this machine."""
     return {
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
-        "cards": "; ".join(cards()) or "none",
+        "cards": "; ".join(gpus()) or "none",
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
 
@@ -51,8 +51,8 @@ def _processor() -> str:
     return platform.machine()
 
 
-def cards() -> list[str]:
-    """Name and memory of each card of this machine."""
+def gpus() -> list[str]:
+    """Name and memory of each GPU of this machine."""
     try:
         query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
         listed = subprocess.run(query, capture_output=True, text=True, check=True)
