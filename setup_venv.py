@@ -68,7 +68,7 @@ class Plan:
 
 
 class SetupError(Exception):
-    """A set-up that cannot go on; the text is for the user, what to do included."""
+    """A set-up that cannot continue; the text is for the user, what to do included."""
 
 
 def choose_device(environ: Mapping[str, str], gpus: int) -> str:

@@ -101,7 +101,7 @@ def watched() -> Iterator[dict[str, float]]:
 def data_path(
     images: Path, output: Path, stop_after: int | None, *, in_one_actor: bool
 ) -> dict[str, Any]:
-    """Runs, or goes on with, PA and PI. `seconds_to_work` is until the first part after this call
+    """Runs, or resumes, PA and PI. `seconds_to_work` is until the first part after this call
     began is committed.
     """
     settings, folder = config(images, output, in_one_actor=in_one_actor), Folder.at(output)

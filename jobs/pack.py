@@ -41,7 +41,7 @@ def arguments() -> JobParser:
         "--output",
         required=True,
         metavar="FOLDER",
-        help="a new folder; the same command on it goes on where it stopped",
+        help="a new folder; the same command on it resumes where it stopped",
     )
     parser.add_argument(
         "--shard-bytes",

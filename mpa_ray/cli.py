@@ -65,7 +65,7 @@ S = TypeVar("S", bound=BaseModel)
 
 def main(job: Config, argv: Sequence[str] | None = None, *, about: str | None = None) -> None:
     """Runs a job from the command line. Exits with 0, 2 (the configuration or an input cannot be
-    used) or 3 (the run could not go on).
+    used) or 3 (the run could not continue).
 
     Args:
         job: the job's own configuration, which presets, YAML and flags go over.

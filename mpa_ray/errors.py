@@ -24,7 +24,7 @@ class ConfigurationError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The run cannot go on (nothing to train on, too much quarantined, storage failing). What is
+    """The run cannot continue (nothing to train on, too much quarantined, storage failing). What is
     finished stays; a job exits with 3.
     """
 

@@ -124,7 +124,7 @@ def _scaling(settings: LevelSection, scaling_config: Any) -> Any:
     fewest = settings.min_workers or workers
     return scaling_config(
         # A pair makes the group elastic: it starts with as many workers as there is room for, and
-        # is made anew when nodes go or come.
+        # is made again when nodes go or come.
         num_workers=(fewest, workers) if fewest < workers else workers,
         use_gpu=bool(settings.gpus_per_worker),
         resources_per_worker=place.bundle(

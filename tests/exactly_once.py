@@ -37,8 +37,8 @@ class End:
     """How a call ends before its time.
 
     Attributes:
-        at: "write", "replace", "request" (killed before that one), "budget" (the engine cannot go
-            on) or "" (not at all).
+        at: "write", "replace", "request" (killed before that one), "budget" (the engine cannot
+            continue) or "" (not at all).
         count: which of them.
         order: seed of the order of the parts.
     """

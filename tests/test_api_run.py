@@ -1,5 +1,5 @@
 """The Pseudo Annotator through an API, on Ray Data: every image accounted for, a budget that is
-kept, ends in good order, and going on.
+kept, ends gracefully, and resuming.
 """
 
 import os
@@ -120,7 +120,7 @@ def test_every_image_is_annotated_by_one_actor_and_paid_once(root: Path, ray_ses
     assert len(output.child("ledger").names(".json")) == 1
 
 
-def test_a_spent_budget_ends_the_job_with_3_and_the_same_command_goes_on(
+def test_a_spent_budget_ends_the_job_with_3_and_the_same_command_resumes(
     root: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, bound = Folder.at(root / "out"), 70 * EACH
@@ -135,7 +135,7 @@ def test_a_spent_budget_ends_the_job_with_3_and_the_same_command_goes_on(
             and f"max_cost_usd={bound} for guide-1" in line
         )
         assert (
-            "Raise it (--lvlm.max_cost_usd for the L-VLM) to go on" in line
+            "Raise it (--lvlm.max_cost_usd for the L-VLM) to continue" in line
             and f" of {IMAGES + 1} images are done and kept" in line
         )
         model = cli.parse(Config(), arguments(root, server)).lvlm

@@ -457,11 +457,11 @@ def test_an_output_that_holds_another_run_is_refused(job: Command, place: Path) 
         assert text in ended.stderr
     assert (place / "taken/config.json").read_bytes() == before
     assert job("--output", "taken", "--lvlm.images_in_flight", "2").returncode == 99, (
-        "the same run, at another speed, goes on"
+        "the same run, at another speed, continues"
     )
 
 
-def test_an_output_of_before_a_setting_was_there_goes_on(job: Command, place: Path) -> None:
+def test_an_output_of_before_a_setting_was_there_resumes(job: Command, place: Path) -> None:
     assert job("--output", "old").returncode == 99
     settings = json.loads((place / "old/config.json").read_text())
     del settings["bytes_per_part"]
@@ -478,7 +478,7 @@ OWN_TASK = {
 }
 
 
-def test_a_run_with_a_task_of_ones_own_goes_on(job: Command, place: Path) -> None:
+def test_a_run_with_a_task_of_ones_own_resumes(job: Command, place: Path) -> None:
     (place / "signs.yaml").write_text(yaml.safe_dump({"task": OWN_TASK}))
     (place / "others.yaml").write_text(yaml.safe_dump({"task": OWN_TASK | {"metric": "anls"}}))
     for _ in range(2):
@@ -488,7 +488,7 @@ def test_a_run_with_a_task_of_ones_own_goes_on(job: Command, place: Path) -> Non
     assert ended.returncode == 2 and "task.metric was 'exact_match' and is 'anls'" in ended.stderr
 
 
-def test_an_output_of_before_paths_were_absolute_goes_on(job: Command, place: Path) -> None:
+def test_an_output_of_before_paths_were_absolute_resumes(job: Command, place: Path) -> None:
     """However the folder is spelled; and what was listed is not listed again."""
     assert job("--output", "spelled").returncode == 99
     for name in ("config.json", "manifest/index.json"):

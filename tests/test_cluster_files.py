@@ -31,7 +31,7 @@ UV_RUN = [
 
 
 def instructions(name: str) -> list[tuple[str, str]]:
-    """A Dockerfile's instructions with their arguments, lines that go on joined."""
+    """A Dockerfile's instructions with their arguments, continued lines joined."""
     text = re.sub(
         r"\\\n\s*", "", re.sub(r"^#.*\n", "", (CLUSTER / name).read_text(), flags=re.MULTILINE)
     )

@@ -22,7 +22,7 @@ from exactly_once import End
 from PIL import Image
 
 ENGINE = {"engine": "exactly_once:load", "gpus_per_replica": 0}
-REFUSED, CANNOT_GO_ON = 2, 3
+REFUSED, CANNOT_CONTINUE = 2, 3
 CALLS = 12
 
 
@@ -62,12 +62,12 @@ def test_every_row_ends_once(processes: ForkServerContext, tmp_path: Path, seed:
         )
         end = End(at=at, count=draw.randint(1, 40), order=draw.randint(0, 99))
         status = call(end)
-        assert status in (0, -9, CANNOT_GO_ON), log.read_text()
+        assert status in (0, -9, CANNOT_CONTINUE), log.read_text()
         if status == 0:
             break
-        assert status != CANNOT_GO_ON or at == "budget", log.read_text()
+        assert status != CANNOT_CONTINUE or at == "budget", log.read_text()
         if number and (tmp_path / "out/config.json").exists() and (undo := source.change()):
-            # What the run reads was changed or taken away: it says so, and goes on when that is put
+            # What the run reads was changed or taken away: it says so, and resumes when that is put
             # back.
             assert call(End()) == REFUSED, log.read_text()
             undo()

@@ -1,4 +1,4 @@
-"""The whole of MPA on real engines, small: what it leaves behind, going on where it stopped, and
+"""The whole of MPA on real engines, small: what it leaves behind, resuming where it stopped, and
 refusing to train on nothing.
 """
 

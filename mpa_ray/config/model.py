@@ -209,7 +209,7 @@ class ModelSection(LocalModelSection):
     """engine=openai: the price of a million tokens of replies."""
     max_cost_usd: Annotated[PositiveFloat | None, MayChange()] = None
     """engine=openai: the run ends before its requests to this model cost more, over all calls on
-    one output; raise it to go on.
+    one output; raise it to continue.
     """
     request_timeout_s: Annotated[PositiveFloat, MayChange()] = 120
     """engine=openai: a request without a whole reply after so many seconds is given up and tried

@@ -70,14 +70,14 @@ class LevelSection(Section):
     to; on the CPU 1.
     """
     min_workers: Annotated[PositiveInt | None, MayChange()] = None
-    """Where nodes are lost, training goes on with fewer workers, down to these; the batch stays
+    """Where nodes are lost, training continues with fewer workers, down to these; the batch stays
     what it is. Without it, the fewest whose GPUs hold the model's state.
     """
     node_labels: dict[
         str, Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]
     ] = {}
     """Train on nodes with these labels alone (`{ray.io/market-type: on-demand}`: not on those that
-    may be taken away). Training then waits for all its workers, and does not go on with fewer.
+    may be taken away). Training then waits for all its workers, and does not continue with fewer.
     """
     gpus_per_worker: Annotated[int, Field(ge=0, le=1), MayChange()] = 1
     """1, or 0 to train on the CPU."""

@@ -262,7 +262,7 @@ def _spent(model: ModelSection, amount: float, more: str = "") -> str:
     return (
         f"the budget is spent: {dollars(amount)} of max_cost_usd={model.max_cost_usd} for"
         f" {model.model}{more}."
-        " Raise it (--lvlm.max_cost_usd for the L-VLM) to go on"
+        " Raise it (--lvlm.max_cost_usd for the L-VLM) to continue"
     )
 
 

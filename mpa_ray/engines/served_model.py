@@ -37,7 +37,7 @@ class ServedModel:
         self, picture: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
     ) -> Reply:
         """As `Engine.ask`; the picture is within `max_pixels`. An engine that dies over it is
-        loaded anew for the next request.
+        loaded again for the next request.
         """
         engine = await self._living_engine()
         try:
@@ -47,14 +47,14 @@ class ServedModel:
             raise
 
     async def _living_engine(self) -> Engine:
-        """The engine, loaded anew where it has died. A model that cannot be loaded again ends the
+        """The engine, loaded again where it has died. A model that cannot be loaded again ends the
         actor.
         """
         if self._broken is not self._engine:
             return self._engine
         async with self._reviving:
             if self._broken is self._engine:
-                logs.LOG.warning("the engine died and is loaded anew")
+                logs.LOG.warning("the engine died and is loaded again")
                 await asyncio.to_thread(self._engine.close)
                 self._engine = await asyncio.to_thread(self._load)
             return self._engine

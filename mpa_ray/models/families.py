@@ -197,9 +197,9 @@ def _known_config(model: LocalModelSection) -> dict[str, Any] | None:
     try:
         config = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path} is no JSON: {error}; copy the model anew") from error
+        raise ConfigurationError(f"{path} is no JSON: {error}; copy the model again") from error
     if not isinstance(config, dict):
-        raise ConfigurationError(f"{path} is no configuration of a model; copy the model anew")
+        raise ConfigurationError(f"{path} is no configuration of a model; copy the model again")
     return config
 
 

@@ -2,7 +2,7 @@
 
 A copy is made in a folder of another name, checked, and then renamed, so a copy that is there is
 whole; a lock makes a second process wait for the first one's. What is copied is known by the list
-of the prefix (names, sizes, ETags): a prefix that has changed is copied anew. Where the store
+of the prefix (names, sizes, ETags): a prefix that has changed is copied again. Where the store
 cannot be reached, the newest copy serves. Hub names need none of this: `huggingface_hub` does the
 same for them.
 
@@ -124,7 +124,7 @@ def check_whole(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise ConfigurationError(
-                f"{folder}: {_INDEX} names {name}, which is not there; copy the model anew"
+                f"{folder}: {_INDEX} names {name}, which is not there; copy the model again"
             )
         tensor_shapes(file)
 
@@ -146,7 +146,7 @@ def _named_by(index: Path) -> set[str]:
     try:
         return set(_Index.model_validate_json(index.read_bytes()).weight_map.values())
     except ValidationError:
-        raise ConfigurationError(f"{index} is no index of weights; copy the model anew") from None
+        raise ConfigurationError(f"{index} is no index of weights; copy the model again") from None
 
 
 def tensor_shapes(file: Path) -> list[list[int]]:
@@ -164,7 +164,7 @@ def tensor_shapes(file: Path) -> list[list[int]]:
         said = visible_line(str(error)[:200])
         raise ConfigurationError(
             f"{file} is cut off or damaged: {file.stat().st_size:,} bytes, {said};"
-            " copy the model anew"
+            " copy the model again"
         ) from None
 
 

@@ -1,7 +1,8 @@
 """Several pieces of work at the same time, in threads, which Ctrl-C ends too.
 
 Python raises KeyboardInterrupt in the main thread alone. What the other threads do asks here
-whether it shall go on: each dataset of Ray Data at each step of its execution, and whatever waits.
+whether it shall continue: each dataset of Ray Data at each step of its execution, and whatever
+waits.
 """
 
 from collections.abc import Callable, Iterable

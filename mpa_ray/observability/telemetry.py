@@ -99,7 +99,7 @@ def _start_refreshing() -> None:
 
 
 def _refresh() -> None:
-    """Ray forgets a gauge that was not set anew since its last report."""
+    """Ray forgets a gauge that was not set again since its last report."""
     while True:
         for (name, tags), value in list(_shown.items()):
             _metric(name).set(value() if callable(value) else value, tags=dict(tags))

@@ -44,7 +44,7 @@ class Autoscaler:
     Attributes:
         grows: whether there is one that can start nodes.
         starting: node types that are being started, and how many of each.
-        failing: node types that could not be started lately, with the reason; it goes on trying.
+        failing: node types that could not be started lately, with the reason; it keeps trying.
     """
 
     grows: bool
@@ -231,7 +231,7 @@ def wait_for(
     if lack is None:
         return
     if enough is not None and enough < len(bundles):
-        say(f"{who}: {lack}; going on with {enough} of {len(bundles)}, or as many as there are")
+        say(f"{who}: {lack}; continuing with {enough} of {len(bundles)}, or as many as there are")
         wait_for(bundles[:enough], what=what, fix=fix, patience_s=patience_s, labels=labels)
         return
     raise RunError(
@@ -243,7 +243,7 @@ def wait_for(
 def look_again() -> None:
     """Has Ray's own accountant of the cluster look at it now. It looks every 20 s, and elastic
     training begins with as many workers as it saw room for then: a node that came since would not
-    be used until the group is made anew.
+    be used until the group is made again.
     """
     from ray import get
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (

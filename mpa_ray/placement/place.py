@@ -396,7 +396,7 @@ def _place_training(
         if size
         else ""
     )
-    at_least = f", going on with {least} where nodes are lost" if least < workers else ""
+    at_least = f", continuing with {least} where nodes are lost" if least < workers else ""
     line = f"PL: {_count(workers, 'worker')}, one GPU each, ZeRO stage {stage}{needed}{at_least}"
     if fits and not fits[stage]:
         line += (

@@ -47,7 +47,7 @@ def learned_and_forgotten(
         How many rows each of CHANGES has.
 
     Raises:
-        RunError: the engine could not go on.
+        RunError: the engine could not continue.
     """
     judgements = output.child("judgements")
     numbers = [part_number(file) for file in judgements.names(".parquet")]

@@ -1,14 +1,14 @@
 """Several L-VLMs as a jury: an annotation counts as consistent only where every one of them answers
 as the annotation does.
 
-Eq. 1 asks the L-VLM that wrote an annotation whether it stands by it, and a model may stand by its
-own mistakes. Here others are asked the same question, each by an engine pool of its own between the
-Pseudo Annotator and the Parity Identifier, and only where all before them agreed:
+Eq. 1 asks the L-VLM that wrote an annotation whether it answers the same again, and a model may
+repeat its own mistakes. Here others are asked the same question, each by an engine pool of its own
+between the Pseudo Annotator and the Parity Identifier, and only where all before them agreed:
 
     S = E(L-VLM) and E(juror 1) and ... and E(juror n) and not E(S-VLM)
 
 What they said is kept in `jury_answers`, in their order, so that stored rows can be judged again
-with another matcher. Where a juror cannot go on (a wrong key), parts that are not committed are
+with another matcher. Where a juror cannot continue (a wrong key), parts that are not committed are
 annotated again by the next call.
 """
 

@@ -78,7 +78,7 @@ def run_rounds(
     Raises:
         NothingToTeach: by the first round; a later one that finds nothing to train on is the last,
             and counts.
-        RunError: a round could not go on.
+        RunError: a round could not continue.
     """
     curve: list[Record] = []
     records: list[RunRecord] = []
@@ -144,7 +144,7 @@ def round_config(config: Config, output: Folder, number: int, *, spent: float) -
         if spent >= budget:
             raise RunError(
                 f"lvlm.max_cost_usd={budget} is spent by the rounds before round {number}. Raise"
-                " --lvlm.max_cost_usd to go on"
+                " --lvlm.max_cost_usd to continue"
             )
         changes |= {"lvlm": config.lvlm.model_copy(update={"max_cost_usd": budget - spent})}
     return config.model_copy(update=changes)

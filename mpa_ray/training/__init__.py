@@ -1,3 +1,3 @@
 """What the Parity Leveler's workers do: read samples, make batches of them, train with DeepSpeed
-ZeRO, and keep what to go on from.
+ZeRO, and keep what to resume from.
 """

@@ -28,7 +28,7 @@ class Tracking:
     Attributes:
         names: of "tensorboard", "wandb" and "mlflow".
         folder: where TensorBoard's files go; None: nowhere.
-        run: the name of the training wherever it is tracked, the same when it goes on after a
+        run: the name of the training wherever it is tracked, the same when it resumes after a
             failure.
     """
 
@@ -65,7 +65,7 @@ def check(names: Iterable[str]) -> None:
 
 
 def trackers(tracking: Tracking, *, settings: Mapping[str, Any], done: int) -> list[Tracker]:
-    """The trackers of a training that goes on after `done` steps. `settings` are shown beside the
+    """The trackers of a training that resumes after `done` steps. `settings` are shown beside the
     curve.
     """
     found: list[Tracker] = []
@@ -93,7 +93,7 @@ class TensorBoard:
         # Not `SummaryWriter`: it writes from a queue, and its `flush` does not wait for what is in
         # there.
         self._writer = EventsWriter(os.path.join(self._local.name, "events"))
-        # Steps after the checkpoint that training goes on from are done again, and their points in
+        # Steps after the checkpoint that training resumes from are done again, and their points in
         # older files do not count.
         self._writer.write_event(
             Event(

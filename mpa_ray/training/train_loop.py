@@ -120,7 +120,7 @@ class Trainer:
         self._is_first = worker.rank == 0
 
     def start(self) -> None:
-        """Go on from the newest checkpoint, where there is one.
+        """Resume from the newest checkpoint, where there is one.
 
         Raises:
             StorageError: the disk has no room for the model and its checkpoints.
@@ -240,7 +240,7 @@ class Trainer:
         return not self._is_done and self._progress.steps % every == 0
 
     def checkpoint(self) -> None:
-        """Keep what a restart on any number of workers goes on from."""
+        """Keep what a restart on any number of workers resumes from."""
         import ray.train
 
         worker = self._worker

@@ -105,5 +105,5 @@ def failure(error: Exception, name: str) -> ConfigurationError | RunError:
     shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     return RunError(
         f"{name}: training failed: {type(causes[0]).__name__}: {shown}. Ray's logs have the"
-        " traceback (docs/watching.md); the same command goes on from the newest checkpoint"
+        " traceback (docs/watching.md); the same command resumes from the newest checkpoint"
     )

@@ -1,7 +1,7 @@
 """What the Parity Leveler reads: rows of Parquet folders, by index, in an order that depends on the
 seed alone.
 
-Order and position do not depend on the number of workers, so a restart on another number goes on at
+Order and position do not depend on the number of workers, so a restart on another number resumes at
 the sample where the last one stopped.
 """
 

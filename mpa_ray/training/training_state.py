@@ -1,4 +1,4 @@
-"""What training leaves behind: checkpoints to go on from, on any number of workers and at any ZeRO
+"""What training leaves behind: checkpoints to resume from, on any number of workers and at any ZeRO
 stage, and the trained model itself.
 
 DeepSpeed's own checkpoints are cut for one number of workers. Here every parameter is gathered

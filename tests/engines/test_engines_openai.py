@@ -72,7 +72,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """Waiting takes no time: a clock of its own goes on by what is slept. The list has every wait
+    """Waiting takes no time: a clock of its own continues by what is slept. The list has every wait
     that was asked for.
     """
     now, asked = time.monotonic(), []
@@ -313,7 +313,7 @@ REJECTIONS = {
 
 
 @pytest.mark.parametrize("kind", REJECTIONS)
-def test_a_request_at_fault_is_rejected_at_once_and_others_go_on(kind: str) -> None:
+def test_a_request_at_fault_is_rejected_at_once_and_others_continue(kind: str) -> None:
     step, said = REJECTIONS[kind]
     with ScriptedApi(says("fine"), step) as server:
         results = ask(server, 4)

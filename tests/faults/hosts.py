@@ -1,7 +1,7 @@
 """Hosts of the tests' own: network namespaces of this machine, joined by a bridge, each with a Ray
 node; one can be cut off by its cable.
 
-They share the machine's disk and kernel, so that a host that is cut off goes on working, unheard,
+They share the machine's disk and kernel, so that a host that is cut off continues working, unheard,
 as a real one does.
 """
 

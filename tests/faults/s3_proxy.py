@@ -67,7 +67,7 @@ class Proxy:
                 if chosen == "slow":
                     time.sleep(1.0)
                 connection = http.client.HTTPConnection("127.0.0.1", upstream, timeout=20)
-                # The body is whole by now, and goes on in one piece.
+                # The body is whole by now, and continues in one piece.
                 dropped = ("transfer-encoding", "expect", "connection", "content-length")
                 headers = {
                     name: value

@@ -41,7 +41,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
         os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH", "")]),
     )
 
-    # Few CPUs: each one is a worker process that every new driver starts anew, and those compete
+    # Few CPUs: each one is a worker process that every new driver starts again, and those compete
     # for the machine's real ones.
     found = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 200 * 2**20}
@@ -98,7 +98,7 @@ def test_nodes_are_killed_at_random_moments(cluster: Any, tmp_path: Path) -> Non
         due = time.monotonic() + moments.uniform(3, 10)
         while process.poll() is None or process.returncode != 0:
             if process.poll() is not None:
-                # A node's death may end a call, where Ray gives up; the same command goes on.
+                # A node's death may end a call, where Ray gives up; the same command resumes.
                 process = current.start()
                 calls += 1
             if kills < NODE_KILLS and time.monotonic() > due:

@@ -1,5 +1,5 @@
 """A disk that fills up during a run: said, nothing half is taken for whole, and the same command
-goes on when there is room.
+resumes when there is room.
 """
 
 import contextlib

@@ -119,7 +119,7 @@ def test_ctrl_c_is_the_runs_at_any_time(
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_at_once_and_says_how_to_go_on(job: Job) -> None:
+def test_ctrl_c_stops_at_once_and_says_how_to_resume(job: Job) -> None:
     slow = Job(
         output=job.output, log=job.log, environment=job.environment | {"INSTANT_SECONDS": "1"}
     )

@@ -1,4 +1,4 @@
-"""Hosts that are cut off the network in the middle of PA and of PL: the run goes on with the
+"""Hosts that are cut off the network in the middle of PA and of PL: the run continues with the
 others, and loses nothing.
 """
 

@@ -136,7 +136,7 @@ def test_a_lease_that_nobody_renews_is_taken_over_and_its_holder_told(bucket: st
     with pytest.raises(RunError, match="taken over"), lease(output):
         output.write_json("lease.json", {"holder": "another", "token": "y"})
         time.sleep(30)
-        pytest.fail("it went on")
+        pytest.fail("it continued")
     assert output.read_json("lease.json")["holder"] == "another"
 
 

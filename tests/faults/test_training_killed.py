@@ -1,4 +1,4 @@
-"""Training whose driver is killed goes on from its newest checkpoint when the same call is made
+"""Training whose driver is killed resumes from its newest checkpoint when the same call is made
 again, with other workers too.
 """
 
@@ -28,7 +28,7 @@ def call(place: Path, workers: int, learning_rate: float) -> "subprocess.Popen[b
 
 
 @pytest.mark.slow
-def test_a_second_call_goes_on_from_the_checkpoint_with_other_workers(parity_folder: Path) -> None:
+def test_a_second_call_resumes_from_the_checkpoint_with_other_workers(parity_folder: Path) -> None:
     place = parity_folder.parent
     first = call(place, 1, 1e-5)
     for _ in range(1200):

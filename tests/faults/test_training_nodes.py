@@ -1,5 +1,5 @@
 """Nodes that come just before the S-VLM is trained, and that are taken away meanwhile: training
-begins with all the workers there is room for, goes on with those that are left, and learns every
+begins with all the workers there is room for, continues with those that are left, and learns every
 row once.
 """
 
@@ -86,7 +86,7 @@ def test_training_begins_on_a_node_that_has_just_come(cluster: Any, parity_folde
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_training_goes_on_with_one_worker_when_a_node_is_lost(
+def test_training_continues_with_one_worker_when_a_node_is_lost(
     cluster: Any, parity_folder: Path
 ) -> None:
     place = parity_folder.parent
@@ -117,5 +117,5 @@ def test_training_goes_on_with_one_worker_when_a_node_is_lost(
     assert log["samples"] == ROWS * EPOCHS
     first, *_, last = log["workers"]
     assert first == [1, 2] and last[1] == 1, log["workers"]
-    # Checkpoints are made every 5 steps, and it went on from one.
+    # Checkpoints are made every 5 steps, and it resumed from one.
     assert 1 < last[0] <= steps and (last[0] - 1) % 5 == 0, log["workers"]

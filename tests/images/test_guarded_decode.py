@@ -302,7 +302,7 @@ def test_a_process_shrinks_as_a_thread_does() -> None:
     )
 
 
-def test_a_process_says_why_as_a_thread_does_and_goes_on(guarded: Decoder) -> None:
+def test_a_process_says_why_as_a_thread_does_and_continues(guarded: Decoder) -> None:
     data = encoded(NOISE, "TIFF")
     error = refused(guarded, data[: len(data) // 2])
     assert error.reason == Reason.TRUNCATED

@@ -113,7 +113,7 @@ def test_damaged_weights_are_refused_before_anything_loads(kind: str, model_fold
         with pytest.raises(ConfigurationError) as caught:
             look()
         assert str(caught.value).startswith(f"{file} is ") and str(caught.value).endswith(
-            "; copy the model anew"
+            "; copy the model again"
         )
         assert str(caught.value).isprintable() and len(str(caught.value)) < 500
 
@@ -142,7 +142,7 @@ def test_weights_that_cannot_be_opened_are_not_called_missing(model_folder: Path
 def test_an_index_that_is_none_is_refused(index: bytes, model_folder: Path) -> None:
     (model_folder / "model.safetensors.index.json").write_bytes(index)
     with pytest.raises(
-        ConfigurationError, match=r"index\.json is no index of weights; copy the model anew"
+        ConfigurationError, match=r"index\.json is no index of weights; copy the model again"
     ):
         checkpoint.check("svlm.model", str(model_folder))
 

@@ -88,7 +88,7 @@ def test_a_model_cut_off_in_the_store_is_refused(bucket: str, prefix: str, cache
     with pytest.raises(
         ConfigurationError,
         match=rf"model\.safetensors is cut off or damaged: {len(whole) // 2:,} bytes, .*not fully"
-        " covered; copy the model anew",
+        " covered; copy the model again",
     ):
         node_cache.copy_of(prefix)
     assert not node_cache.has_copy(prefix) and not list(cache.rglob("*.safetensors")), (
@@ -128,7 +128,7 @@ def test_shards_that_the_index_names_must_be_there(
 def test_a_broken_safetensors_file_in_a_folder_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ConfigurationError, match=r"model\.safetensors is .*; copy the model anew"):
+    with pytest.raises(ConfigurationError, match=r"model\.safetensors is .*; copy the model again"):
         checkpoint.local(str(tmp_path))
 
 

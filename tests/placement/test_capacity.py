@@ -190,7 +190,7 @@ def test_a_gang_waits_for_a_node_that_comes() -> None:
     )
     assert "the stage itself had them next" in said
     assert (
-        "PL: asks for 4 GPU in all, and the cluster has 2; going on with 2 of 4" in said
+        "PL: asks for 4 GPU in all, and the cluster has 2; continuing with 2 of 4" in said
         and "fewer were enough" in said
     )
     labelled = (

@@ -260,7 +260,7 @@ def test_workers_and_stage_follow_the_model_and_the_gpu(
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
-def test_on_labelled_nodes_training_goes_on_with_no_fewer_workers(gpus: int) -> None:
+def test_on_labelled_nodes_training_continues_with_no_fewer_workers(gpus: int) -> None:
     pl = {
         "workers": 3,
         "gpus_per_worker": gpus,

@@ -1,4 +1,4 @@
-"""A stage that is ended in good order, without Ray: nothing new is begun, what is done is kept, and
+"""A stage that is ended gracefully, without Ray: nothing new is begun, what is done is kept, and
 the next call does not ask again.
 """
 
@@ -23,7 +23,7 @@ from mpa_ray.storage.folder import Folder
 
 
 class Limited:
-    """Answers so many requests, and then cannot go on."""
+    """Answers so many requests, and then cannot continue."""
 
     def __init__(self, answers: int) -> None:
         self._left = answers

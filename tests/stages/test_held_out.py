@@ -91,7 +91,7 @@ def test_a_row_that_the_engine_refuses_is_neither_learned_nor_forgotten(
     )
 
 
-def test_an_engine_that_cannot_go_on_ends_it(ray_session: None, run: Folder) -> None:
+def test_an_engine_that_cannot_continue_ends_it(ray_session: None, run: Folder) -> None:
     model, settings = config("stopping")
     with pytest.raises(
         RunError, match="the budget is spent. The held-out rows were not all asked again"

@@ -169,7 +169,7 @@ def test_what_cannot_share_an_actor_is_refused(
     assert said in str(refused.value)
 
 
-def test_a_run_may_go_on_in_one_actor(images: Path, tmp_path: Path) -> None:
+def test_a_run_may_resume_in_one_actor(images: Path, tmp_path: Path) -> None:
     one, two = (settings(images, tmp_path, in_one_actor=together) for together in (True, False))
     assert identity(one) == identity(two)
 

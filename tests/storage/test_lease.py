@@ -160,7 +160,7 @@ def test_a_lease_that_cannot_be_renewed_for_long_is_lost(failing: Failing) -> No
         began = time.monotonic()
         while time.monotonic() < began + 30:
             time.sleep(0.01)
-        pytest.fail("it went on")
+        pytest.fail("it continued")
     assert held.lost.is_set()
     assert time.monotonic() - began >= leases.EXPIRES_AFTER_S - leases.RENEW_EVERY_S, (
         "others would not have taken it before"
@@ -215,7 +215,7 @@ def test_a_dead_holder_is_taken_over_and_notices(store: Store) -> None:
         store.version += 1
         waited.append(held.lost)
         time.sleep(60)
-        pytest.fail("it went on")
+        pytest.fail("it continued")
     assert waited[0].is_set() and signal.getsignal(signal.SIGUSR1) == before
     assert store.content is not None, "what is not ours any more is not deleted"
 

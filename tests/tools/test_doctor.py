@@ -189,7 +189,7 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken.mkdir()
     (broken / "config.json").write_bytes((demo.LVLM / "config.json").read_bytes())
     for name, content, said in (
-        ("model.safetensors", b"\x02\0\0\0\0\0\0\0[]", "copy the model anew"),
+        ("model.safetensors", b"\x02\0\0\0\0\0\0\0[]", "copy the model again"),
         ("m.bin", b"x", "as safetensors"),
     ):
         (broken / name).write_bytes(content)
@@ -279,7 +279,8 @@ def test_gpus_that_are_asked_for_and_not_here(monkeypatch: pytest.MonkeyPatch) -
         ("ok", "room for PL"),
     ]
     assert (
-        "asks for 3 GPU in all, and the cluster has 1, and goes on with 1 workers" in found[2].said
+        "asks for 3 GPU in all, and the cluster has 1, and continues with 1 workers"
+        in found[2].said
     )
     monkeypatch.setattr(cluster, "count_gpus", lambda: 0)
     found = list(cluster.cluster(Config(lvlm=model, svlm=model)))

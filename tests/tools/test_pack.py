@@ -1,5 +1,5 @@
 """Packing: every file is in a shard, a duplicate, or quarantined; ids stay; an interrupted call
-goes on.
+resumes.
 """
 
 import io
@@ -221,7 +221,7 @@ def test_shards_are_of_the_size_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("at", [1, 2, 5, 12, 20, 23])
-def test_an_interrupted_call_goes_on(
+def test_an_interrupted_call_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     images, output = write(tmp_path / "in"), Folder.at(tmp_path / "out")

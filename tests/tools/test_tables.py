@@ -199,7 +199,7 @@ def test_annotations_are_made_once_for_each_lvlm_and_task(
     first = {config.output: config.annotations for config in runs.configs}
     made(9, tmp_path, data=data)
     assert {config.output: config.annotations for config in runs.configs} == first, (
-        "a run goes on as it began"
+        "a run resumes as it began"
     )
 
 

@@ -170,7 +170,7 @@ def test_wandb_keeps_an_offline_run(tmp_path: Path) -> None:
                     for item in record.run.config.update
                     if item.key == "learning_rate"
                 }
-    assert names == {"run1-ab-mpa"}, "one run, that went on"
+    assert names == {"run1-ab-mpa"}, "one run, that continued"
     assert settings == {("learning_rate", 1e-5)}
     assert sorted((int(row["_step"]), float(row["loss_per_sample"])) for row in rows) == [
         (1, 9.0),

@@ -70,7 +70,7 @@ def test_every_sample_is_learned_once_and_all_workers_make_the_same_calls(
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 60), SIZES, SIZES, SIZES, st.data())
-def test_a_restart_on_any_number_of_workers_goes_on_where_the_last_stopped(
+def test_a_restart_on_any_number_of_workers_resumes_where_the_last_stopped(
     samples: int, batch_size: int, before: int, after: int, data: st.DataObject
 ) -> None:
     done = data.draw(st.integers(0, math.ceil(samples / batch_size)))

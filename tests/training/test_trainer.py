@@ -69,7 +69,7 @@ def test_any_other_failure_is_one_line_too() -> None:
     assert (
         "\n" not in line
         and len(line) < 500
-        and line.endswith("the same command goes on from the newest checkpoint")
+        and line.endswith("the same command resumes from the newest checkpoint")
     )
 
 

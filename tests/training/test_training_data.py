@@ -32,7 +32,7 @@ def training_set(*folders: Path, holdout: float = 0.0, **limits: int) -> Trainin
 
 def test_draws_belong_to_the_sample_for_ever() -> None:
     # Written down: who changes it moves samples between training and the held-out rows of runs that
-    # go on.
+    # continue.
     assert draw("0123-0", "holdout") == pytest.approx(0.6894006831608711, abs=1e-12)
     assert draw("0123-0", "other") != draw("0123-0", "holdout")
 

@@ -199,7 +199,7 @@ def _resume(folder: Path, work: Path, stage: int) -> tuple[list[float], list[flo
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_resumed_training_goes_on_as_if_never_stopped(
+def test_a_resumed_training_continues_as_if_never_stopped(
     ray_session: None, parity_folder: Path, tmp_path: Path, stage: int
 ) -> None:
     import ray

@@ -114,7 +114,7 @@ def _room(
             yield Finding(state=state, what=f"room for {what}", said=f"it {lack}", fix=fix)
         else:
             fewer = (
-                f"; it {lack}, and goes on with {len(fewest)} workers, or as many as there are"
+                f"; it {lack}, and continues with {len(fewest)} workers, or as many as there are"
                 if lack
                 else ""
             )

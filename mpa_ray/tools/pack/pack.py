@@ -13,7 +13,7 @@ loose files cost thousands.
 
 Images in shards + duplicates + quarantine = the image files that were listed, each once. Each shard
 is planned by the sizes in the listing, and made by one Ray task: fetch, decode every pixel, hash,
-write. A call goes on with the shards that have no record in `.pack/checked/`.
+write. A call resumes with the shards that have no record in `.pack/checked/`.
 """
 
 from collections import Counter
@@ -60,7 +60,7 @@ def pack(
 
     Raises:
         ConfigurationError: there are none, or `output` holds something else.
-        StorageError: storage failed again and again; the same call goes on.
+        StorageError: storage failed again and again; the same call resumes.
     """
     limits = {
         "max_image_pixels": max_image_pixels,

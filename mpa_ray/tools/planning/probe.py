@@ -1,7 +1,7 @@
 """A probe: a small run of the real pipeline on images drawn at random, from which `plan` tells what
 the whole will take.
 
-It is a run like any other, in an output of its own, and goes on where it stopped. It has one
+It is a run like any other, in an output of its own, and resumes where it stopped. It has one
 replica of each model, trains MPA's own S-VLM on what it found, and asks no benchmark.
 """
 
@@ -34,7 +34,7 @@ def probe(config: Config, *, count: int) -> tuple[Config, int]:
 
     Raises:
         ConfigurationError: the run cannot be probed, or not in this output.
-        RunError: the probe could not go on.
+        RunError: the probe could not continue.
     """
     unfit = {
         "annotations": config.annotations,

@@ -114,7 +114,7 @@ def study(
     Raises:
         ConfigurationError: Table 8 has no categories for the task, there is no parity sample, or
             the study is there already.
-        RunError: an image cannot be read, or the judge cannot go on.
+        RunError: an image cannot be read, or the judge cannot continue.
     """
     task = config.task_spec.name
     if task not in CATEGORIES:

@@ -1,7 +1,7 @@
 """The paper's tables, made again: a grid of runs, each in FOLDER/<task>/<L-VLM>/<S-VLM>[/seed-<k>],
 and the table that follows from them.
 
-A finished run returns at once, so a grid goes on where it stopped, and tables share their cells.
+A finished run returns at once, so a grid resumes where it stopped, and tables share their cells.
 What one S-VLM's run had the L-VLM annotate is what the others of that task, L-VLM and seed start
 from. A cell that cannot run is a "-" with its reason, and the others run.
 """
@@ -100,7 +100,7 @@ def with_shared_annotations(config: Config, grid: Folder, cell: Cell, seed: int 
     """The configuration, starting from the annotations that another S-VLM's run of the same L-VLM,
     task and seed left.
 
-    A run that has begun goes on as it began. The first one makes its own.
+    A run that has begun resumes as it began. The first one makes its own.
 
     Raises:
         RunError: another run is making them and has not finished: a second one would pay for them

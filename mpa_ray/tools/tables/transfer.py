@@ -45,7 +45,7 @@ def score_alone(
         ConfigurationError: `output` holds scores under the name that came about otherwise (another
             model, benchmark or setting, or files that have changed since), or the benchmark lacks
             something.
-        RunError: an image of the benchmark cannot be read, or the model cannot go on.
+        RunError: an image of the benchmark cannot be read, or the model cannot continue.
     """
     asked, files = _asked(model, config), _files(model)
     kept = f"scores/{name}.json"
