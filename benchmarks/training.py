@@ -32,7 +32,7 @@ from PIL import Image
 
 import random_model
 import result_file
-from mpa_ray.config import Config, LevelSection, ModelSection
+from mpa_ray.config import Config, ModelSection, TrainingSection
 from mpa_ray.parity_leveler import level
 from mpa_ray.placement.ray_session import ray_session
 from mpa_ray.schema import PARITY
@@ -70,7 +70,7 @@ def ours(model: str, samples: str, options: argparse.Namespace) -> float:
     with tempfile.TemporaryDirectory() as work:
         config = Config(
             svlm=ModelSection(model=model, gpus_per_replica=options.cards),
-            pl=LevelSection(
+            pl=TrainingSection(
                 holdout=0.0,
                 batch_size=options.batch,
                 micro_batch_size=options.micro,

@@ -20,6 +20,7 @@ from mpa_ray.config import (
     IdentifySection,
     LevelSection,
     ModelSection,
+    TrainingSection,
 )
 from mpa_ray.demo import presets
 from mpa_ray.errors import ConfigurationError, RunError
@@ -29,11 +30,14 @@ from mpa_ray.pipeline import run
 from mpa_ray.placement import ray_session
 from mpa_ray.pseudo_annotator import annotate
 from mpa_ray.stages.evaluate import evaluate
-from mpa_ray.stages.held_out import learned_and_forgotten
+from mpa_ray.stages.held_out import compare_on_held_out
 from mpa_ray.stages.jury import identify_jury
 from mpa_ray.tasks import TASKS, Task, metrics
 
 __version__ = "0.1.0"
+
+# Its earlier name, for scripts that import it.
+learned_and_forgotten = compare_on_held_out
 
 # Modules that scripts import by these paths, wherever they lie.
 sys.modules |= {
@@ -54,7 +58,9 @@ __all__ = [
     "ModelSection",
     "RunError",
     "Task",
+    "TrainingSection",
     "annotate",
+    "compare_on_held_out",
     "evaluate",
     "identify",
     "identify_jury",

@@ -7,7 +7,7 @@ of the paper's comparisons. Every arm leaves out the same held-out rows.
 
 from typing import Any
 
-from mpa_ray.config import Config, LevelSection
+from mpa_ray.config import Config, TrainingSection
 from mpa_ray.config.hyperparameters import with_hyperparameters
 from mpa_ray.errors import NothingToTeach
 from mpa_ray.placement import capacity, place
@@ -87,7 +87,7 @@ def level(
         enough=settings.min_workers,
         labels=settings.node_labels,
     )
-    capacity.look_again()
+    capacity.refresh()
     trainer = trainer_type()(
         train,
         train_loop_config={"training": training},
@@ -119,7 +119,7 @@ def level(
     }
 
 
-def _scaling(settings: LevelSection, scaling_config: Any) -> Any:
+def _scaling(settings: TrainingSection, scaling_config: Any) -> Any:
     workers = settings.workers or 1
     fewest = settings.min_workers or workers
     return scaling_config(

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from mpa_ray import cli
-from mpa_ray.config import Config, LevelSection, ModelSection, identity
+from mpa_ray.config import Config, ModelSection, TrainingSection, identity
 from mpa_ray.config.describe import settings
 from mpa_ray.config.parse import merge
 from mpa_ray.errors import ConfigurationError
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 JOB = Config(
     lvlm=ModelSection(model="a/large", max_replicas=8),
     svlm=ModelSection(model="a/small"),
-    pl=LevelSection(workers=3),
+    pl=TrainingSection(workers=3),
 )
 GIVEN = ["--images", "photos", "--output", "out"]
 

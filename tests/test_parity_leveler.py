@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from conftest import parity_rows
 from mpa_ray import demo
-from mpa_ray.config import Config, LevelSection, ModelSection
+from mpa_ray.config import Config, ModelSection, TrainingSection
 from mpa_ray.errors import NothingToTeach, RunError
 from mpa_ray.images.decode import image_id_of
 from mpa_ray.images.draw import is_held_out
@@ -37,7 +37,7 @@ def config_with(*, model: str = str(demo.SVLM), **pl: Any) -> Config:
         "holdout": 0.0,
     }
     return Config(
-        svlm=ModelSection(model=model, gpus_per_replica=0), pl=LevelSection(**(settings | pl))
+        svlm=ModelSection(model=model, gpus_per_replica=0), pl=TrainingSection(**(settings | pl))
     )
 
 
@@ -76,7 +76,7 @@ def test_the_settings_of_each_arm() -> None:
 def test_a_group_is_elastic_between_its_fewest_and_its_most_workers(
     workers: int | None, min_workers: int | None, expected: Any
 ) -> None:
-    settings = LevelSection(
+    settings = TrainingSection(
         workers=workers, min_workers=min_workers, gpus_per_worker=0, cpus_per_worker=2
     )
     found = _scaling(settings, dict)
@@ -86,7 +86,7 @@ def test_a_group_is_elastic_between_its_fewest_and_its_most_workers(
         None,
     )
     assert found["resources_per_worker"]["CPU"] == 2
-    labeled = _scaling(LevelSection(node_labels={"pool": "a"}), dict)
+    labeled = _scaling(TrainingSection(node_labels={"pool": "a"}), dict)
     assert (labeled["num_workers"], labeled["use_gpu"], labeled["label_selector"]) == (
         1,
         True,

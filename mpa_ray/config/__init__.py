@@ -20,7 +20,7 @@ from mpa_ray.config.config import (
 )
 from mpa_ray.config.model import API_SETTINGS, LocalModelSection, ModelSection
 from mpa_ray.config.section import Section
-from mpa_ray.config.training import LevelSection
+from mpa_ray.config.training import LevelSection, TrainingSection
 
 __all__ = [
     "API_SETTINGS",
@@ -39,6 +39,7 @@ __all__ = [
     "ModelSection",
     "Section",
     "TaskName",
+    "TrainingSection",
     "changes",
     "digest",
     "identity",

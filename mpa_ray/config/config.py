@@ -25,7 +25,7 @@ from mpa_ray.config.cluster import ClusterSection
 from mpa_ray.config.locations import Location, OptionalLocation, lasting
 from mpa_ray.config.model import LocalModelSection, ModelSection
 from mpa_ray.config.section import MayChange, ReadBy, Section, Share, marker
-from mpa_ray.config.training import LevelSection
+from mpa_ray.config.training import TrainingSection
 from mpa_ray.schema import absolute
 from mpa_ray.tasks import TASKS, MatcherName, Task, prompts
 from mpa_ray.tasks.benchmarks import BENCHMARKS
@@ -164,7 +164,7 @@ class Config(Section):
     """
     annotate: AnnotateSection = AnnotateSection()
     identify: IdentifySection = IdentifySection()
-    pl: LevelSection = LevelSection()
+    pl: TrainingSection = TrainingSection()
     evaluate: EvaluateSection = EvaluateSection()
     cluster: Annotated[ClusterSection, MayChange()] = ClusterSection()
     labels: Annotated[LabeledSection, ReadBy(LABELED_ARMS)] = LabeledSection()

@@ -1,11 +1,11 @@
 """Table 11: the hyperparameters of the paper, by S-VLM."""
 
-from mpa_ray.config.training import LevelSection
+from mpa_ray.config.training import TrainingSection
 
 _OTHERS = (16, 1e-5)
 
 
-def with_hyperparameters(settings: LevelSection, svlm: str) -> LevelSection:
+def with_hyperparameters(settings: TrainingSection, svlm: str) -> TrainingSection:
     """`settings` with batch size and learning rate filled in from Table 11 where they are not
     set.
     """

@@ -10,7 +10,7 @@ from mpa_ray.config.objectives import ObjectiveName
 from mpa_ray.config.section import MayChange, Section, Share
 
 
-class LevelSection(Section):
+class TrainingSection(Section):
     """The Parity Leveler: full fine-tuning of the S-VLM."""
 
     train_on: Literal["parity", "consistent", "all"] = "parity"
@@ -120,3 +120,7 @@ class LevelSection(Section):
                 " gained; set zero_stage=2"
             )
         return self
+
+
+# Its earlier name, for scripts that import it.
+LevelSection = TrainingSection

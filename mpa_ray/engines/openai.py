@@ -214,7 +214,7 @@ class OpenAIEngine:
         at fault."""
         if not self._answers:
             # One goes first: it tells whether the key works, and what a prompt costs.
-            async with self._turns.alone():
+            async with self._turns.exclusively():
                 if not self._answers:
                     try:
                         return await self._try(request, until=1)
@@ -229,7 +229,7 @@ class OpenAIEngine:
         try:
             if self._answers > answers:
                 return await self._try(request, until=_TRIES, turn=self._turns.with_others)
-            async with self._turns.alone():
+            async with self._turns.exclusively():
                 if self._answers == answers:
                     await self._see_it_answer()
                 return await self._try(request, until=_TRIES)

@@ -74,7 +74,7 @@ class Turns:
                 self._nobody.set()
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
+    async def exclusively(self) -> AsyncIterator[None]:
         """Waits until those that went out are back; none goes out meanwhile."""
         async with self._turn:
             await self._nobody.wait()

@@ -178,12 +178,12 @@ def training_line(state: Mapping[str, Any]) -> str:
 
 
 class Watch:
-    """Calls `look` every few seconds while a blocking call runs, and shows or says what it returns
+    """Calls `poll` every few seconds while a blocking call runs, and shows or says what it returns
     when that is new.
     """
 
-    def __init__(self, look: Callable[[], str | None], *, stage: str = "watch") -> None:
-        self._look, self._stage = look, stage
+    def __init__(self, poll: Callable[[], str | None], *, stage: str = "watch") -> None:
+        self._poll, self._stage = poll, stage
         self._stop = Event()
         # What it says is of the stage that is watched.
         self._thread = Thread(
@@ -202,7 +202,7 @@ class Watch:
     def _work(self) -> None:
         last = None
         while not self._stop.wait(_EVERY_S):
-            line = self._look()
+            line = self._poll()
             if line == last:
                 continue
             last = line

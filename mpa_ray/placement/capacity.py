@@ -58,7 +58,7 @@ def placed(config: Config, asked: Sequence[str]) -> Placement:
     return place(config, sizes, cluster_of(config.cluster), asked=asked)
 
 
-def placed_alone(model: LocalModelSection, config: Config, *, what: str) -> LocalModelSection:
+def place_single_model(model: LocalModelSection, config: Config, *, what: str) -> LocalModelSection:
     """A model that is asked by itself, with what its section leaves open filled in, when the
     cluster has what it needs.
 
@@ -240,7 +240,7 @@ def wait_for(
     )
 
 
-def look_again() -> None:
+def refresh() -> None:
     """Has Ray's own accountant of the cluster look at it now. It looks every 20 s, and elastic
     training begins with as many workers as it saw room for then: a node that came since would not
     be used until the group is made again.

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mpa_ray.config import Config, LevelSection, LocalModelSection
+from mpa_ray.config import Config, TrainingSection, LocalModelSection
 from mpa_ray.config.hyperparameters import with_hyperparameters
 from mpa_ray.models.gpu_memory import (
     USED,
@@ -155,7 +155,7 @@ def bundles(models: Sequence[LocalModelSection]) -> list[dict[str, float]]:
     return [*asked, {"CPU": 1.0}]
 
 
-def training_bundles(settings: LevelSection, workers: int) -> list[dict[str, float]]:
+def training_bundles(settings: TrainingSection, workers: int) -> list[dict[str, float]]:
     """What `workers` training processes ask for together."""
     return [bundle(cpus=settings.cpus_per_worker, gpus=settings.gpus_per_worker)] * workers
 
@@ -362,8 +362,8 @@ def _cpus(gpus: float, cluster: Cluster) -> float:
 
 
 def _place_training(
-    settings: LevelSection, size: ModelSize | None, cluster: Cluster
-) -> tuple[LevelSection, str]:
+    settings: TrainingSection, size: ModelSize | None, cluster: Cluster
+) -> tuple[TrainingSection, str]:
     assert settings.batch_size is not None
     useful = math.ceil(settings.batch_size / settings.micro_batch_size)
     if not settings.gpus_per_worker:

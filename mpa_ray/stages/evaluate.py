@@ -52,7 +52,7 @@ def answer(
     """Rows with image and question in, the same with `prediction` and without the image out.
     `output` is explained at `map_rows_with_model`.
     """
-    model = capacity.placed_alone(model, config, what="evaluate")
+    model = capacity.place_single_model(model, config, what="evaluate")
     stage = RowStage(
         name="Evaluator",
         work=partial(

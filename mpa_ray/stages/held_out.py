@@ -37,7 +37,7 @@ _HELD_OUT_ROW = pa.schema(
 _ASKED_AGAIN = pa.schema([*_HELD_OUT_ROW, pa.field("prediction", pa.string())])
 
 
-def learned_and_forgotten(
+def compare_on_held_out(
     model: LocalModelSection, *, name: str, config: Config, output: Folder
 ) -> dict[str, int]:
     """Asks the trained S-VLM about the held-out rows and compares with what it answered before.

@@ -6,7 +6,7 @@ from mpa_ray.config import Config, LocalModelSection
 from mpa_ray.observability.progress import say
 from mpa_ray.schema import EVALUATE_STEP, HOLDOUT_STEP
 from mpa_ray.stages.evaluate import evaluate
-from mpa_ray.stages.held_out import learned_and_forgotten
+from mpa_ray.stages.held_out import compare_on_held_out
 from mpa_ray.steps.step import Record, Run, Step
 from mpa_ray.storage.folder import Folder
 from mpa_ray.training.arms import arms, model_folder
@@ -71,7 +71,7 @@ def ask_held_out(run: Run) -> Record:
     say("held out: asking MPA's S-VLM again")
     config = run.placement.config
     model = _model("mpa", config, run.output)
-    change = learned_and_forgotten(model, name="mpa", config=config, output=run.output)
+    change = compare_on_held_out(model, name="mpa", config=config, output=run.output)
     if change["forgotten"] > change["learned"]:
         say(
             f"held out: MPA forgot more than it learned ({change['forgotten']:,} against"

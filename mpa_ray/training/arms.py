@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mpa_ray.config import COMPARISONS, Config, LevelSection
+from mpa_ray.config import COMPARISONS, Config, TrainingSection
 from mpa_ray.images.draw import draw, is_held_out
 from mpa_ray.images.parts import dataset_of, part_name, part_number, with_image_struct, with_images
 from mpa_ray.schema import CONSISTENT, Verdict
@@ -194,7 +194,7 @@ def count_rows(folders: list[Folder], holdout: float) -> int:
     )
 
 
-def settings_of(arm: Arm, config: Config) -> LevelSection:
+def settings_of(arm: Arm, config: Config) -> TrainingSection:
     """The training settings of an arm. Human labels are no pseudo-labels, so none of them is held
     out.
     """

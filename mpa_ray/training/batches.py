@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpa_ray.config import LevelSection
+from mpa_ray.config import TrainingSection
 from mpa_ray.training.objective import Batch, Collate
 from mpa_ray.training.training_data import Sample, TrainingSet
 
@@ -96,7 +96,7 @@ class Batches:
     samples: TrainingSet
     order: np.ndarray
     collate: Collate
-    settings: LevelSection
+    settings: TrainingSection
     rank: int
     workers: int
 

@@ -4,7 +4,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mpa_ray.config import LevelSection
+from mpa_ray.config import TrainingSection
 from mpa_ray.training.collator import IGNORED, Collator
 from mpa_ray.training.training_data import Sample
 
@@ -58,7 +58,7 @@ class LoadObjective(Protocol):
     with a reference model copies it here. `collator` is that of the S-VLM.
     """
 
-    def __call__(self, model: Any, collator: Collator, settings: LevelSection) -> Objective: ...
+    def __call__(self, model: Any, collator: Collator, settings: TrainingSection) -> Objective: ...
 
 
 def objective_loader(name: str) -> LoadObjective:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpa_ray.config import LevelSection, LocalModelSection
+from mpa_ray.config import TrainingSection, LocalModelSection
 from mpa_ray.models import checkpoint as models
 from mpa_ray.models import families
 from mpa_ray.models.chat_template import (
@@ -45,7 +45,7 @@ class Training:
     folders: list[Folder]
     target: Folder
     progress: Folder
-    settings: LevelSection
+    settings: TrainingSection
     objective: LoadObjective
     seed: int
     limits: dict[str, int]
@@ -134,7 +134,7 @@ def set_up(training: Training) -> Worker:
     )
 
 
-def _choose_device(settings: LevelSection) -> None:
+def _choose_device(settings: TrainingSection) -> None:
     """Make DeepSpeed train on the CPU where `pl.gpus_per_worker` is 0. It reads the variable when
     it is imported.
     """
@@ -165,7 +165,7 @@ def load_svlm(svlm: LocalModelSection, precision: str) -> tuple[Any, Any, "torch
     return model, processor, families.published_dtype(source) or model.dtype
 
 
-def _with_settings(model: Any, settings: LevelSection) -> Any:
+def _with_settings(model: Any, settings: TrainingSection) -> Any:
     """Return the model with gradient checkpointing and LoRA as they are set."""
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -181,7 +181,7 @@ def _size_of(model: Any) -> Size:
     )
 
 
-def _deepspeed_engine(model: Any, settings: LevelSection, workers: int) -> Any:
+def _deepspeed_engine(model: Any, settings: TrainingSection, workers: int) -> Any:
     import deepspeed
     import torch
 
@@ -209,7 +209,7 @@ def with_lora(model: Any, rank: int) -> Any:
     )
 
 
-def deepspeed_config(settings: LevelSection, workers: int) -> dict[str, Any]:
+def deepspeed_config(settings: TrainingSection, workers: int) -> dict[str, Any]:
     """DeepSpeed's settings. We set the accumulation's boundaries ourselves, because a last batch
     has fewer micro-batches.
     """

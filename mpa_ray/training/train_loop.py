@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from mpa_ray.config import LevelSection
+from mpa_ray.config import TrainingSection
 from mpa_ray.training.batches import Share
 from mpa_ray.training.collator import IGNORED
 from mpa_ray.training.mfu import mfu
@@ -277,7 +277,7 @@ class Trainer:
             target.write_json("training_log.json", self._metrics | log)
 
 
-def learning_rate(step: int, steps: int, settings: LevelSection) -> float:
+def learning_rate(step: int, steps: int, settings: TrainingSection) -> float:
     """Of the optimizer step `step` (from 0): a linear warm-up, then a cosine down to a tenth of the
     peak.
     """

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from mpa_ray.config import (
     Config,
-    LevelSection,
     ModelSection,
     Section,
+    TrainingSection,
     changes,
     digest,
     identity,
@@ -115,8 +115,8 @@ def test_gpus_of_a_replica(gpus: float) -> None:
 
 
 def test_replay_belongs_to_the_parity_set() -> None:
-    assert LevelSection(replay=0.5).train_on == "parity"
-    assert LevelSection(train_on="all").replay == 0
+    assert TrainingSection(replay=0.5).train_on == "parity"
+    assert TrainingSection(train_on="all").replay == 0
 
 
 def test_missing_settings_are_named_as_flags() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mpa_ray import cli, demo
-from mpa_ray.config import Config, LevelSection, hyperparameters
+from mpa_ray.config import Config, TrainingSection, hyperparameters
 from mpa_ray.config.parse import validate
 from mpa_ray.demo import presets
 
@@ -65,16 +65,16 @@ def test_with_inputs_of_ones_own_the_demo_is_its_models_alone(
     ],
 )
 def test_table_11(model: str, batch_size: int, rate: float) -> None:
-    filled = hyperparameters.with_hyperparameters(LevelSection(), model)
+    filled = hyperparameters.with_hyperparameters(TrainingSection(), model)
     assert (filled.batch_size, filled.learning_rate) == (batch_size, rate)
 
 
 def test_what_is_set_stays() -> None:
     filled = hyperparameters.with_hyperparameters(
-        LevelSection(batch_size=3, warmup=0.5), "OpenGVLab/InternVL2-4B"
+        TrainingSection(batch_size=3, warmup=0.5), "OpenGVLab/InternVL2-4B"
     )
     assert (filled.batch_size, filled.learning_rate, filled.warmup) == (3, 4e-5, 0.5)
     filled = hyperparameters.with_hyperparameters(
-        LevelSection(learning_rate=3e-6), "OpenGVLab/InternVL2-4B"
+        TrainingSection(learning_rate=3e-6), "OpenGVLab/InternVL2-4B"
     )
     assert (filled.batch_size, filled.learning_rate) == (6, 3e-6)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from mpa_ray import demo
-from mpa_ray.config import Config, LevelSection, ModelSection
+from mpa_ray.config import Config, ModelSection, TrainingSection
 from mpa_ray.parity_leveler import level
 from mpa_ray.placement.ray_session import ray_session
 from mpa_ray.storage.folder import Folder
@@ -26,7 +26,7 @@ def _see_nodes_come(place: Path, nodes: int) -> None:
 def main(
     place: Path, workers: int, learning_rate: float, min_workers: int | None = None, nodes: int = 0
 ) -> None:
-    settings = LevelSection(
+    settings = TrainingSection(
         workers=workers,
         min_workers=min_workers,
         learning_rate=learning_rate,

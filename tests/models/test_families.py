@@ -16,7 +16,7 @@ from PIL import Image
 
 from conftest import parity_rows
 from mpa_ray import cli, engines
-from mpa_ray.config import Config, LevelSection, ModelSection
+from mpa_ray.config import Config, ModelSection, TrainingSection
 from mpa_ray.engines import Reply, Sampling
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.models import checkpoint, families
@@ -143,7 +143,7 @@ class Workshop:
         from mpa_ray.training.training_state import save_model
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        settings = LevelSection(
+        settings = TrainingSection(
             gpus_per_worker=0,
             precision="float32",
             batch_size=8,

@@ -151,7 +151,7 @@ def test_a_model_alone_is_placed_or_refused(
     with pytest.raises(
         RunError, match=r"evaluate asks for 4 GPU on one node, and the largest node has 0"
     ):
-        capacity.placed_alone(
+        capacity.place_single_model(
             ModelSection(model="Qwen/Qwen2-VL-72B-Instruct"), config, what="evaluate"
         )
     assert (
@@ -159,8 +159,8 @@ def test_a_model_alone_is_placed_or_refused(
         in capsys.readouterr().out
     )
     on_cpu = ModelSection(model="a/b-2B", gpus_per_replica=0)
-    assert capacity.placed_alone(on_cpu, config, what="evaluate") == on_cpu
-    behind_api = capacity.placed_alone(
+    assert capacity.place_single_model(on_cpu, config, what="evaluate") == on_cpu
+    behind_api = capacity.place_single_model(
         ModelSection(model="gpt", engine="openai"), config, what="evaluate"
     )
     assert behind_api.most_replicas == 1

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.config import Config, LevelSection, ModelSection
+from mpa_ray.config import Config, ModelSection, TrainingSection
 from mpa_ray.models.size import ModelSize
 from mpa_ray.placement.place import (
     Cluster,
@@ -52,7 +52,7 @@ def config_with(
         lvlm=ModelSection(**({"model": "a/large"} | lvlm)),
         svlm=ModelSection(**({"model": "a/small"} | (svlm or {}))),
         jury=tuple(ModelSection(model=f"a/juror{number}") for number in range(jury)),
-        pl=LevelSection(**(pl or {})),
+        pl=TrainingSection(**(pl or {})),
     )
 
 

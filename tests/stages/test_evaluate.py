@@ -142,7 +142,7 @@ def test_the_settings_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
         return Rows()
 
     monkeypatch.setattr(evaluate, "map_rows_with_model", map_rows)
-    monkeypatch.setattr(evaluate.capacity, "placed_alone", lambda model, config, what: model)
+    monkeypatch.setattr(evaluate.capacity, "place_single_model", lambda model, config, what: model)
     model = ModelSection(model="a/small")
     answer(
         None,

@@ -6,11 +6,11 @@ import pytest
 from PIL import Image
 from run_folders import judged, rows_of, write_run
 
-from mpa_ray.config import Config, LevelSection, ModelSection
+from mpa_ray.config import Config, ModelSection, TrainingSection
 from mpa_ray.engines import Reply, RequestRejected, Sampling
 from mpa_ray.errors import RunError
 from mpa_ray.schema import Verdict
-from mpa_ray.stages.held_out import learned_and_forgotten
+from mpa_ray.stages.held_out import compare_on_held_out
 from mpa_ray.storage.folder import Folder
 
 
@@ -72,14 +72,14 @@ def config(engine: str) -> tuple[ModelSection, Config]:
         cpus_per_replica=0.5,
         images_in_flight=4,
     )
-    return model, Config(svlm=model, pl=LevelSection(holdout=0.49))
+    return model, Config(svlm=model, pl=TrainingSection(holdout=0.49))
 
 
 def test_a_row_that_the_engine_refuses_is_neither_learned_nor_forgotten(
     ray_session: None, run: Folder
 ) -> None:
     model, settings = config("refusing")
-    counts = learned_and_forgotten(model, name="mpa", config=settings, output=run)
+    counts = compare_on_held_out(model, name="mpa", config=settings, output=run)
     found = rows_of(run.child("holdout/mpa"))
     assert counts["learned"] > 0 and counts["kept"] > 0 and counts["unanswered"] > 0
     assert (counts["forgotten"], counts["still_wrong"]) == (0, 0) and sum(counts.values()) == len(
@@ -96,4 +96,4 @@ def test_an_engine_that_cannot_continue_ends_it(ray_session: None, run: Folder) 
     with pytest.raises(
         RunError, match="the budget is spent. The held-out rows were not all asked again"
     ):
-        learned_and_forgotten(model, name="mpa", config=settings, output=run)
+        compare_on_held_out(model, name="mpa", config=settings, output=run)

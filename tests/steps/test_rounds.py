@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from run_folders import picture
 
 from mpa_ray import cli, pipeline
-from mpa_ray.config import Config, EvaluateSection, LevelSection, ModelSection
+from mpa_ray.config import Config, EvaluateSection, ModelSection, TrainingSection
 from mpa_ray.errors import ConfigurationError, NothingToTeach, RunError
 from mpa_ray.report import summary, write_report
 from mpa_ray.report.model_card import model_card
@@ -415,7 +415,7 @@ def test_the_budget_is_one_for_all_rounds(config: Config) -> None:
             ["LoRA"],
         ),
         (
-            {"pl": LevelSection(lora_rank=4)},
+            {"pl": TrainingSection(lora_rank=4)},
             ["fine-tuned with LoRA of rank 4 on what", "LoRA of rank 4 on all linear layers"],
             ["fully"],
         ),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mpa_ray import demo
-from mpa_ray.config import Config, LevelSection, ModelSection
+from mpa_ray.config import Config, ModelSection, TrainingSection
 from mpa_ray.storage import folder as storage
 from mpa_ray.storage import s3
 from mpa_ray.tools.doctor import cluster, data, dry_run, machine
@@ -221,7 +221,7 @@ def test_what_the_cluster_has(ray_session: None, monkeypatch: pytest.MonkeyPatch
     config = Config(
         lvlm=API.model_copy(update={"api_key_env": "NO_KEY_HERE"}),
         svlm=ModelSection(model="a/b", gpus_per_replica=1),
-        pl=LevelSection(workers=1),
+        pl=TrainingSection(workers=1),
     )
     found = {finding.what: finding for finding in cluster.cluster(config)}
     assert "1 nodes, 4 CPU cores, 0 GPUs" in found["ray"].said
@@ -240,7 +240,7 @@ def test_large_models_are_stood_in_for_and_small_ones_are_asked(tmp_path: Path) 
     large = ModelSection(model="Qwen/Qwen2-VL-7B-Instruct", gpus_per_replica=0, max_replicas=8)
     small = large.model_copy(update={"model": str(tmp_path / "small")})
     made = dry_run.dry_config(
-        Config(lvlm=large, svlm=small, pl=LevelSection(gpus_per_worker=0)),
+        Config(lvlm=large, svlm=small, pl=TrainingSection(gpus_per_worker=0)),
         images="i",
         output="o",
         on_gpus=True,
@@ -273,7 +273,7 @@ def test_gpus_that_are_asked_for_and_not_here(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster, "count_gpus", lambda: 1)
     model = ModelSection(model="a/b", gpus_per_replica=0.5)
-    found = list(cluster.cluster(Config(lvlm=model, svlm=model, pl=LevelSection(workers=3))))
+    found = list(cluster.cluster(Config(lvlm=model, svlm=model, pl=TrainingSection(workers=3))))
     assert [(finding.state, finding.what) for finding in found[1:]] == [
         ("ok", "room for PA and PI"),
         ("ok", "room for PL"),

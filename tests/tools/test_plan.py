@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.config import Config, LevelSection, ModelSection
+from mpa_ray.config import Config, ModelSection, TrainingSection
 from mpa_ray.config.parse import merge, validate
 from mpa_ray.demo import render
 from mpa_ray.demo.presets import preset
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = Config(
     lvlm=ModelSection(model="A", max_replicas=3),
     svlm=ModelSection(model="B", max_replicas=1),
-    pl=LevelSection(workers=2, holdout=0.1),
+    pl=TrainingSection(workers=2, holdout=0.1),
 )
 STAGES = {
     "annotate_and_identify": {"seconds": 140.0},

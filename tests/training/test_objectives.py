@@ -12,7 +12,15 @@ import torch
 
 from conftest import parity_rows
 from mpa_ray import demo
-from mpa_ray.config import Config, LevelSection, ModelSection, changes, identity, of_identity, parse
+from mpa_ray.config import (
+    Config,
+    ModelSection,
+    TrainingSection,
+    changes,
+    identity,
+    of_identity,
+    parse,
+)
 from mpa_ray.config.objectives import OBJECTIVES, ObjectiveName
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.parity_leveler import level
@@ -29,7 +37,7 @@ RATE = 1e-3
 LIMITS = {"max_pixels": 512 * 28 * 28, "max_image_pixels": 10**7, "max_image_bytes": 10**7}
 
 
-def load(model: Any, collator: Collator, settings: LevelSection) -> Objective:
+def load(model: Any, collator: Collator, settings: TrainingSection) -> Objective:
     """An objective as its file would define it: upper-case answers, with smoothed labels. It sees
     the S-VLM before training and the settings.
     """
@@ -62,7 +70,7 @@ def smoothed_by_hand(model: Any, batch: Batch) -> torch.Tensor:
     )
 
 
-def curve_by_hand(folder: Folder, settings: LevelSection) -> list[float]:
+def curve_by_hand(folder: Folder, settings: TrainingSection) -> list[float]:
     """The loss per sample of each step, with torch alone."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -99,7 +107,7 @@ def test_another_objective_trains_through_the_same_loop(
     monkeypatch.setitem(sys.modules, f"{objectives.__name__}.smoothed", sys.modules[__name__])
     folder = Folder.at(tmp_path / "parity")
     folder.write_table("part-00000000.parquet", parity_rows(6))
-    settings = LevelSection(
+    settings = TrainingSection(
         workers=workers,
         gpus_per_worker=0,
         precision="float32",
@@ -125,7 +133,7 @@ def test_every_name_has_a_file_and_every_file_a_name() -> None:
     files = {path.stem for path in Path(objectives.__file__).parent.glob("*.py")} - {"__init__"}
     assert files == set(OBJECTIVES) == set(get_args(ObjectiveName))
     assert all(callable(objective_loader(name)) for name in OBJECTIVES)
-    assert objective_loader(LevelSection().objective) is answer_nll.load
+    assert objective_loader(TrainingSection().objective) is answer_nll.load
 
 
 def test_another_name_is_refused_with_the_names_there_are() -> None:
@@ -143,7 +151,7 @@ def test_a_run_from_before_the_setting_has_equation_3() -> None:
 
 
 def test_the_objective_is_what_comes_out_and_not_how_fast() -> None:
-    other = LevelSection().model_copy(update={"objective": "smoothed"})
+    other = TrainingSection().model_copy(update={"objective": "smoothed"})
     assert changes(Config(), Config().model_copy(update={"pl": other})) == {
         "pl.objective": ("answer_nll", "smoothed")
     }

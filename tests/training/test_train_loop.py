@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mpa_ray.config import LevelSection
+from mpa_ray.config import TrainingSection
 from mpa_ray.training.batches import Share, of_like_length, shares
 from mpa_ray.training.collator import IGNORED
 from mpa_ray.training.objectives.answer_nll import answer_loss
@@ -85,7 +85,7 @@ def test_a_restart_on_any_number_of_workers_resumes_where_the_last_stopped(
 
 
 def rates(steps: int, warmup: float) -> list[float]:
-    section = LevelSection(learning_rate=2.0, warmup=warmup)
+    section = TrainingSection(learning_rate=2.0, warmup=warmup)
     return [learning_rate(step, steps, section) for step in range(steps)]
 
 
@@ -131,7 +131,7 @@ def test_every_step_learns_something(steps: int, warmup: float) -> None:
 
 
 def test_deepspeed_is_told_what_was_configured() -> None:
-    section = LevelSection(
+    section = TrainingSection(
         zero_stage=3, max_grad_norm=0.5, micro_batch_size=2, precision="bfloat16"
     )
     found = deepspeed_config(section, 3)
@@ -144,7 +144,7 @@ def test_deepspeed_is_told_what_was_configured() -> None:
         found["train_batch_size"]
         == found["train_micro_batch_size_per_gpu"] * found["gradient_accumulation_steps"] * 3
     )
-    assert not deepspeed_config(LevelSection(precision="float32"), 1)["bf16"]["enabled"]
+    assert not deepspeed_config(TrainingSection(precision="float32"), 1)["bf16"]["enabled"]
 
 
 def tiny_model() -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mpa_ray import demo
-from mpa_ray.config import LevelSection
+from mpa_ray.config import TrainingSection
 from mpa_ray.errors import StorageError
 from mpa_ray.storage.folder import Folder
 from mpa_ray.training import training_state
@@ -73,7 +73,7 @@ def process_group_of_one() -> None:
     }
 
 
-def _engine(settings: LevelSection) -> tuple[Any, Any]:
+def _engine(settings: TrainingSection) -> tuple[Any, Any]:
     import deepspeed
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -133,7 +133,7 @@ def _save_and_reload(folder: Path, target: Path, stage: int) -> dict[str, Any]:
     from mpa_ray.training.training_state import save_model
 
     process_group_of_one()
-    engine, processor = _engine(LevelSection(**SETTINGS, zero_stage=stage))
+    engine, processor = _engine(TrainingSection(**SETTINGS, zero_stage=stage))
     batches = _batches(folder, processor, engine.module)
     for micro_batches in batches[:2]:
         take_step(engine, answer_loss, micro_batches, scale=1 / 4, rate=1e-3)
@@ -178,7 +178,7 @@ def _resume(folder: Path, work: Path, stage: int) -> tuple[list[float], list[flo
     from mpa_ray.training.training_state import load_state, save_state
 
     process_group_of_one()
-    settings = LevelSection(**SETTINGS, zero_stage=stage)
+    settings = TrainingSection(**SETTINGS, zero_stage=stage)
     engine, processor = _engine(settings)
     batches = _batches(folder, processor, engine.module)
     whole = []

@@ -74,7 +74,7 @@ def judged_by(
     """Samples with their images in, the same with `reply` and `category` and without the image
     out.
     """
-    lvlm = capacity.placed_alone(lvlm, config, what="gap study")
+    lvlm = capacity.place_single_model(lvlm, config, what="gap study")
     stage = RowStage(
         name="GapJudge",
         work=partial(judge_row, categories=categories),

@@ -4,7 +4,7 @@ over the samples of a batch.
 
 from typing import TYPE_CHECKING, Any
 
-from mpa_ray.config import LevelSection
+from mpa_ray.config import TrainingSection
 from mpa_ray.training.collator import IGNORED, Collator
 from mpa_ray.training.objective import Batch, Objective, answer_logits
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def load(model: Any, collator: Collator, settings: LevelSection) -> Objective:
+def load(model: Any, collator: Collator, settings: TrainingSection) -> Objective:
     """Return Eq. 3. It needs neither the model nor a setting."""
     return Objective(collate=collator, loss=answer_loss)
 
