@@ -25,6 +25,8 @@ KINDS = {
     "okvqa": "mixed",
     "pathvqa": "mixed",
 }
+# Of a task that is not among them.
+_ANY = "mixed"
 # What a task's labeled questions are of; where nothing is said, all but yes-or-no.
 QUESTION_KINDS = {"pathvqa": (SIGN_YES_NO, CHART_YES_NO)}
 
@@ -56,7 +58,7 @@ def write(folder: Folder, *, task: str, images: int, questions: int, seed: int) 
             f"output={folder.uri!r}: the demo renders its images into the output, which must be a"
             " local folder"
         )
-    render.write_images(Path(folder.path) / IMAGES, kind=KINDS[task], count=images, seed=seed)
+    render.write_images(Path(folder.path) / IMAGES, kind=KINDS.get(task, _ANY), count=images, seed=seed)
     _write_labeled(folder, BENCHMARK, task=task, count=questions, seed=BENCHMARK_SEED)
 
 
@@ -67,7 +69,7 @@ def write_labels(folder: Folder, *, task: str, count: int, seed: int) -> None:
 
 def _write_labeled(folder: Folder, name: str, *, task: str, count: int, seed: int) -> None:
     found = render.benchmark_rows(
-        kind=KINDS[task], count=count, seed=seed, question_kinds=QUESTION_KINDS.get(task)
+        kind=KINDS.get(task, _ANY), count=count, seed=seed, question_kinds=QUESTION_KINDS.get(task)
     )
     # Ten equal answers a question, as the official files have them: the official scores then are
     # what one right answer deserves.

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mpa_ray.config import Config, TrainingSection, LocalModelSection
+from mpa_ray.config import Config, LocalModelSection, TrainingSection
 from mpa_ray.config.hyperparameters import with_hyperparameters
 from mpa_ray.models.gpu_memory import (
     USED,
@@ -423,7 +423,11 @@ def _cluster_line(cluster: Cluster) -> str:
 
 
 def _engine_line(
-    name: str, asked: LocalModelSection, model: LocalModelSection, size: ModelSize | None, cluster: Cluster
+    name: str,
+    asked: LocalModelSection,
+    model: LocalModelSection,
+    size: ModelSize | None,
+    cluster: Cluster,
 ) -> str:
     if model.kind.is_api:
         return f"{name}: asked through an API"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpa_ray.config import TrainingSection, LocalModelSection
+from mpa_ray.config import LocalModelSection, TrainingSection
 from mpa_ray.models import checkpoint as models
 from mpa_ray.models import families
 from mpa_ray.models.chat_template import (
