@@ -64,7 +64,7 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def main(job: Config, argv: Sequence[str] | None = None, *, about: str | None = None) -> None:
-    """Runs a job from the command line. Exits with 0, 2 (the configuration or an input cannot be
+    """Run a job from the command line. Exit with 0, 2 (the configuration or an input cannot be
     used) or 3 (the run could not continue).
 
     Args:
@@ -331,7 +331,7 @@ class JobParser(argparse.ArgumentParser):
         return given
 
     def error(self, message: str) -> NoReturn:
-        """Says what is wrong in one line, as a run does, and ends with exit code 2."""
+        """Say what is wrong in one line, as a run does, and end with exit code 2."""
         hints = []
         if message.startswith("unrecognized arguments"):
             known = [option for action in self._actions for option in action.option_strings]

@@ -33,7 +33,7 @@ def level(
     work: Folder,
     tracking: Tracking | None = None,
 ) -> dict[str, Any]:
-    """Trains the S-VLM on `folders` and writes the model to `target`. Gives back samples, loss, the
+    """Train the S-VLM on `folders` and write the model to `target`. Return samples, loss, the
     seconds of the steps that are in the model (in `timed_samples` of its samples), and the workers
     that trained: for each time their group was made, its first step and how many they were.
 

@@ -8,7 +8,7 @@ from mpa_ray.errors import ConfigurationError
 
 
 def check_api(flag: str, model: ModelSection) -> None:
-    """Refuses what cannot be asked; any name may be a model behind an API, so the name is not
+    """Refuse what cannot be asked; any name may be a model behind an API, so the name is not
     looked at.
 
     Raises:

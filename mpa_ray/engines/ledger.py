@@ -136,7 +136,7 @@ class Ledger:
 
     @asynccontextmanager
     async def request(self, bound: Callable[[], Tokens]) -> AsyncIterator[Booking]:
-        """Books one request, which goes out inside of it.
+        """Book one request, which goes out inside of it.
 
         Args:
             bound: the most it can cost, which is set aside for it. Where only what is set aside
@@ -174,7 +174,7 @@ class Ledger:
         return bound is not None and self.at_most_usd + usd(most, self._model) > bound
 
     async def _note(self, most: Tokens) -> None:
-        """Brings the file up to date: exact while nothing is in flight, else if it is too low."""
+        """Bring the file up to date: exact while nothing is in flight, else if it is too low."""
         async with self._writing:
             now = self._answered + self._unsure
             if not self._in_flight:
@@ -244,7 +244,7 @@ def costs(config: Config, output: Folder) -> dict[str, float]:
 
 
 def require_budget(output: Folder, model: ModelSection) -> None:
-    """Spares a run whose budget is spent from loading anything.
+    """Spare a run whose budget is spent from loading anything.
 
     Raises:
         BudgetSpent: all of it; what the next request would need is the actor's to know.

@@ -13,7 +13,7 @@ from mpa_ray.storage.folder import Folder
 
 
 def load(model: LocalModelSection, *, stage: str = "", output: Folder | None = None) -> Engine:
-    """Loads a model into this process; seconds to minutes.
+    """Load a model into this process; seconds to minutes.
 
     Args:
         model: which, and how.

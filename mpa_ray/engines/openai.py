@@ -210,7 +210,7 @@ class OpenAIEngine:
         """Nothing to free: connections end with the process."""
 
     async def _answer(self, request: _Request) -> Reply:
-        """Tries until there is a reply, or until it is known whether the request or the server is
+        """Try until there is a reply, or until it is known whether the request or the server is
         at fault."""
         if not self._answers:
             # One goes first: it tells whether the key works, and what a prompt costs.
@@ -238,7 +238,7 @@ class OpenAIEngine:
             raise RequestRejected(said) from None
 
     async def _see_it_answer(self) -> None:
-        """Asks for something else, until the server answers; whoever calls it is alone.
+        """Ask for something else, until the server answers; called exclusively.
 
         Raises:
             RunError: it does not: no request is to blame.
@@ -258,7 +258,7 @@ class OpenAIEngine:
             ) from None
 
     async def _try(self, request: _Request, *, until: int, turn: Turn = nullcontext) -> Reply:
-        """Asks until there is a reply; throttled, it waits and asks again.
+        """Ask until there is a reply; throttled, wait and ask again.
 
         Args:
             request: what is asked.
@@ -442,7 +442,7 @@ class OpenAIEngine:
 
 
 def missing_key(model: ModelSection) -> str:
-    """Says that there is no key, and the fix."""
+    """Say that there is no key, and the fix."""
     return (
         f"{urlsplit(model.base_url or OPENAI_URL).netloc} needs a key and the environment variable"
         f" {model.api_key_env} is not set;"

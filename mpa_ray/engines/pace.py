@@ -30,7 +30,7 @@ class Pace:
         self._turn = Lock()
 
     async def take(self, units: float) -> None:
-        """Waits for its turn, and then counts `units`. An asyncio Lock is fair, so nobody is
+        """Wait for a turn, and then count `units`. An asyncio Lock is fair, so nobody is
         overtaken.
         """
         async with self._turn:
@@ -41,7 +41,7 @@ class Pace:
             self._free_at = max(monotonic(), self._free_at) + units * self._seconds_per_unit
 
     def correct(self, units: float) -> None:
-        """Counts `units` more (or fewer, when negative) for a request that was taken with an
+        """Count `units` more (or fewer, when negative) for a request that was taken with an
         estimate.
         """
         self._free_at += units * self._seconds_per_unit
@@ -62,7 +62,7 @@ class Turns:
 
     @asynccontextmanager
     async def with_others(self) -> AsyncIterator[None]:
-        """Waits for one that is alone."""
+        """Wait for one that goes out exclusively."""
         async with self._turn:
             self._together += 1
             self._nobody.clear()
@@ -75,7 +75,7 @@ class Turns:
 
     @asynccontextmanager
     async def exclusively(self) -> AsyncIterator[None]:
-        """Waits until those that went out are back; none goes out meanwhile."""
+        """Wait until those that went out are back; none goes out meanwhile."""
         async with self._turn:
             await self._nobody.wait()
             yield

@@ -79,4 +79,4 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Frees the device."""
+        """Free the device."""

@@ -62,7 +62,7 @@ class TransformersEngine:
         return await future
 
     async def _work(self) -> None:
-        """Serves the waiting requests, batch by batch, until none is left."""
+        """Serve the waiting requests, batch by batch, until none is left."""
         loop = asyncio.get_running_loop()
         # One turn of the loop, so that requests made at the same time come into the same batch.
         await asyncio.sleep(0)

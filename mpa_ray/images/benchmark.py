@@ -47,8 +47,8 @@ _ONE_AT_A_TIME = Lock()
 def prepare(
     settings: LabeledSection, questions: Folder, *, predictions: Folder | None = None
 ) -> int:
-    """Reads the benchmark into `questions`, once, and again where its files have changed; gives
-    back how many parts it has.
+    """Read the benchmark into `questions`, once, and again where its files have changed; return
+    how many parts it has.
 
     Args:
         settings: which benchmark, and where.

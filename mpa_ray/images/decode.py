@@ -136,7 +136,7 @@ def decode(
     max_pixels: int | None = None,
     told_pixels: int | None = None,
 ) -> Image.Image:
-    """Decodes every pixel of `data` into an upright 8-bit RGB image. Untrusted images at large go
+    """Decode every pixel of `data` into an upright 8-bit RGB image. Untrusted images at large go
     through `mpa_ray.images.guarded_decode`.
 
     Args:

@@ -20,7 +20,7 @@ from mpa_ray.schema import Reason
 
 
 def serve(memory: int) -> None:
-    """Answers until standard input ends."""
+    """Answer until standard input ends."""
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     # What a library prints must not get between the replies.
     os.dup2(2, 1)

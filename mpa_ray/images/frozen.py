@@ -230,7 +230,7 @@ def _footer(file: pyarrow.parquet.ParquetFile) -> str:
 def _refuse_changed(
     folder: Folder, entries: list[Entry], listed: list[dict[str, Any]], given: str
 ) -> None:
-    """Refuses where listed files are gone, or are not what they were."""
+    """Refuse where listed files are gone, or are not what they were."""
     now = {entry.name: entry for entry in entries}
     gone = [file["name"] for file in listed if file["name"] not in now]
     if gone:
@@ -271,7 +271,7 @@ def _named(names: Iterable[str]) -> str:
 
 
 def _refuse_unfinished(folder: Folder, given: str) -> None:
-    """Refuses what a run or a job has not finished: more files would come."""
+    """Refuse what a run or a job has not finished: more files would come."""
     made_by = Folder.at(folder.uri.rpartition("/")[0] or "/")
     if made_by.exists("config.json") and not made_by.exists("stages/annotate_and_identify.json"):
         raise ConfigurationError(

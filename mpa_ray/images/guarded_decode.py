@@ -190,7 +190,7 @@ class _Process:
         )
 
     def decode(self, data: bytes, seconds: float, limits: dict[str, Any]) -> Image.Image:
-        """Raises UnreadableImage, or _ProcessDied, after which this process is of no more use."""
+        """Raise UnreadableImage, or _ProcessDied, after which this process is of no more use."""
         requests, replies = self._process.stdin, self._process.stdout
         assert requests is not None and replies is not None
         try:
@@ -234,7 +234,7 @@ class _Process:
 
 
 def _decode_plain(data: bytes, **limits: Any) -> Image.Image:
-    """Raises NotPlain where `data` is not what its first bytes tell."""
+    """Raise NotPlain where `data` is not what its first bytes tell."""
     return decode_and_fit(data, **limits, told_pixels=pixels_of(data))
 
 

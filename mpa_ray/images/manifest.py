@@ -89,7 +89,7 @@ def build(
     max_image_bytes: int,
     image_roots: tuple[str, ...] = (),
 ) -> Manifest:
-    """Lists `images` and writes the manifest; `cut` says what a part is, and `find` what
+    """List `images` and write the manifest; `cut` says what a part is, and `find` what
     `image_roots` are.
 
     Raises:
@@ -130,7 +130,7 @@ def cut(
 def write(
     parts: Iterable[pa.Table], folder: Folder, *, source: str, root: str | None, schema: pa.Schema
 ) -> Manifest:
-    """Writes a manifest whose parts are `parts`, in their order; what an interrupted attempt left
+    """Write a manifest whose parts are `parts`, in their order; what an interrupted attempt left
     is removed.
 
     Args:
@@ -204,7 +204,7 @@ def _write_file(folder: Folder, name: str, parts: list[pa.Table]) -> None:
 
 
 def _rename(repeats: np.ndarray, files: list[dict[str, Any]], folder: Folder) -> None:
-    """Gives the rows at the positions of `repeats` references and ids of their own. Only files that
+    """Give the rows at the positions of `repeats` references and ids of their own. Only files that
     hold one are written again.
     """
     end = 0

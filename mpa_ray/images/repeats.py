@@ -31,7 +31,7 @@ class Repeats:
         self._stack.close()
 
     def add(self, keys: Sequence[bytes], names: Sequence[bytes], positions: Sequence[int]) -> None:
-        """Adds keys, each with its name and its place in an order of the caller's."""
+        """Add keys, each with its name and its place in an order of the caller's."""
         records = np.empty(len(keys), _RECORD)
         records["high"], records["low"] = _halves(keys)
         records["first_high"], records["first_low"] = _halves(names)

@@ -59,7 +59,7 @@ def source_of(config: Config, output: Folder) -> Source:
 
 
 def refuse_output_among_images(config: Config, output: Folder) -> None:
-    """Refuses a new output that the images' own list would find.
+    """Refuse a new output that the images' own list would find.
 
     Raises:
         ConfigurationError: the output is, or lies below, the folder of the images.

@@ -128,7 +128,7 @@ def _one_start(processor: Any, conversation: str) -> str:
 
 
 def settle_generation(model: Any, processor: Any) -> None:
-    """Makes a transformers model's generation settings whole: they say where replies end and are
+    """Make a transformers model's generation settings whole: they say where replies end and are
     saved with the trained model.
 
     A published file may lack the end token (then it is the tokenizer's), and may hold settings of

@@ -15,7 +15,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def check(flag: str, model: str) -> None:
-    """Refuses what cannot be a model.
+    """Refuse what cannot be a model.
 
     Raises:
         ConfigurationError: a folder that is not there, holds no `config.json`, or has weights that

@@ -67,7 +67,7 @@ _PUBLISHED_AS = (
 
 
 def check(flag: str, model: LocalModelSection, *, trained: bool) -> None:
-    """Refuses a local checkpoint that cannot be served, or not trained where it must be. Most hub
+    """Refuse a local checkpoint that cannot be served, or not trained where it must be. Most hub
     names are left to `check_loaded`.
 
     Raises:

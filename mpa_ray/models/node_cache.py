@@ -112,8 +112,8 @@ def list_model(uri: str) -> dict[str, tuple[int, str]]:
 
 
 def check_whole(folder: Path) -> None:
-    """Checks that a model's weights are safetensors, all there, and as long as their headers say;
-    reads nothing of the weights.
+    """Check that a model's weights are safetensors, all there, and as long as their headers say;
+    read nothing of the weights.
 
     Raises:
         ConfigurationError: they are pickled, or one file is missing, cut off or damaged.

@@ -18,7 +18,7 @@ from mpa_ray.observability.clean_text import visible_line
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Ends a job with 2 (the configuration or an input cannot be used), 3 (it could not continue)
+    """End a job with 2 (the configuration or an input cannot be used), 3 (it could not continue)
     or 130 (Ctrl-C), each with its lines on stderr.
     """
     try:

@@ -86,7 +86,7 @@ class Progress:
         self._counts_from: tuple[float, int] | None = None
 
     def add(self, count: int, *, quarantined: int = 0) -> None:
-        """Counts `count` more; says so when the last line is some seconds old or all is done."""
+        """Count `count` more; say so when the last line is some seconds old or all is done."""
         self.done += count
         self.quarantined += quarantined
         self._counts_from = self._counts_from or (time.monotonic(), self.done)
@@ -98,7 +98,7 @@ class Progress:
             _live.show(self._stage, self.line()) if is_live() else say(self.line())
 
     def end(self) -> None:
-        """Takes the live line away; what is done by then stays unsaid."""
+        """Take the live line away; what is done by then stays unsaid."""
         if is_live():
             _live.show(self._stage, None)
 

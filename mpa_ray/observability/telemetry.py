@@ -82,13 +82,13 @@ def _metric(name: str) -> Any:
 
 
 def count(name: str, by: float, **tags: str) -> None:
-    """Adds to a counter."""
+    """Add to a counter."""
     if by:
         _metric(name).inc(by, tags=tags)
 
 
 def show(name: str, value: float | Callable[[], float], **tags: str) -> None:
-    """Sets a gauge, to a value or to what a function gives when it is looked at."""
+    """Set a gauge, to a value or to what a function gives when it is looked at."""
     _shown[name, frozenset(tags.items())] = value
     _start_refreshing()
 
@@ -107,7 +107,7 @@ def _refresh() -> None:
 
 
 def count_commit(run: str, commit: Mapping[str, Any]) -> None:
-    """Counts what a part's commit says."""
+    """Count what a part's commit says."""
     count("mpa_images", commit["images"], run=run)
     for verdict, rows in commit["verdicts"].items():
         count("mpa_verdicts", rows, run=run, verdict=verdict)

@@ -199,7 +199,7 @@ def wait_for(
     in_turn: bool = False,
     labels: Labels = _NO_LABELS,
 ) -> None:
-    """Waits until the cluster has `bundles` free at the same time, and says what it waits for.
+    """Wait until the cluster has `bundles` free at the same time, and say what for.
 
     Args:
         bundles: resources, each on one node.
@@ -241,7 +241,7 @@ def wait_for(
 
 
 def refresh() -> None:
-    """Has Ray's own accountant of the cluster look at it now. It looks every 20 s, and elastic
+    """Make Ray's own accountant of the cluster look at it now. It looks every 20 s, and elastic
     training begins with as many workers as it saw room for then: a node that came since would not
     be used until the group is made again.
     """

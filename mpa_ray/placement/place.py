@@ -84,7 +84,7 @@ class Placement:
 def place(
     config: Config, sizes: Mapping[str, ModelSize | None], cluster: Cluster, *, asked: Sequence[str]
 ) -> Placement:
-    """Fills in what `config` leaves open.
+    """Fill in what `config` leaves open.
 
     Args:
         config: of the run.
@@ -294,7 +294,7 @@ def _replicas(
 
 
 def take_gpus(free: list[list[float]], gpus: float) -> bool:
-    """Takes a share of the fullest GPU that has it, or whole GPUs of the fullest node that has
+    """Take a share of the fullest GPU that has it, or whole GPUs of the fullest node that has
     them. False where there are none.
 
     Args:

@@ -38,8 +38,8 @@ _ON_ONE_MACHINE = {
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Connects to RAY_ADDRESS, or to Ray where this process already has; else starts Ray here and
-    ends it afterwards.
+    """Connect to RAY_ADDRESS, or to Ray where this process already has; else start Ray here and
+    end it afterwards.
     """
     import ray
     from ray.exceptions import RayError

@@ -15,7 +15,7 @@ _PATIENCE_S = 120.0
 
 
 def refuse_unshared(output: Folder, config: Config, first_file: str | None) -> None:
-    """Looks on every other host for a file that is written now into `output`, and for one that was
+    """Look on every other host for a file that is written now into `output`, and for one that was
     listed.
 
     Folders in object stores are everybody's, and a cluster of one host sees what its driver sees.

@@ -58,7 +58,7 @@ def require(run: Folder, name: str) -> Folder:
 
 
 def require_new(output: Folder, flag: str = "--output") -> None:
-    """Refuses a folder that holds anything.
+    """Refuse a folder that holds anything.
 
     Raises:
         ConfigurationError: it does.

@@ -97,7 +97,7 @@ class Selection:
 
 
 def select(run: Folder, *, samples: int, review: int, seed: int) -> Selection:
-    """Draws up to `samples` of each kind, and `review` of each group of the rating study."""
+    """Draw up to `samples` of each kind, and `review` of each group of the rating study."""
     found = Selection(
         kinds={kind: Lowest(samples) for kind in _SHARES},
         changes={kind: Lowest(samples // 20) for kind in _CHANGES},

@@ -47,7 +47,7 @@ class Thumbnails:
         self._found: dict[str, bytes] = {}
 
     def add(self, contents: Iterable[tuple[str, bytes | UnreadableImage]]) -> None:
-        """Encodes what can be read of (URI, file)."""
+        """Encode what can be read of (URI, file)."""
 
         def encode(item: tuple[str, bytes | UnreadableImage]) -> tuple[str, bytes | None]:
             uri, content = item

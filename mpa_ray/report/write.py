@@ -41,7 +41,7 @@ def write_report(
     rated: int = RATED,
     seed: int = 0,
 ) -> list[str]:
-    """Writes the report of a run, finished or under way. A report that is there is replaced.
+    """Write the report of a run, finished or under way. A report that is there is replaced.
 
     Args:
         run: the run's output folder.

@@ -71,7 +71,7 @@ TOKEN_COLUMNS = [name for call in CALLS for name in token_columns(call)]
 
 
 def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
-    """Writes a part's files and then its commit. Gives back one row: the commit, as JSON.
+    """Write a part's files and then its commit. Return one row: the commit, as JSON.
 
     Of several attempts at a part, of which all but one were taken for lost, all files are of one in
     the end (`_written`).
@@ -127,7 +127,7 @@ def commit_part(rows: pa.Table, *, output: Folder, call: float) -> pa.Table:
 
 
 def _written(output: Folder, number: int, files: Mapping[str, pa.Table], counts: Commit) -> Commit:
-    """Writes the files and the commit, and gives back the commit that stands: `counts`, or that of
+    """Write the files and the commit, and return the commit that stands: `counts`, or that of
     another attempt.
 
     An attempt writes nothing more once it finds the commit of another. Files of it that the other
@@ -165,7 +165,7 @@ def _as_row(commit: Commit) -> pa.Table:
 
 
 def _replace(output: Folder, folder: str, number: int, table: pa.Table) -> None:
-    """Writes a part's file. An empty one is left out, and what an interrupted attempt left under
+    """Write a part's file. An empty one is left out, and what an interrupted attempt left under
     the name is removed.
     """
     name = f"{folder}/{part_name(number)}"

@@ -69,8 +69,8 @@ def answer(
 def evaluate(
     model: LocalModelSection, *, name: str, config: Config, output: Folder
 ) -> list[dict[str, Any]]:
-    """Answers the benchmark's questions with `model`, writes evaluation/predictions/<name>.parquet,
-    and gives back the scores.
+    """Answer the benchmark's questions with `model`, write evaluation/predictions/<name>.parquet,
+    and return the scores.
 
     Returns:
         One a metric, the official one first: {"model", "benchmark", "metric", "score" in percent,
@@ -124,7 +124,7 @@ def evaluate(
 def score(
     predictions: pa.Table, wanted: tuple[str, ...], *, seed: int
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """Scores PREDICTIONS by each metric of `wanted`; the per-question scores become columns of the
+    """Score PREDICTIONS by each metric of `wanted`; the per-question scores become columns of the
     table that is given back.
     """
     said, answers = (

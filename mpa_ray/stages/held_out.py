@@ -40,8 +40,8 @@ _ASKED_AGAIN = pa.schema([*_HELD_OUT_ROW, pa.field("prediction", pa.string())])
 def compare_on_held_out(
     model: LocalModelSection, *, name: str, config: Config, output: Folder
 ) -> dict[str, int]:
-    """Asks the trained S-VLM about the held-out rows and compares with what it answered before.
-    Writes holdout/<name>/.
+    """Ask the trained S-VLM about the held-out rows and compare with what it answered before.
+    Write holdout/<name>/.
 
     Returns:
         How many rows each of CHANGES has.

@@ -66,7 +66,7 @@ def once(
 
 @contextmanager
 def clock(output: Folder, name: str, held: Lease) -> Iterator[None]:
-    """Keeps the seconds of this call, whatever ends it."""
+    """Keep the seconds of this call, whatever ends it."""
     earlier, began, started = calls(output, name), time.time(), time.monotonic()
     ended = Event()
 
@@ -93,7 +93,7 @@ def clock(output: Folder, name: str, held: Lease) -> Iterator[None]:
 
 
 def finish(output: Folder, name: str, result: Record, held: Lease) -> Record:
-    """Records that a stage is finished, with the seconds of all its calls. Gives back the record.
+    """Record that a stage is finished, with the seconds of all its calls. Return the record.
 
     Raises:
         RunError: another run has taken over the output.

@@ -205,7 +205,7 @@ class Folder:
         )
 
     def write_bytes(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Writes a whole file or nothing; replaces an older one.
+        """Write a whole file or nothing; replace an older one.
 
         Raises:
             StorageError: the disk or the service failed, and again when asked again.
@@ -261,7 +261,7 @@ class Folder:
         self.write_bytes(name, _as_json(value))
 
     def create_json(self, name: str, value: Any) -> bool:
-        """Writes a file where there is none, and says whether it did.
+        """Write a file where there is none, and say whether it did.
 
         Locally and in S3 one of several writers succeeds. pyarrow has no such request for Google's
         store: there two writers within a moment may both succeed.
@@ -295,7 +295,7 @@ class Folder:
         return json.loads(self.read_bytes(name))
 
     def write_table(self, name: str, table: pa.Table, *, row_group_size: int | None = None) -> None:
-        """Writes a Parquet file, whole or not at all."""
+        """Write a Parquet file, whole or not at all."""
         sink = pa.BufferOutputStream()
         pyarrow.parquet.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
         self.write_bytes(name, sink.getvalue())
@@ -325,7 +325,7 @@ class Folder:
         return in_parallel(partial(self.read_table, columns=columns), self.names(".parquet"))
 
     def delete(self, name: str) -> None:
-        """Deletes a file; one that is not there is as good as deleted."""
+        """Delete a file; one that is not there is as good as deleted."""
         if self.exists(name):
             self._patiently(
                 lambda: self.filesystem.delete_file(posixpath.join(self.path, name)), name
@@ -336,7 +336,7 @@ class Folder:
             self._patiently(lambda: self.filesystem.delete_dir(self.path))
 
     def delete_unfinished(self) -> None:
-        """Deletes what writers that were killed have left in this folder and those below it. Files
+        """Delete what writers that were killed have left in this folder and those below it. Files
         in object stores leave nothing.
         """
         if not self.is_local:
@@ -349,16 +349,16 @@ class Folder:
                         path.unlink()
 
     def copy_from(self, other: "Folder") -> None:
-        """Copies the content of a folder, wherever it is, into this one."""
+        """Copy the content of a folder, wherever it is, into this one."""
         self.filesystem.create_dir(self.path, recursive=True)
         _copy(other, self)
 
     def upload(self, local: str | Path) -> None:
-        """Copies a local folder's content into this one."""
+        """Copy a local folder's content into this one."""
         self.copy_from(Folder.at(local))
 
     def download(self, local: str | Path) -> None:
-        """Copies this folder's content into a local one."""
+        """Copy this folder's content into a local one."""
         Folder.at(local).copy_from(self)
 
 

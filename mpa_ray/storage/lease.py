@@ -38,7 +38,7 @@ _NO_PLACE = (
 
 @contextmanager
 def lease(output: Folder, *, say: Callable[[str], None] = print) -> Iterator["Lease"]:
-    """Holds `output` for this process. Where it is lost, what runs in the main thread is
+    """Hold `output` for this process. Where it is lost, what runs in the main thread is
     interrupted, and other threads ask `Lease.check`.
 
     Args:
@@ -68,7 +68,7 @@ class Lease:
         self.lost = Event()
 
     def check(self) -> None:
-        """Raises RunError where another run took the output over, because this one was not heard of
+        """Raise RunError where another run took the output over, because this one was not heard of
         for long.
         """
         if self.lost.is_set():
@@ -164,7 +164,7 @@ def _object_lease(output: Folder, say: Callable[[str], None]) -> Iterator[Lease]
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], None]]:
-    """Gives what another thread calls to raise KeyboardInterrupt in this one, whatever it waits
+    """Return what another thread calls to raise KeyboardInterrupt in this one, whatever it waits
     for.
 
     Only the main thread can be interrupted; of work in another one it does nothing.
@@ -187,7 +187,7 @@ def _interruptible() -> Iterator[Callable[[], None]]:
 def _take(
     store: "_Object", output: Folder, content: dict[str, Any], say: Callable[[str], None]
 ) -> str:
-    """Creates the lease, or takes over one that is not renewed. Its age is measured by watching it:
+    """Create the lease, or take over one that is not renewed. Its age is measured by watching it:
     clocks of two machines may differ.
     """
     first, began = None, time.monotonic()
@@ -227,7 +227,7 @@ class _Object:
         self._key = f"{prefix}/{_NAME}".lstrip("/")
 
     def put(self, content: dict[str, Any], *, if_match: str | None) -> str | None:
-        """Writes where there is nothing (None) or where the object is still `if_match`; gives back
+        """Write where there is nothing (None) or where the object is still `if_match`; return
         the new ETag, or None where it was not so. Raises StorageError.
         """
         condition = {"IfMatch": if_match} if if_match else {"IfNoneMatch": "*"}

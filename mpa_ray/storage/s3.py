@@ -140,7 +140,7 @@ def read(
 
 
 def create(bucket: str, key: str, data: bytes) -> bool:
-    """Writes an object where there is none of the name, and says whether it did: of several writers
+    """Write an object where there is none of the name, and say whether it did: of several writers
     at a time one succeeds.
 
     Raises:

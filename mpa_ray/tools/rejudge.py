@@ -70,7 +70,7 @@ def verdict_of(
 def rejudge(
     run: Folder, *, matcher: str, output: Folder, parity: bool = True, processes: int | None = None
 ) -> dict[str, Any]:
-    """Judges the stored answers of `run` again and writes judgements/, unasked/, parity/ and, last,
+    """Judge the stored answers of `run` again and write judgements/, unasked/, parity/ and, last,
     rejudge.json into `output`.
 
     Args:

@@ -20,7 +20,7 @@ from mpa_ray.storage.folder import Folder
 
 
 def labeled_rows(config: Config, target: Folder, *, count: int, seed: int) -> Folder:
-    """Writes labeled questions as PARITY rows to `target`: `count` of them, drawn by `seed`, or all
+    """Write labeled questions as PARITY rows to `target`: `count` of them, drawn by `seed`, or all
     where it is 0.
 
     Raises:

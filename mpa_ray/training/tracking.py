@@ -44,14 +44,14 @@ class Tracker(Protocol):
         """The values after optimizer step `step`, counted from 1."""
 
     def keep(self) -> None:
-        """Brings what was logged to its place; called some twenty times in a training."""
+        """Bring what was logged to its place; called some twenty times in a training."""
 
     def close(self) -> None:
         """The training is done."""
 
 
 def check(names: Iterable[str]) -> None:
-    """Refuses what is not installed, before anything is paid for.
+    """Refuse what is not installed, before anything is paid for.
 
     Raises:
         ConfigurationError: with the fix.

@@ -33,7 +33,7 @@ def trainer_type() -> type["TorchTrainer"]:
         _controller: Any = None
 
         def fit(self) -> "Result":
-            """Trains. Raises ConfigurationError or RunError where that failed, and
+            """Train. Raise ConfigurationError or RunError where that failed, and
             KeyboardInterrupt, the workers ended.
             """
             try:

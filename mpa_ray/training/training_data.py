@@ -94,7 +94,7 @@ class TrainingSet:
         return np.concatenate(windows) if windows else by_file
 
     def __getitem__(self, index: int) -> Sample:
-        """Raises RunError where a row's image, which was readable when it was annotated, no longer
+        """Raise RunError where a row's image, which was readable when it was annotated, no longer
         is.
         """
         table = self._table(int(self._file[index]))

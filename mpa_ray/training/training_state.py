@@ -36,7 +36,7 @@ def require_room(
     written: int,
     to_come: int,
 ) -> None:
-    """Spares a training that its disk has no room for.
+    """Spare a training that its disk has no room for.
 
     Args:
         target: where the model goes; its checkpoints go to the same disk. An object store has room.
@@ -68,7 +68,7 @@ def require_room(
 def save_state(
     engine: Any, folder: Path, progress: dict[str, Any], *, rank: int, workers: int
 ) -> None:
-    """Writes this worker's share of a checkpoint: every `workers`-th parameter. All workers must
+    """Write this worker's share of a checkpoint: every `workers`-th parameter. All workers must
     call it, because gathering needs them all.
 
     Args:
@@ -101,8 +101,8 @@ def save_state(
 
 
 def load_state(engine: Any, checkpoint: "Checkpoint") -> dict[str, Any]:
-    """Puts a checkpoint's weights and moments into `engine`, whatever number of workers wrote it.
-    Gives back its progress.
+    """Put a checkpoint's weights and moments into `engine`, whatever number of workers wrote it.
+    Return its progress.
 
     The engine must have taken a step (any), because DeepSpeed makes the moments with the first. All
     workers must call it.
@@ -147,7 +147,7 @@ def _set_adam_step(engine: Any, step: int) -> None:
 def save_model(
     engine: Any, processor: Any, target: Folder, *, dtype: "torch.dtype", rank: int
 ) -> None:
-    """Writes the trained model to `target` as `from_pretrained` and vLLM load it, in the precision
+    """Write the trained model to `target` as `from_pretrained` and vLLM load it, in the precision
     `dtype`. All workers must call it.
     """
     from deepspeed.utils import safe_get_full_fp32_param

@@ -67,7 +67,7 @@ Row = dict[str, Any]
 def export(
     run: Folder, output: Folder, *, layout: str, instruction: bool = False
 ) -> dict[str, Any]:
-    """Writes the parity set of `run` into `output`.
+    """Write the parity set of `run` into `output`.
 
     Args:
         run: a run's output folder.

@@ -46,7 +46,7 @@ class ImageIndex:
     """
 
     def __init__(self, images: str) -> None:
-        """Lists `images`: a folder, prefix, or tar.
+        """List `images`: a folder, prefix, or tar.
 
         Raises:
             ConfigurationError: it is not there, or two tars hold a member of one name.
@@ -93,7 +93,7 @@ class ImageIndex:
 
 
 def import_annotations(annotations: str, images: str, output: Folder) -> dict[str, Any]:
-    """Reads the JSON file `annotations`, finds its images under `images`, and writes `output`.
+    """Read the JSON file `annotations`, find its images under `images`, and write `output`.
 
     Returns:
         What is in import.json: {"source", "images", "records", "annotations", "quarantined":

@@ -56,7 +56,7 @@ def pack(
     max_image_bytes: int,
     max_decode_seconds: float,
 ) -> dict[str, Any]:
-    """Packs the image files below `images`. Gives back what index.json holds.
+    """Pack the image files below `images`. Return what index.json holds.
 
     Raises:
         ConfigurationError: there are none, or `output` holds something else.

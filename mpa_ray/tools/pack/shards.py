@@ -59,7 +59,7 @@ def shard_name(number: int) -> str:
 
 
 def pack_shard(number: int, *, plan: Manifest, output: Folder, limits: Limits) -> pa.Table:
-    """Makes one shard, its part of quarantine/, and then its record. Gives back one row of
+    """Make one shard, its part of quarantine/, and then its record. Return one row of
     counts.
     """
     rows = plan.part(number).to_pylist()
@@ -173,7 +173,7 @@ def _as_shard(rows: list[tuple[dict[str, Any], Any]], root: str | None) -> pa.Ta
 
 
 def drop_duplicates(number: int, *, output: Folder) -> pa.Table:
-    """Writes a shard again without its duplicates. One that has none any more stays as it is in
+    """Write a shard again without its duplicates. One that has none any more stays as it is in
     effect.
     """
     name = f"{SHARDS}/{shard_name(number)}"

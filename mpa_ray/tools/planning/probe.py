@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def probe(config: Config, *, count: int) -> tuple[Config, int]:
-    """Runs the probe of a run, in `config.output`. Gives back the configuration it ran with, what
+    """Run the probe of a run, in `config.output`. Return the configuration it ran with, what
     the cluster decided filled in, and how many images were listed in all.
 
     Raises:
@@ -86,8 +86,8 @@ def _small(config: Config, count: int) -> Config:
 
 
 def _draw(config: Config, output: Folder, *, count: int) -> int:
-    """Lists `config.images` and writes the probe's manifest: `count` of them, in a random order.
-    Gives back how many there are.
+    """List `config.images` and write the probe's manifest: `count` of them, in a random order.
+    Return how many there are.
     """
     folder = output.child("manifest")
     if manifest.load(folder, source=config.images) and folder.exists(_SAMPLED):

@@ -96,7 +96,7 @@ def study(
     seed: int = 0,
     examples: int = 5,
 ) -> dict[str, Any]:
-    """Draws parity samples, puts each into a category, and writes gaps.parquet and gaps.json; the
+    """Draw parity samples, put each into a category, and write gaps.parquet and gaps.json; the
     L-VLM is asked where no rule decides.
 
     Args:

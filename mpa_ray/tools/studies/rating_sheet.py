@@ -66,8 +66,8 @@ class Item:
 def write_sheet(
     run: Folder, output: Folder, *, samples: int, seed: int, task: str, human: bool = False
 ) -> dict[str, int]:
-    """Draws `samples` annotations before PI (of all) and as many after PI (of the parity set) and
-    writes sheet, images and key.
+    """Draw `samples` annotations before PI (of all) and as many after PI (of the parity set) and
+    write sheet, images and key.
 
     Args:
         run: a run's output folder.

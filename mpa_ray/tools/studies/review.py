@@ -75,7 +75,7 @@ def outcome(ratings: Sequence[Rating], thresholds: Mapping[str, float]) -> Outco
 def apply(
     run: Folder, ratings: list[Rating], output: Folder, *, thresholds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Writes the parity set of `run` into `output`, rows dropped and fixed as the ratings say.
+    """Write the parity set of `run` into `output`, rows dropped and fixed as the ratings say.
 
     Args:
         run: a run's output folder.

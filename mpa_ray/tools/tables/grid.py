@@ -34,7 +34,7 @@ def cell_folder(grid: Folder, cell: Cell, seed: int | None) -> Folder:
 def run_table(
     table: Table, *, output: Folder, seeds: Sequence[int | None], data: GridData | None
 ) -> tuple[str, dict[str, Any]]:
-    """Runs what is not finished, and writes table-<N>.md and .json.
+    """Run what is not finished, and write table-<N>.md and .json.
 
     Args:
         table: one of `mpa_ray.tools.tables.paper.TABLES`, or `demo_table(...)` where `data` is

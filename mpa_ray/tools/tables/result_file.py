@@ -15,7 +15,7 @@ from mpa_ray.observability.versions import versions
 
 
 def write(folder: Path, name: str, text: str, data: dict[str, Any]) -> Path:
-    """Writes <date>-<name>.md for people and .json for programs into `folder`; gives back the
+    """Write <date>-<name>.md for people and .json for programs into `folder`; return the
     first.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ _NOT_THE_MODEL = ("README.md", "training_log.json")
 def score_alone(
     model: LocalModelSection, *, name: str, config: Config, output: Folder
 ) -> list[Any]:
-    """Scores `model` on the benchmark of `config.evaluate`, once: its scores are kept in `output`,
+    """Score `model` on the benchmark of `config.evaluate`, once: its scores are kept in `output`,
     and its predictions.
 
     Args:
