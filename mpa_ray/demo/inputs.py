@@ -58,7 +58,9 @@ def write(folder: Folder, *, task: str, images: int, questions: int, seed: int) 
             f"output={folder.uri!r}: the demo renders its images into the output, which must be a"
             " local folder"
         )
-    render.write_images(Path(folder.path) / IMAGES, kind=KINDS.get(task, _ANY), count=images, seed=seed)
+    render.write_images(
+        Path(folder.path) / IMAGES, kind=KINDS.get(task, _ANY), count=images, seed=seed
+    )
     _write_labeled(folder, BENCHMARK, task=task, count=questions, seed=BENCHMARK_SEED)
 
 
