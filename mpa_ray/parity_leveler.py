@@ -5,7 +5,7 @@ What is trained on is an arm (`mpa_ray.training.arms`): the parity set, which is
 of the paper's comparisons. Every arm leaves out the same held-out rows.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpa_ray.config import Config, TrainingSection
 from mpa_ray.config.hyperparameters import with_hyperparameters
@@ -20,6 +20,14 @@ from mpa_ray.training.train_loop import train
 from mpa_ray.training.trainer import trainer_type
 from mpa_ray.training.training_state import KEPT
 
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+# Of training_log.json.
+_RETURNED = (
+    *("samples", "loss", "seconds", "timed_samples", "tokens_per_second"),
+    *("mfu", "parameters", "workers"),
+)
 # Growing again costs the steps since the newest checkpoint.
 _RESIZE_EVERY_S = 300.0
 
@@ -54,19 +62,11 @@ def level(
             reason that stays.
         ConfigurationError: the workers refused the configuration.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
-
     settings = with_hyperparameters(config.pl, config.svlm.model)
     if not count_rows(folders, settings.holdout):
         raise NothingToTeach(
             f"{name}: no row to train on in {', '.join(folder.uri for folder in folders)}"
         )
-    limits = {
-        "max_pixels": config.svlm.max_pixels,
-        "max_image_pixels": config.max_image_pixels,
-        "max_image_bytes": config.max_image_bytes,
-    }
     training = Training(
         svlm=config.svlm,
         folders=folders,
@@ -75,12 +75,15 @@ def level(
         settings=settings,
         objective=objective_loader(settings.objective),
         seed=config.seed,
-        limits=limits,
+        limits={
+            "max_pixels": config.svlm.max_pixels,
+            "max_image_pixels": config.max_image_pixels,
+            "max_image_bytes": config.max_image_bytes,
+        },
         tracking=tracking or Tracking(),
     )
-    workers = settings.workers or 1
     capacity.wait_for(
-        place.training_bundles(settings, workers),
+        place.training_bundles(settings, settings.workers or 1),
         what=f"train {name}",
         fix="Set pl.workers to fewer",
         patience_s=config.cluster.patience_s,
@@ -88,7 +91,18 @@ def level(
         labels=settings.node_labels,
     )
     capacity.refresh()
-    trainer = trainer_type()(
+    _trainer(training, name, work).fit()
+    log = target.read_json("training_log.json")
+    used = {"batch_size": settings.batch_size, "learning_rate": settings.learning_rate}
+    return {key: log[key] for key in _RETURNED} | used
+
+
+def _trainer(training: Training, name: str, work: Folder) -> "TorchTrainer":
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
+
+    settings = training.settings
+    return trainer_type()(
         train,
         train_loop_config={"training": training},
         torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
@@ -101,22 +115,6 @@ def level(
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
         ),
     )
-    trainer.fit()
-    log = target.read_json("training_log.json")
-    told = (
-        "samples",
-        "loss",
-        "seconds",
-        "timed_samples",
-        "tokens_per_second",
-        "mfu",
-        "parameters",
-        "workers",
-    )
-    return {key: log[key] for key in told} | {
-        "batch_size": settings.batch_size,
-        "learning_rate": settings.learning_rate,
-    }
 
 
 def _scaling(settings: TrainingSection, scaling_config: Any) -> Any:

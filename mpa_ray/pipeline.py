@@ -25,8 +25,7 @@ from mpa_ray.steps.names import CONFIG
 from mpa_ray.steps.prepare import (
     continued,
     demo_steps,
-    list_inputs,
-    read_benchmark,
+    input_steps,
     resolved,
     take_over,
 )
@@ -43,29 +42,7 @@ def steps(run: Run) -> list[Step]:
     report, and the guide's table of steps follow from this list.
     """
     config = run.config
-    given = "parity" if config.parity else "annotations" if config.annotations else "images"
-    found = demo_steps(run)
-    found.append(
-        Step(
-            name="list_inputs",
-            reads=(given,),
-            writes=("manifest",),
-            work=list_inputs,
-            needs_ray=False,
-            checks_again=True,
-        )
-    )
-    if config.evaluate.benchmark:
-        found.append(
-            Step(
-                name="read_benchmark",
-                reads=("evaluate.benchmark",),
-                writes=("evaluation/questions",),
-                work=read_benchmark,
-                needs_ray=False,
-                checks_again=True,
-            )
-        )
+    found = [*demo_steps(run), *input_steps(run)]
     if not config.parity:
         found.append(
             Step(

@@ -25,11 +25,19 @@ from mpa_ray.stages.row_worker import (
 )
 from mpa_ray.storage.folder import Folder
 from mpa_ray.tasks import prompts
-from mpa_ray.tasks.annotation_parser import Annotation, UnparsableAnnotation, parse_annotations
-from mpa_ray.tasks.matchers import matches_exactly
+from mpa_ray.tasks.annotation_parser import UnparsableAnnotation
+from mpa_ray.tasks.usable_annotation import RepeatedQuestion, usable_annotation
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+
+# The first that fits.
+_REASONS = {
+    RequestRejected: Reason.ENGINE_REJECTED,
+    RepeatedQuestion: Reason.REPEATED_QUESTION,
+    UnparsableAnnotation: Reason.UNPARSABLE_ANNOTATION,
+}
 
 
 async def annotate_row(
@@ -69,21 +77,13 @@ async def annotate_row(
         drawn = replace(annotating, seed=seed_for(seed, key, number))
         try:
             annotation = await ask(preamble + prompt, drawn)
-            parsed = _parse(annotation.text, answers, had)
+            parsed = usable_annotation(annotation.text, answers=answers, had=had)
             own = await ask(
                 preamble + prompts.ANSWERING.format(question=parsed.question), answering
             )
-        except RequestRejected as error:
-            rows.append(
-                quarantined(sample, Stage.PSEUDO_ANNOTATOR, Reason.ENGINE_REJECTED, str(error))
-            )
-            continue
-        except _NoAnnotation as error:
-            rows.append(
-                quarantined(
-                    sample, Stage.PSEUDO_ANNOTATOR, error.reason, f"{error}: {annotation.text}"
-                )
-            )
+        except (RequestRejected, UnparsableAnnotation) as error:
+            reason = next(reason for kind, reason in _REASONS.items() if isinstance(error, kind))
+            rows.append(quarantined(sample, Stage.PSEUDO_ANNOTATOR, reason, str(error)))
             continue
         had.add(parsed.question.casefold())
         rows.append(
@@ -98,28 +98,6 @@ async def annotate_row(
             | spent("lvlm_answer", own)
         )
     return rows
-
-
-class _NoAnnotation(ValueError):
-    """The L-VLM's text is no annotation that can be used."""
-
-    def __init__(self, reason: Reason, why: str) -> None:
-        super().__init__(why)
-        self.reason = reason
-
-
-def _parse(text: str, answers: tuple[str, ...], had: set[str]) -> Annotation:
-    try:
-        parsed = parse_annotations(text)[0]
-    except UnparsableAnnotation as error:
-        raise _NoAnnotation(Reason.UNPARSABLE_ANNOTATION, str(error)) from error
-    if answers and not any(matches_exactly(parsed.answer, answer) for answer in answers):
-        raise _NoAnnotation(
-            Reason.UNPARSABLE_ANNOTATION, f"the answer is none of {', '.join(answers)}"
-        )
-    if parsed.question.casefold() in had:
-        raise _NoAnnotation(Reason.REPEATED_QUESTION, "the image has this question already")
-    return parsed
 
 
 def annotating(config: Config) -> RowWork:

@@ -98,6 +98,31 @@ def render_labels(run: Run) -> Record:
     return {"questions": count}
 
 
+def input_steps(run: Run) -> list[Step]:
+    """Listing the images and reading the benchmark once, and checking at each call that they are
+    the same.
+    """
+    config = run.config
+    given = "parity" if config.parity else "annotations" if config.annotations else "images"
+    listing = Step(
+        name="list_inputs",
+        reads=(given,),
+        writes=("manifest",),
+        work=list_inputs,
+        needs_ray=False,
+        checks_again=True,
+    )
+    reading = Step(
+        name="read_benchmark",
+        reads=("evaluate.benchmark",),
+        writes=("evaluation/questions",),
+        work=read_benchmark,
+        needs_ray=False,
+        checks_again=True,
+    )
+    return [listing, reading] if config.evaluate.benchmark else [listing]
+
+
 def list_inputs(run: Run) -> Record:
     """List what is annotated, judged or trained on, or check that it is what was listed."""
     if run.parity:
