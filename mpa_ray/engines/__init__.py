@@ -2,7 +2,7 @@
 fallback, `openai` for any such API, `module:function` for an engine of the user's own.
 """
 
-from mpa_ray.engines.loading import load, own, vllm_is_installed
+from mpa_ray.engines.loading import load, load_user_engine, vllm_is_installed
 from mpa_ray.engines.protocol import (
     Engine,
     EngineDied,
@@ -18,6 +18,6 @@ __all__ = [
     "RequestRejected",
     "Sampling",
     "load",
-    "own",
+    "load_user_engine",
     "vllm_is_installed",
 ]

@@ -21,7 +21,7 @@ def load(model: LocalModelSection, *, stage: str = "", output: Folder | None = N
         output: the run's folder, where a paid model's ledger is kept.
     """
     if model.engine not in ENGINES:
-        return own(model.engine)(model)
+        return load_user_engine(model.engine)(model)
     if model.kind.loads_checkpoint:
         from mpa_ray.models import families
 
@@ -36,7 +36,7 @@ def load(model: LocalModelSection, *, stage: str = "", output: Folder | None = N
     return engine
 
 
-def own(name: str) -> Callable[[LocalModelSection], Engine]:
+def load_user_engine(name: str) -> Callable[[LocalModelSection], Engine]:
     """The user's function behind `module:function`.
 
     Raises:

@@ -45,12 +45,12 @@ def _check_models(config: Config) -> None:
             api_key.check_api(flag, model)
         elif not model.kind.loads_checkpoint:
             # What its model's name means is known to it alone.
-            engines.own(model.engine)
+            engines.load_user_engine(model.engine)
         else:
             checkpoint.check(f"{flag}.model", model.model)
             families.check(f"{flag}.model", model, trained=False)
     if not config.svlm.kind.loads_checkpoint:
-        engines.own(config.svlm.engine)
+        engines.load_user_engine(config.svlm.engine)
     checkpoint.check("svlm.model", config.svlm.model)
     families.check("svlm.model", config.svlm, trained=True)
     warn_of_size(config.svlm, families.count_parameters(config.svlm))

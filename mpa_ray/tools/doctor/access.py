@@ -33,7 +33,7 @@ def access(config: Config) -> Iterator[Finding]:
                 )
                 continue
             if not model.kind.loads_checkpoint:
-                engines.own(model.engine)
+                engines.load_user_engine(model.engine)
                 yield Finding(state="ok", what=what, said=f"served by {model.engine}")
                 continue
             checkpoint.check(f"{name}.model", model.model)
