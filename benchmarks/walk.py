@@ -23,11 +23,10 @@ import mpa_ray
 import result_file
 from mpa_ray.config import Config
 from mpa_ray.images.sources import source_of
-from mpa_ray.parity_identifier import identifying
-from mpa_ray.pseudo_annotator import annotating
-from mpa_ray.schema import ANNOTATED_ROW, JUDGED_ROW, Stage
+from mpa_ray.parity_identifier import identifier
+from mpa_ray.pseudo_annotator import annotator
 from mpa_ray.stages.commits import commit_part
-from mpa_ray.stages.row_worker import RowStage, RowWorker
+from mpa_ray.stages.row_worker import RowWorker
 from mpa_ray.storage.folder import Folder
 from mpa_ray.training.arms import arms, training_folders
 
@@ -108,23 +107,7 @@ def main() -> None:
         part = step("read a part", lambda: source.read(0))
         bounds = ("max_image_pixels", "max_image_bytes", "max_decode_seconds")
         decoder = {name: getattr(config, name) for name in bounds}
-        stages = {
-            "PA": RowStage(
-                name="PA",
-                work=annotating(config),
-                models=[config.lvlm],
-                asks=[Stage.PSEUDO_ANNOTATOR],
-                schema=ANNOTATED_ROW,
-                keeps_rows=True,
-            ),
-            "PI": RowStage(
-                name="PI",
-                work=identifying(config),
-                models=[config.svlm],
-                asks=[Stage.PARITY_IDENTIFIER],
-                schema=JUDGED_ROW,
-            ),
-        }
+        stages = {"PA": annotator(config), "PI": identifier(config)}
         for name, stage in stages.items():
             worker = step(
                 f"{name} actor loads",

@@ -51,18 +51,22 @@ def identifying(config: Config) -> RowWork:
     )
 
 
-def identify(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
-    """ANNOTATED_ROW parts in (after a jury, JURY_ROW), JUDGED_ROW parts out. `output` is explained
-    at `map_rows_with_model`.
-    """
-    stage = RowStage(
+def identifier(config: Config) -> RowStage:
+    """The stage: ANNOTATED_ROW in (after a jury, JURY_ROW), JUDGED_ROW out."""
+    return RowStage(
         name="ParityIdentifier",
         work=identifying(config),
         models=[config.svlm],
         asks=[Stage.PARITY_IDENTIFIER],
         schema=JUDGED_ROW,
     )
-    return map_rows_with_model(dataset, stage, config=config, output=output)
+
+
+def identify(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
+    """ANNOTATED_ROW parts in (after a jury, JURY_ROW), JUDGED_ROW parts out. `output` is explained
+    at `map_rows_with_model`.
+    """
+    return map_rows_with_model(dataset, identifier(config), config=config, output=output)
 
 
 def judge(

@@ -121,11 +121,9 @@ def annotating(config: Config) -> RowWork:
     )
 
 
-def annotate(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
-    """SOURCE_ROW parts in, ANNOTATED_ROW parts out. Lazy, like every stage. `output` is explained
-    at `map_rows_with_model`.
-    """
-    stage = RowStage(
+def annotator(config: Config) -> RowStage:
+    """The stage: SOURCE_ROW in, ANNOTATED_ROW out."""
+    return RowStage(
         name="PseudoAnnotator",
         work=annotating(config),
         models=[config.lvlm],
@@ -133,4 +131,10 @@ def annotate(dataset: "Dataset", config: Config, output: Folder | None = None) -
         schema=ANNOTATED_ROW,
         keeps_rows=True,
     )
-    return map_rows_with_model(dataset, stage, config=config, output=output)
+
+
+def annotate(dataset: "Dataset", config: Config, output: Folder | None = None) -> "Dataset":
+    """SOURCE_ROW parts in, ANNOTATED_ROW parts out. Lazy, like every stage. `output` is explained
+    at `map_rows_with_model`.
+    """
+    return map_rows_with_model(dataset, annotator(config), config=config, output=output)

@@ -13,10 +13,10 @@ from mpa_ray.images import parts
 from mpa_ray.images.sources import Source
 from mpa_ray.observability import logs, telemetry
 from mpa_ray.observability.progress import Progress, Watch, say
-from mpa_ray.parity_identifier import identify, identifying
+from mpa_ray.parity_identifier import identifier, identify
 from mpa_ray.placement import capacity, place
-from mpa_ray.pseudo_annotator import annotate, annotating
-from mpa_ray.schema import JUDGED_ROW, Stage, Verdict
+from mpa_ray.pseudo_annotator import annotate, annotator
+from mpa_ray.schema import Verdict
 from mpa_ray.stages import commits, early_stop
 from mpa_ray.stages.commits import Commit, Counts
 from mpa_ray.stages.jury import ask_jury
@@ -199,11 +199,12 @@ def in_shared_actor(dataset: "Dataset", config: Config, output: Folder | None = 
     """SOURCE_ROW parts in, JUDGED_ROW parts out: what `annotate` and then `identify` give. `output`
     is explained at `map_rows_with_model`.
     """
+    first, second = annotator(config), identifier(config)
     stage = RowStage(
         name="AnnotatorAndIdentifier",
-        work=partial(both_rows, annotate=annotating(config), identify=identifying(config)),
-        models=[config.lvlm, config.svlm],
-        asks=[Stage.PSEUDO_ANNOTATOR, Stage.PARITY_IDENTIFIER],
-        schema=JUDGED_ROW,
+        work=partial(both_rows, annotate=first.work, identify=second.work),
+        models=[*first.models, *second.models],
+        asks=[*first.asks, *second.asks],
+        schema=second.schema,
     )
     return map_rows_with_model(dataset, stage, config=config, output=output)
