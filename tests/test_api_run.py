@@ -18,7 +18,7 @@ from mpa_ray.engines import ledger
 from mpa_ray.errors import RunError
 from mpa_ray.schema import JUDGED_ROW
 from mpa_ray.stages import commits
-from mpa_ray.steps import annotate_and_identify
+from mpa_ray.steps import annotate_and_identify, train_arm
 from mpa_ray.storage.folder import Folder
 
 # Before Ray starts: its workers have the environment of then.
@@ -40,7 +40,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
     (tmp_path / "images" / "bad.png").write_bytes(b"no image")
     monkeypatch.setattr(annotate_and_identify, "identify", judged_wrong)
-    monkeypatch.setattr(pipeline, "train_arm", _train)
+    monkeypatch.setattr(train_arm, "refuse_nothing", _train)
     return tmp_path
 
 
