@@ -62,7 +62,8 @@ def note(
 
     if not ray.is_initialized():
         return method(_in_this_process(output.uri), *args, **kwargs)
-    actor = _actor(output.uri, ray.get_runtime_context().get_job_id())
+    here = ray.get_runtime_context()
+    actor = _actor(output.uri, here.get_node_id(), here.get_job_id())
     return ray.get(getattr(actor, method.__name__).remote(*args, **kwargs))
 
 
@@ -72,19 +73,22 @@ def _in_this_process(uri: str) -> CallNotes:
 
 
 @cache
-def _actor(uri: str, job: str) -> Any:
-    """The actor of a job of Ray. The driver asks first, and makes it: it ends with the driver."""
+def _actor(uri: str, node: str, job: str) -> Any:
+    """The actor of a job of Ray. The driver asks first, and makes it: it ends with the driver.
+
+    Every local Ray numbers its jobs from 1, and one process may start several: the id of its node
+    tells them apart.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = ray.get_runtime_context().get_node_id()
     return (
         ray.remote(CallNotes)
         .options(
             name=f"mpa_ray-{run_id(uri)}",
             get_if_exists=True,
             num_cpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
             # Of a node that is lost with it the notes are lost, and nothing else.
             max_restarts=-1,
             max_task_retries=-1,

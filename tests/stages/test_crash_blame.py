@@ -2,12 +2,15 @@
 actor that goes by them.
 """
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mpa_ray.stages import call_notes, early_stop
+from mpa_ray.stages import early_stop
 from mpa_ray.stages.call_notes import CallNotes, note
 from mpa_ray.stages.crash_blame import Attempt, CrashBlame
 from mpa_ray.storage.folder import Folder
@@ -89,5 +92,32 @@ def test_workers_of_ray_share_the_notes_of_their_driver(ray_session: None, tmp_p
     assert ray.get(ray.remote(num_cpus=0)(_begins).remote(output)) == 2
     ray.get(ray.remote(num_cpus=0)(early_stop.request_stop).remote(output, "a wrong key"))
     assert early_stop.stop_reason(output) == "a wrong key"
-    actor = call_notes._actor(output.uri, ray.get_runtime_context().get_job_id())
-    assert actor is call_notes._actor(output.uri, ray.get_runtime_context().get_job_id())
+
+
+_TWO_SESSIONS = """
+import sys
+import ray
+from mpa_ray.stages import early_stop
+from mpa_ray.storage.folder import Folder
+
+output = Folder.at(sys.argv[1])
+for _ in range(2):
+    ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)
+    assert early_stop.stop_reason(output) is None
+    early_stop.request_stop(output, "a wrong key")
+    assert early_stop.stop_reason(output) == "a wrong key"
+    ray.shutdown()
+"""
+
+
+def test_a_second_ray_of_the_same_process_has_notes_of_its_own(tmp_path: Path) -> None:
+    """As in a notebook: each local Ray numbers its jobs from 1."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", _TWO_SESSIONS, str(tmp_path)],
+        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
