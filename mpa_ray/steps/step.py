@@ -99,9 +99,12 @@ def follow(steps: Iterable[Step], run: Run) -> dict[str, Record]:
         return step_times.once(run.output, step.name, work, run.held, again=again)
 
     found: dict[str, Record] = {}
-    for beside, group in groupby(steps, key=lambda step: step.beside or step.name):
+    for _, group in groupby(steps, key=lambda step: step.beside or step.name):
         members = list(group)
-        at_once = run.config.evaluate.models_at_once if beside == members[0].beside else 1
-        records = side_by_side(do, members, at_once=at_once)
+        if members[0].beside:
+            records = side_by_side(do, members, at_once=run.config.evaluate.models_at_once)
+        else:
+            # In this thread, because Ctrl-C and the signal of a lost lease come here alone.
+            records = [do(step) for step in members]
         found |= {step.name: record for step, record in zip(members, records, strict=True)}
     return found

@@ -1,5 +1,6 @@
 """The list of steps: each reads what an earlier one has written, and the guide says the same."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,22 @@ def test_steps_are_done_once_unless_they_check_again(tmp_path: Path) -> None:
     assert sorted(done) == ["a", "b", "c", "d"] and first["c"]["made"] == "c"
     assert follow(steps, run)["a"] == first["a"] and done[4:] == ["b"]
     assert list(step_times.records(run.output))[:2] == ["a", "b"]
+
+
+def test_a_step_without_others_beside_it_is_done_in_the_callers_thread(tmp_path: Path) -> None:
+    """Ctrl-C and the signal of a lost lease reach the main thread alone; training ends by them."""
+    run, threads = run_of(tmp_path, images="/data/images"), {}
+
+    def step(name: str, beside: str | None = None) -> Step:
+        def work(run: Run) -> dict[str, Any]:
+            threads[name] = threading.current_thread()
+            return {}
+
+        return Step(name=name, reads=(), writes=(), work=work, beside=beside)
+
+    follow([step("train"), step("evaluate_a", "evaluate"), step("evaluate_b", "evaluate")], run)
+    assert threads["train"] is threading.current_thread()
+    assert threads["evaluate_a"] is not threading.current_thread()
 
 
 def test_what_is_to_be_done_is_told(tmp_path: Path) -> None:
