@@ -3,9 +3,10 @@ run; --quick leaves out the dry run.
 
 Examples:
 
-    python jobs/doctor.py python jobs/doctor.py --images s3://bucket/images --output
-    s3://bucket/run1 --config my.yaml ray job submit --working-dir . -- python jobs/doctor.py
-    --images s3://bucket/images --output s3://bucket/run1
+    python jobs/doctor.py
+    python jobs/doctor.py --images s3://bucket/images --output s3://bucket/run1 --config my.yaml
+    ray job submit --working-dir . -- python jobs/doctor.py --images s3://bucket/images \\
+        --output s3://bucket/run1
 """
 
 import sys

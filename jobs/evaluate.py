@@ -2,9 +2,10 @@
 
 Examples:
 
-    python jobs/evaluate.py --model runs/1/model --benchmark TextCaps_0.1_val.json --format textcaps
-    --images images --output runs/caps python jobs/evaluate.py --model Qwen/Qwen2-VL-2B-Instruct
-    --benchmark signs.parquet --task textvqa --output runs/signs --name zero_shot
+    python jobs/evaluate.py --model runs/1/model --benchmark TextCaps_0.1_val.json \\
+        --format textcaps --images images --output runs/caps
+    python jobs/evaluate.py --model Qwen/Qwen2-VL-2B-Instruct --benchmark signs.parquet \\
+        --task textvqa --output runs/signs --name zero_shot
 """
 
 import sys

@@ -3,8 +3,9 @@ where no rule decides.
 
 Examples:
 
-    python jobs/gap_study.py runs/demo python jobs/gap_study.py s3://bucket/run1 --samples 1000
-    --lvlm.model Qwen/Qwen2-VL-7B-Instruct --lvlm.gpus_per_replica 1
+    python jobs/gap_study.py runs/demo
+    python jobs/gap_study.py s3://bucket/run1 --samples 1000 \\
+        --lvlm.model Qwen/Qwen2-VL-7B-Instruct --lvlm.gpus_per_replica 1
 """
 
 import argparse

@@ -3,8 +3,8 @@ annotations folder of ours.
 
 Examples:
 
-    python jobs/import_annotations.py --annotations output.json --images s3://bucket/train2014
-    --output s3://bucket/imported
+    python jobs/import_annotations.py --annotations output.json --images s3://bucket/train2014 \\
+        --output s3://bucket/imported
 """
 
 from mpa_ray.cli import JobParser

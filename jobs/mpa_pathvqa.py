@@ -3,9 +3,10 @@ TinyLLaVA-2B here (Table 7).
 
 Examples:
 
-    python jobs/mpa_pathvqa.py --images s3://bucket/images --output s3://bucket/run1 python
-    jobs/mpa_pathvqa.py --images images --output runs/pathvqa --svlm.model models/TinyLLaVA-2B-hf
-    --pl.learning_rate 1e-4 python jobs/mpa_pathvqa.py --preset demo --output runs/demo-pathvqa
+    python jobs/mpa_pathvqa.py --images s3://bucket/images --output s3://bucket/run1
+    python jobs/mpa_pathvqa.py --images images --output runs/pathvqa \\
+        --svlm.model models/TinyLLaVA-2B-hf --pl.learning_rate 1e-4
+    python jobs/mpa_pathvqa.py --preset demo --output runs/demo-pathvqa
 """
 
 from mpa_ray.cli import main

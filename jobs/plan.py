@@ -6,10 +6,12 @@ takes every flag of a run.
 
 Examples:
 
-    python jobs/plan.py --probe 400 --images s3://bucket/images --output s3://bucket/probe
-    --lvlm.model A --svlm.model B python jobs/plan.py s3://bucket/probe --count 10000000 --cards 64
-    --cards-per-node 8 --usd-per-card-hour 1.90 python jobs/plan.py runs/demo --count 1000000
-    --usd-per-million-input-tokens 2.5 --usd-per-million-output-tokens 10
+    python jobs/plan.py --probe 400 --images s3://bucket/images --output s3://bucket/probe \\
+        --lvlm.model A --svlm.model B
+    python jobs/plan.py s3://bucket/probe --count 10000000 --cards 64 --cards-per-node 8 \\
+        --usd-per-card-hour 1.90
+    python jobs/plan.py runs/demo --count 1000000 --usd-per-million-input-tokens 2.5 \\
+        --usd-per-million-output-tokens 10
 """
 
 import argparse

@@ -3,8 +3,9 @@ stays as it is.
 
 Examples:
 
-    python jobs/review.py runs/demo ann.jsonl ben.jsonl --output scores.json python jobs/review.py
-    runs/demo ann.jsonl --parity runs/demo-reviewed --drop_below answer_correctness=0.5
+    python jobs/review.py runs/demo ann.jsonl ben.jsonl --output scores.json
+    python jobs/review.py runs/demo ann.jsonl --parity runs/demo-reviewed \\
+        --drop_below answer_correctness=0.5
 """
 
 import argparse

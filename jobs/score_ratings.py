@@ -3,8 +3,8 @@ intervals, and how far the raters agree.
 
 Examples:
 
-    python jobs/score_ratings.py --key runs/demo-rating/key.csv ann.csv ben.csv cleo.csv --output
-    scores.json
+    python jobs/score_ratings.py --key runs/demo-rating/key.csv ann.csv ben.csv cleo.csv \\
+        --output scores.json
 """
 
 import json

@@ -2,11 +2,13 @@
 (`tests/documented.py` has the marks).
 """
 
+import ast
 import json
 import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,21 @@ def test_commands_are_understood(
     for module in (checkpoint, families):
         monkeypatch.setattr(module, "check", lambda *_, **__: None)
     for words in commands(block.text):
+        check(words)
+
+
+@pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
+def test_the_examples_of_a_jobs_help_are_understood(
+    job: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    for module in (checkpoint, families):
+        monkeypatch.setattr(module, "check", lambda *_, **__: None)
+    text = ast.get_docstring(ast.parse(job.read_text())) or ""
+    examples = list(commands(textwrap.dedent(text.partition("Examples:\n")[2]).strip()))
+    assert examples
+    for words in examples:
+        assert words.count("python") == 1, "an example a line; a longer one ends in a backslash"
         check(words)
 
 

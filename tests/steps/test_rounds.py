@@ -453,7 +453,7 @@ def test_the_hub_reads_the_scores_of_the_model_itself(config: Config) -> None:
     ] == [("okvqa_val", "vqa_accuracy", 57.2), ("okvqa_val", "exact_match", 33.3)]
     run["evaluation"] = []
     data = ModelCard(model_card(config, run)).data
-    assert data.eval_results is None and data.library_name == "transformers"
+    assert data.eval_results is None and data.to_dict()["library_name"] == "transformers"
 
 
 def test_names_cannot_leave_the_cards_metadata(config: Config) -> None:
