@@ -6,11 +6,12 @@ CPU holds it on the driver's node and ends with the driver; without Ray, this pr
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from mpa_ray.observability.logs import run_id
-from mpa_ray.stages.crash_blame import Attempt, CrashBlame
+from mpa_ray.stages.crash_blame import Attempt
 from mpa_ray.storage.folder import Folder
 
 P = ParamSpec("P")
@@ -18,14 +19,18 @@ R = TypeVar("R")
 
 
 class CallNotes:
-    """The notes of one call."""
+    """The notes of one call.
+
+    `dataset` names a dataset of the call for which models are asked: of two that ask one model side
+    by side, each has notes of its own.
+    """
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         """A new call begins."""
-        self._blame = CrashBlame()
+        self._attempts: dict[tuple[str, int], Attempt] = {}
         self._reason: str | None = None
 
     def request_stop(self, reason: str) -> None:
@@ -37,16 +42,23 @@ class CallNotes:
         return self._reason
 
     def begin(self, dataset: str, part: int) -> Attempt:
-        """See `CrashBlame.begin`."""
-        return self._blame.begin(dataset, part)
+        """Note that an actor begins `part`, and return what is known of those before it."""
+        before = self._attempts.get((dataset, part))
+        found = before.begun_again() if before else Attempt()
+        self._attempts[dataset, part] = found
+        return found
 
     def ask_alone(self, dataset: str, part: int, place: int | None) -> None:
-        """See `CrashBlame.ask_alone`."""
-        self._blame.ask_alone(dataset, part, place)
+        """Note that the row at `place` is asked next, with no other beside it; or, with None, that
+        it was answered. An actor that ends from then on ends through no row of this part: it has
+        others to ask about.
+        """
+        before = self._attempts.get((dataset, part), Attempt())
+        self._attempts[dataset, part] = replace(before, asking=place)
 
     def end(self, dataset: str, part: int) -> None:
-        """See `CrashBlame.end`."""
-        self._blame.end(dataset, part)
+        """The part's rows are answered."""
+        self._attempts.pop((dataset, part), None)
 
 
 def note(

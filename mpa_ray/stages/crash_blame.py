@@ -10,7 +10,7 @@ it is asked, and a row that is noted when the next actor begins, for the second 
 culprit.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 # Actors that a part may lose before its rows are asked one by one: one may be a node that was taken
 # away, two are suspicious.
@@ -42,36 +42,7 @@ class Attempt:
         """Whether the row at `place` is not to be asked again."""
         return self.crashed_rows.count(place) >= _CRASHES_OF_A_CULPRIT
 
-
-class CrashBlame:
-    """The notes of the parts that actors have begun and not ended.
-
-    `dataset` names a dataset of the call for which models are asked: of two that ask one model side
-    by side, each has notes of its own.
-    """
-
-    def __init__(self) -> None:
-        self._attempts: dict[tuple[str, int], Attempt] = {}
-
-    def begin(self, dataset: str, part: int) -> Attempt:
-        """Note that an actor begins `part`, and return what is known of those before it."""
-        before = self._attempts.get((dataset, part))
-        found = Attempt()
-        if before:
-            asked = () if before.asking is None else (before.asking,)
-            crashed = before.crashed_rows + asked
-            found = Attempt(actors_lost=before.actors_lost + 1, crashed_rows=crashed)
-        self._attempts[dataset, part] = found
-        return found
-
-    def ask_alone(self, dataset: str, part: int, place: int | None) -> None:
-        """Note that the row at `place` is asked next, with no other beside it; or, with None, that
-        it was answered. An actor that ends from then on ends through no row of this part: it has
-        others to ask about.
-        """
-        before = self._attempts.get((dataset, part), Attempt())
-        self._attempts[dataset, part] = replace(before, asking=place)
-
-    def end(self, dataset: str, part: int) -> None:
-        """The part's rows are answered."""
-        self._attempts.pop((dataset, part), None)
+    def begun_again(self) -> "Attempt":
+        """The part in the next actor: the one before it did not end it."""
+        asked = () if self.asking is None else (self.asking,)
+        return Attempt(actors_lost=self.actors_lost + 1, crashed_rows=self.crashed_rows + asked)

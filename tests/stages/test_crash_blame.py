@@ -12,17 +12,17 @@ import pytest
 
 from mpa_ray.stages import early_stop
 from mpa_ray.stages.call_notes import CallNotes, note
-from mpa_ray.stages.crash_blame import Attempt, CrashBlame
+from mpa_ray.stages.crash_blame import Attempt
 from mpa_ray.storage.folder import Folder
 
 
 def test_a_part_that_was_lost_twice_is_asked_row_by_row() -> None:
-    notes = CrashBlame()
+    notes = CallNotes()
     assert [notes.begin("d", 7).one_by_one for _ in range(4)] == [False, False, True, True]
 
 
 def test_a_row_is_the_culprit_when_it_was_asked_alone_twice_and_never_answered() -> None:
-    notes, found = CrashBlame(), []
+    notes, found = CallNotes(), []
     for place in (5, 2, 5):
         attempt = notes.begin("d", 7)
         notes.ask_alone("d", 7, place)
@@ -32,7 +32,7 @@ def test_a_row_is_the_culprit_when_it_was_asked_alone_twice_and_never_answered()
 
 
 def test_a_row_that_was_answered_is_not_accused() -> None:
-    notes = CrashBlame()
+    notes = CallNotes()
     notes.begin("d", 7)
     notes.ask_alone("d", 7, 5)
     notes.ask_alone("d", 7, None)
@@ -41,7 +41,7 @@ def test_a_row_that_was_answered_is_not_accused() -> None:
 
 
 def test_a_part_that_is_done_is_begun_as_if_for_the_first_time() -> None:
-    notes = CrashBlame()
+    notes = CallNotes()
     for _ in range(5):
         notes.begin("d", 7)
         notes.end("d", 7)
@@ -49,7 +49,7 @@ def test_a_part_that_is_done_is_begun_as_if_for_the_first_time() -> None:
 
 
 def test_another_part_or_dataset_is_another_matter() -> None:
-    notes = CrashBlame()
+    notes = CallNotes()
     for _ in range(3):
         notes.begin("d", 7)
     assert notes.begin("d", 8).actors_lost == 0 and notes.begin("e", 7).actors_lost == 0
