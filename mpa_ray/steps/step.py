@@ -87,24 +87,22 @@ class Step:
     beside: str | None = None
 
 
-def follow(steps: Iterable[Step], run: Run) -> dict[str, Record]:
-    """Do the steps in their order, and return what each of them recorded, with its `seconds`.
+def follow(steps: Iterable[Step], run: Run) -> None:
+    """Do the steps in their order. Each leaves its record (`mpa_ray.stages.step_times`).
 
     Raises:
         RunError: a step failed, or another run has taken over the output.
     """
 
-    def do(step: Step) -> Record:
+    def do(step: Step) -> None:
         work, again = (lambda: step.work(run)), step.checks_again
-        return step_times.once(run.output, step.name, work, run.held, again=again)
+        step_times.once(run.output, step.name, work, run.held, again=again)
 
-    found: dict[str, Record] = {}
     for _, group in groupby(steps, key=lambda step: step.beside or step.name):
         members = list(group)
         if members[0].beside:
-            records = side_by_side(do, members, at_once=run.config.evaluate.models_at_once)
+            side_by_side(do, members, at_once=run.config.evaluate.models_at_once)
         else:
             # In this thread, because Ctrl-C and the signal of a lost lease come here alone.
-            records = [do(step) for step in members]
-        found |= {step.name: record for step, record in zip(members, records, strict=True)}
-    return found
+            for step in members:
+                do(step)
