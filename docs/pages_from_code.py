@@ -84,7 +84,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 def settings_page() -> str:
     """docs/settings.md: a table a section."""
     parts = [
-        "# Every setting\n\nMade from `mpa_ray/config/config.py`. The same names serve Python,"
+        "# Every setting\n\nMade from `mpa_ray/config/`. The same names serve Python,"
         " YAML and flags: `lvlm.model` in YAML is"
         " `--lvlm.model` on the command line; in a flag, dashes stand for underscores too"
         " (`--pl.learning-rate`). A flag goes over"

@@ -5,129 +5,31 @@ Every field says below it what it means and in which unit. Combinations that can
 here, before a model loads.
 """
 
-import hashlib
-import json
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    Discriminator,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
-    model_validator,
-)
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from mpa_ray.config.arms import FEW_SHOT_ARMS, LABELED_ARMS, ArmName
 from mpa_ray.config.cluster import ClusterSection
-from mpa_ray.config.locations import Location, OptionalLocation, lasting
+from mpa_ray.config.evaluation import DemoSection, EvaluateSection, LabeledSection
+from mpa_ray.config.locations import Location, OptionalLocation
 from mpa_ray.config.model import LocalModelSection, ModelSection
-from mpa_ray.config.section import MayChange, ReadBy, Section, Share, marker
+from mpa_ray.config.section import MayChange, ReadBy, Section, Share
+from mpa_ray.config.stages import AnnotateSection, IdentifySection
 from mpa_ray.config.training import TrainingSection
-from mpa_ray.schema import absolute
-from mpa_ray.tasks import TASKS, MatcherName, Task, prompts
-from mpa_ray.tasks.benchmarks import BENCHMARKS
+from mpa_ray.tasks import TASKS, Task
 
 # So that a mistake in a task is reported of the kind of task that was meant, and not of both.
 TASK_TAGS = ("task by name", "own task")
 # Computed, as in mpa_ray/tasks/tasks.py.
 if TYPE_CHECKING:
     TaskName = str
-    FormatName = str
 else:
     TaskName = Literal[tuple(TASKS)]
-    FormatName = Literal[tuple(BENCHMARKS)]
 TaskChoice = Annotated[
     Annotated[TaskName, Tag(TASK_TAGS[0])] | Annotated[Task, Tag(TASK_TAGS[1])],
     Discriminator(lambda value: TASK_TAGS[isinstance(value, dict | Task)]),
 ]
-
-
-class AnnotateSection(Section):
-    """The Pseudo Annotator."""
-
-    temperature: Annotated[float, Field(ge=0)] = 0.7
-    """Of the annotation. 0 is greedy and asks much the same question of similar images. The L-VLM's
-    own answer is always greedy.
-    """
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling of the annotation."""
-    max_tokens: PositiveInt = 128
-    """The longest annotation, in tokens."""
-    preamble: str = prompts.PREAMBLE
-    """What follows the image in both of the L-VLM's prompts. Where it is as long as a block of the
-    engine's prefix cache (16 tokens on most GPUs), no token of the image is computed again for the
-    second. The answers of the S-VLM are asked for without it.
-    """
-    constrained: bool = False
-    """Hold the L-VLM to "Question: ..., Answer: ..." while it writes, and to the task's answers
-    where it has a list of them: what it writes can then be read, or was cut at `max_tokens`. For
-    L-VLMs that often forget the form, with engine=vllm or one of your own that heeds
-    `Sampling.form`; docs/engines.md has what it costs.
-    """
-    questions_per_image: PositiveInt = 1
-    """Annotations asked for an image. Each is sampled on its own, with a seed of its own."""
-
-
-class IdentifySection(Section):
-    """The Parity Identifier."""
-
-    matcher: MatcherName | None = None
-    """Eq. 1, when an answer counts as the annotation's. Without it, the task's own."""
-    exhaustive: bool = False
-    """Ask the S-VLM about every row, also where the L-VLM disagreed with itself. Verdicts stay the
-    same; it is for diagnosis.
-    """
-    max_tokens: PositiveInt = 32
-    """The longest answer, in tokens, of the L-VLM's own answer and the S-VLM's."""
-    in_one_actor: Annotated[bool, MayChange()] = False
-    """Ask the S-VLM in the L-VLM's actor, on the same GPU, so that an image is decoded and shrunk
-    once for both, where their `max_pixels` are the same. Say then what share of a GPU each gets:
-    `lvlm.gpus_per_replica` and `svlm.gpus_per_replica`, together at most 1.
-    """
-
-
-class LabeledSection(Section):
-    """Questions with people's answers, for the supervised comparisons alone (Tables 5 and 6): MPA
-    itself never reads them.
-    """
-
-    benchmark: OptionalLocation = None
-    """The annotation file, as published for `format`. For `parquet`: question_id, image {bytes,
-    path}, question, answers (a list), question_kind (optional).
-    """
-    format: FormatName = "parquet"
-    """The layout of the annotation file; it decides the official score too. A Parquet file is
-    scored as the task is.
-    """
-    images: OptionalLocation = None
-    """The folder of the benchmark's images, for the formats whose files only name them."""
-
-
-class EvaluateSection(LabeledSection):
-    """Labeled benchmarks: the only labels there are, and nothing before the evaluation reads
-    them.
-    """
-
-    max_tokens: PositiveInt = 32
-    """The longest answer, in tokens."""
-    lvlm: bool = False
-    """Score the L-VLM too, as the ceiling."""
-    models_at_once: Annotated[PositiveInt, MayChange()] = 1
-    """Models that are asked at the same time; each needs the GPUs or cores of its replicas."""
-
-
-class DemoSection(Section):
-    """What the demo renders into the output folder, in place of `images` and
-    `evaluate.benchmark`.
-    """
-
-    images: Annotated[int, Field(ge=0)] = 0
-    """Unlabeled images; 0: this is no demo."""
-    questions: PositiveInt = 1000
-    """Of the labeled benchmark."""
 
 
 class Config(Section):
@@ -359,118 +261,3 @@ class Config(Section):
         }
         needed["--svlm.model"] = self.svlm.model
         return [flag for flag, value in needed.items() if not value]
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """The settings that decide what comes out, flat: {"lvlm.model": ...}; what `MayChange` is left
-    out. Two runs may share an output folder when `changes` finds none.
-    """
-    flat: dict[str, Any] = {}
-    for name, value in _lasting_settings(config).items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": item for key, item in value.items()}
-        else:
-            flat[name] = value
-    # The list of images names where they were; in a new upload they are elsewhere.
-    return flat | {"images": config.images}
-
-
-def _lasting_settings(section: BaseModel) -> dict[str, Any]:
-    """The fields of a section that are part of a run's identity, as in YAML."""
-    settings: dict[str, Any] = {}
-    plain = section.model_dump(mode="json")
-    for name, field in type(section).model_fields.items():
-        if marker(field, MayChange):
-            continue
-        value = getattr(section, name)
-        if isinstance(value, Section):
-            settings[name] = _lasting_settings(value)
-        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
-            settings[name] = [_lasting_settings(item) for item in value]
-        elif isinstance(value, BaseModel):
-            # A task of the user's own.
-            settings[name] = {key: _lasting(item) for key, item in plain[name].items()}
-        else:
-            settings[name] = _lasting(plain[name])
-    return settings
-
-
-def _lasting(value: Any) -> Any:
-    return lasting(value) if isinstance(value, str) and value.startswith("/") else value
-
-
-def of_identity(flat: Mapping[str, Any]) -> Config:
-    """The configuration that an `identity` was taken of, with the defaults of what is not in it.
-
-    Raises:
-        ValidationError: it is of another version of this program.
-    """
-    return Config.model_validate(nested(flat))
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """An `identity` as a tree of sections."""
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        section, dot, key = name.partition(".")
-        if dot:
-            tree.setdefault(section, {})[key] = value
-        else:
-            tree[name] = value
-    return tree
-
-
-def changes(
-    before: Config, now: Config, *, trained: Collection[str] = ()
-) -> dict[str, tuple[Any, Any]]:
-    """The settings by which `now` is another run than `before`: name -> what it was and is.
-
-    Args:
-        before: of the run that is there.
-        now: of the call.
-        trained: the comparisons whose training has begun. What only comparisons read may change
-            until one of them has read it.
-    """
-    was, is_now = identity(before), identity(now)
-    a, b = _by_places(was), _by_places(is_now)
-    differing = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
-    return {
-        name: (was.get(name), is_now.get(name))
-        for name in differing
-        if _is_read(name, trained) and _is_read(name, now.ablations)
-    }
-
-
-def keep_used(config: Config, before: Config, trained: Collection[str]) -> Config:
-    """`config` with those settings of `before` that the comparisons `trained` have read, where no
-    comparison of its own reads them.
-    """
-    used = [
-        name
-        for name, field in Config.model_fields.items()
-        if marker(field, ReadBy)
-        and _is_read(name, trained)
-        and not _is_read(name, config.ablations)
-    ]
-    return config.model_copy(update={name: getattr(before, name) for name in used})
-
-
-def _is_read(name: str, arms: Collection[str]) -> bool:
-    """Whether a run with the comparisons `arms` reads a setting of `identity`."""
-    read_by = marker(Config.model_fields[name.partition(".")[0]], ReadBy)
-    return read_by is None or not read_by.arms.isdisjoint(arms)
-
-
-def _by_places(flat: dict[str, Any]) -> dict[str, Any]:
-    """A local model whose folder is gone reads like a hub name, and is what it was all the same."""
-    models = {name: absolute(flat[name]) for name in ("lvlm.model", "svlm.model")}
-    return (
-        flat
-        | models
-        | {"jury": [juror | {"model": absolute(juror["model"])} for juror in flat["jury"]]}
-    )
-
-
-def digest(config: Config) -> str:
-    """A short hash of `identity`: 12 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:12]
