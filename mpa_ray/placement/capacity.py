@@ -1,17 +1,13 @@
-"""What Ray's cluster has, what its autoscaler is starting, and waiting for it in sight.
+"""What Ray's cluster has, and waiting for it in sight.
 
-Of what an autoscaler *may* start, Ray 2.60 tells nobody: `GetClusterConfig` is empty with its own
-autoscalers of version 1 and 2 (they report only what they are starting, what failed, and, version
-2, which requests no node type fits). So a stage asks for what it needs as one placement group
-before it begins, which both autoscalers serve, and watches: as long as somebody starts nodes, it
-waits and says so; what no node has and nobody starts is an error.
+Nobody knows what an autoscaler may start (`mpa_ray.placement.autoscaler`). So a stage asks for what
+it needs as one placement group before it begins, which both autoscalers serve, and watches: as long
+as somebody starts nodes, it waits and says so; what no node has and nobody starts is an error.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mpa_ray.config import ClusterSection, Config, LocalModelSection
 from mpa_ray.errors import RunError
@@ -19,6 +15,7 @@ from mpa_ray.models.gpu_memory import smallest_gpu_gib
 from mpa_ray.models.size import size_of
 from mpa_ray.observability.progress import duration, say
 from mpa_ray.observability.side_by_side import is_interrupted
+from mpa_ray.placement.autoscaler import Autoscaler, autoscaler
 from mpa_ray.placement.place import Cluster, Placement, models_of, place, take_gpus
 from mpa_ray.placement.place import bundles as bundles_of
 
@@ -29,27 +26,10 @@ _SAY_EVERY_S = 15.0
 _GPUS_OF_A_NODE = 8
 # A resource that Ray gives each node with GPUs it knows, 1 of it.
 _GPU_TYPE = "accelerator_type:"
-# What version 1 calls node types where it only watches a cluster that somebody else made.
-_WATCHED = "node_"
 
 Resources = Mapping[str, float]
 Labels = Mapping[str, str]
 _NO_LABELS: Labels = {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Autoscaler:
-    """What the cluster's autoscaler says of itself.
-
-    Attributes:
-        grows: whether there is one that can start nodes.
-        starting: node types that are being started, and how many of each.
-        failing: node types that could not be started lately, with the reason; it keeps trying.
-    """
-
-    grows: bool
-    starting: Mapping[str, int]
-    failing: Mapping[str, str]
 
 
 def placed(config: Config, asked: Sequence[str]) -> Placement:
@@ -123,69 +103,6 @@ def cluster_of(settings: ClusterSection) -> Cluster:
         cpus_per_gpu=min(cpus, default=None),
         gpu_gib=smallest_gpu_gib(types, settings.gpu_memory_gib),
         cpus=None if grows else sum(node["Resources"].get("CPU", 0.0) for node in living),
-    )
-
-
-def autoscaler() -> Autoscaler:
-    """What the cluster's autoscaler, of version 1 or 2, says; nothing starts and nothing grows
-    where there is none.
-    """
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    # Version 1, also in KubeRay: what `ray status` prints.
-    status = _internal_kv_get("__autoscaling_status")
-    return _version_1(json.loads(status)) if status else _version_2()
-
-
-def _version_1(status: Mapping[str, Any]) -> Autoscaler:
-    report = status.get("autoscaler_report") or {}
-    starting = dict(report.get("pending_launches") or {})
-    for _, kind, _ in report.get("pending_nodes") or ():
-        starting[kind] = starting.get(kind, 0) + 1
-    failing = {kind: "the node came up and failed" for _, kind in report.get("failed_nodes") or ()}
-    for kind, record in (
-        (report.get("node_availability_summary") or {}).get("node_availabilities") or {}
-    ).items():
-        reason = (record.get("unavailable_node_information") or {}).get("description")
-        if reason:
-            failing[kind] = reason
-    kinds = [*(report.get("active_nodes") or ()), *(report.get("node_type_mapping") or {}).values()]
-    return Autoscaler(
-        grows=any(not kind.startswith(_WATCHED) for kind in kinds),
-        starting=starting,
-        failing=failing,
-    )
-
-
-def _version_2() -> Autoscaler:
-    import ray
-
-    # Both modules are compiled, and Ray's stubs leave these two out.
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.core.generated.autoscaler_pb2 import (  # type: ignore[attr-defined]
-        GetClusterStatusReply,
-    )
-
-    reply = GetClusterStatusReply()
-    reply.ParseFromString(
-        GcsClient(address=ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=10)
-    )
-    state = reply.autoscaling_state
-    starting: dict[str, int] = {}
-    for request in state.pending_instance_requests:
-        starting[request.ray_node_type_name] = (
-            starting.get(request.ray_node_type_name, 0) + request.count
-        )
-    for instance in state.pending_instances:
-        starting[instance.ray_node_type_name] = starting.get(instance.ray_node_type_name, 0) + 1
-    kinds = {node.ray_node_type_name for node in reply.cluster_resource_state.node_states}
-    return Autoscaler(
-        grows=state.autoscaler_state_version > 0
-        and any(kind and not kind.startswith(_WATCHED) for kind in kinds),
-        starting=starting,
-        failing={
-            request.ray_node_type_name: request.reason for request in state.failed_instance_requests
-        },
     )
 
 

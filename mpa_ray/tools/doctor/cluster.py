@@ -8,6 +8,7 @@ from mpa_ray.config import Config, ModelSection
 from mpa_ray.errors import ConfigurationError, RunError
 from mpa_ray.models.size import size_of
 from mpa_ray.placement import capacity
+from mpa_ray.placement.autoscaler import autoscaler
 from mpa_ray.placement.place import Cluster, bundles, models_of, place, training_bundles
 from mpa_ray.placement.ray_session import ray_session
 from mpa_ray.tools.doctor.finding import Finding, State, named_models
@@ -89,7 +90,7 @@ def _resources(config: Config) -> Iterator[Finding]:
     yield from _room(
         placed.config,
         [node["Resources"] for node in alive],
-        state="warning" if capacity.autoscaler().grows else "failed",
+        state="warning" if autoscaler().grows else "failed",
     )
 
 
