@@ -32,8 +32,6 @@ server says is cleaned of it before it is repeated.
 """
 
 import asyncio
-import base64
-import io
 import json
 import math
 import os
@@ -41,8 +39,6 @@ import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
@@ -50,20 +46,23 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from mpa_ray.config import ModelSection
+from mpa_ray.engines.chat_completion import (
+    data_url,
+    messages,
+    one_line,
+    reply_of,
+    retry_after,
+    usage_of,
+)
 from mpa_ray.engines.ledger import Booking, Ledger, Tokens
 from mpa_ray.engines.pace import Pace, Turns, nap
 from mpa_ray.engines.protocol import Reply, RequestRejected, Sampling
 from mpa_ray.errors import RunError
-from mpa_ray.observability.clean_text import storable
 from mpa_ray.observability.progress import duration
 from mpa_ray.storage.folder import Folder
 
 if TYPE_CHECKING:
     from openai import APIStatusError
-    from openai.types.chat import (
-        ChatCompletionContentPartImageParam,
-        ChatCompletionUserMessageParam,
-    )
 
 OPENAI_URL = "https://api.openai.com/v1"
 # Two names of one setting: every server knows the first, OpenAI's newer models only the second.
@@ -88,9 +87,6 @@ _NONE_ACCEPTED = 24
 # bounds them. As much over what a reply had beyond its `max_tokens`: some servers do not count
 # reasoning in it.
 _MARGIN = 1.25
-# No model's context is near it. More is no count of tokens, and `tokens_per_minute` would wait for
-# days.
-_MOST_TOKENS = 2**24
 # Before the first reply: two to four times what current models count, so that the first request is
 # not rejected for its own estimate.
 _PIXELS_PER_TOKEN = 14 * 14
@@ -98,18 +94,11 @@ _TEMPLATE_TOKENS = 128
 
 _SHORTEST_KEY = 8
 
-# Far more than any reply to one question. 256 rows of a part are in memory together.
-_LONGEST_TEXT = 100_000
-_LONGEST_MESSAGE = 400
 
 # What any model that takes images can answer.
 _PROBE_SIZE = (64, 64)
 _PROBE = "What color is this picture?"
 _PROBE_TOKENS = 16
-
-_LOSSLESS_PIXELS = 256 * 256
-_LOSSLESS_COLORS = 4096
-_JPEG_QUALITY = 95
 
 
 class _TryAgain(Exception):
@@ -303,6 +292,8 @@ class OpenAIEngine:
             self._largest_prompt = max(self._largest_prompt, used.prompt)
             self._largest_excess = max(self._largest_excess, used.output - asked)
         reply = reply_of(body)
+        if reply is None:
+            raise _TryAgain("a reply that is no chat completion")
         self._answers += not request.is_probe
         return reply
 
@@ -314,11 +305,12 @@ class OpenAIEngine:
         from mpa_ray.engines.bounded_client import BrokenReply
 
         completions = self._client.chat.completions.with_raw_response
-        messages = _messages(request.image_url, request.prompt)
         try:
             async with asyncio.timeout(self._model.request_timeout_s):
                 response = await completions.create(
-                    model=self._model.model, messages=messages, extra_body=fields
+                    model=self._model.model,
+                    messages=messages(request.image_url, request.prompt),
+                    extra_body=fields,
                 )
             return json.loads(self._without_key(response.text))
         except APIStatusError as error:
@@ -432,7 +424,7 @@ class OpenAIEngine:
         return self._line(message if message and isinstance(message, str) else error.message)
 
     def _line(self, text: str) -> str:
-        return _line(self._without_key(text))
+        return one_line(self._without_key(text))
 
     def _without_key(self, text: str) -> str:
         """Some servers repeat the key they were given. Anything shorter is a placeholder, and may
@@ -449,100 +441,6 @@ def missing_key(model: ModelSection) -> str:
         " export it, on a cluster for Ray's workers too (api_key_env names another variable,"
         " base_url another server)"
     )
-
-
-def data_url(image: Image.Image) -> str:
-    """The image as it goes into a request: PNG where it is small or drawn (with few colours PNG is
-    smaller too), else JPEG at quality 95.
-
-    JPEG keeps its colours at full resolution (4:4:4): coloured text is what many questions are
-    about.
-    """
-    buffer = io.BytesIO()
-    if image.width * image.height <= _LOSSLESS_PIXELS or image.getcolors(_LOSSLESS_COLORS):
-        image.save(buffer, "PNG")
-        kind = "png"
-    else:
-        image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _messages(url: str, prompt: str) -> list["ChatCompletionUserMessageParam"]:
-    """The image first, so that a server's prefix cache covers it for the second question."""
-    image: ChatCompletionContentPartImageParam = {"type": "image_url", "image_url": {"url": url}}
-    return [{"role": "user", "content": [image, {"type": "text", "text": storable(prompt)}]}]
-
-
-def reply_of(body: Any) -> Reply:
-    """The reply in a chat completion. Token counts are 0 where the server does not say them.
-
-    Raises:
-        RequestRejected: the model refused, a filter took the reply, or there is no text in it.
-        _TryAgain: this is no chat completion.
-    """
-    match body:
-        case {"choices": [{"finish_reason": "content_filter"}, *_]}:
-            raise RequestRejected("the API's content filter took the reply")
-        case {"choices": [{"message": {"refusal": str(refusal)}}, *_]} if refusal:
-            raise RequestRejected(f"the model refused: {_line(refusal)}")
-        case {"choices": [{"message": {**message}, **choice}, *_]} if isinstance(
-            message.get("content"), str | None
-        ):
-            # Without a key "content": it ended within its reasoning.
-            text, used = str(message.get("content") or ""), usage_of(body) or Tokens()
-            reason = choice.get("finish_reason")
-            reason = reason if reason and isinstance(reason, str) else "stop"
-            return Reply(
-                text=text[:_LONGEST_TEXT],
-                prompt_tokens=used.prompt,
-                cached_tokens=used.cached,
-                output_tokens=used.output,
-                finish_reason=reason if len(text) <= _LONGEST_TEXT else "length",
-            )
-        case {"choices": None | []}:
-            raise RequestRejected("the API gave no choices")
-        case {"choices": _}:
-            raise RequestRejected("the API gave a reply without a text")
-    raise _TryAgain("a reply that is no chat completion")
-
-
-def usage_of(body: Any) -> Tokens | None:
-    """What a chat completion says it cost; None where it says nothing, or what cannot be."""
-    match body:
-        case {"usage": {"prompt_tokens": prompt, "completion_tokens": output, **more}}:
-            details = more.get("prompt_tokens_details")
-            cached = details.get("cached_tokens") if isinstance(details, dict) else None
-            cached = cached if type(cached) is int else 0
-            # `type` and not `isinstance`: true is no count.
-            counts = (prompt, cached, output)
-            if all(type(count) is int and 0 <= count <= _MOST_TOKENS for count in counts):
-                return Tokens(prompt, cached, output) if cached <= prompt else None
-    return None
-
-
-def _line(text: str) -> str:
-    """On one line, not too long, and fit to be stored."""
-    return storable(" ".join(text.split())[:_LONGEST_MESSAGE])
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds a response asks to wait, by `retry-after-ms`, or `retry-after` in seconds or as an
-    HTTP date; None where it says nothing.
-    """
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers[name]) * unit
-        except (KeyError, ValueError):
-            continue
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
-    try:
-        date = parsedate_to_datetime(headers["retry-after"])
-    except (KeyError, ValueError, OverflowError):
-        return None
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
 def _backoff(tries: int) -> float:
