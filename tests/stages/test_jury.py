@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from mpa_ray import cli
-from mpa_ray.config import Config, ModelSection, digest
+from mpa_ray.config import Config, ModelSection, identity
 from mpa_ray.engines import Reply, Sampling
 from mpa_ray.errors import ConfigurationError
 from mpa_ray.parity_identifier import identify_row, judge
@@ -187,7 +187,7 @@ def test_a_jury_that_is_none_is_refused(jury: list[dict[str, Any]], message: str
 def test_a_jury_changes_the_run_and_its_speed_does_not() -> None:
     without, with_one = Config(lvlm=LARGE), Config(lvlm=LARGE, jury=(ModelSection(model="b/x"),))
     faster = Config(lvlm=LARGE, jury=(ModelSection(model="b/x", images_in_flight=4),))
-    assert digest(without) != digest(with_one) == digest(faster)
+    assert identity(without) != identity(with_one) == identity(faster)
 
 
 def test_a_jury_on_the_command_line() -> None:
