@@ -1,10 +1,11 @@
 """What an engine is: what goes in, what comes out, and how it fails."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
+from mpa_ray.config import LocalModelSection
 from mpa_ray.observability.clean_text import storable
 
 
@@ -80,3 +81,16 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the device."""
+
+
+@runtime_checkable
+class TakesWeights(Protocol):
+    """An engine that can go on with the weights of another checkpoint."""
+
+    async def take_weights(self, model: LocalModelSection) -> bool:
+        """Serve `model` from here on; False, and nothing has changed, where its weights do not fit.
+        No request is in the engine meanwhile.
+
+        Raises:
+            EngineDied: the engine broke over it.
+        """

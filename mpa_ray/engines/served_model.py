@@ -1,14 +1,18 @@
-"""A model in an engine actor: its engine, loaded again where it has died."""
+"""A model in an engine actor: its engine, loaded again where it has died, and with other weights
+where another model of its kind is asked.
+"""
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from PIL import Image
 
 from mpa_ray.config import LocalModelSection
 from mpa_ray.engines import loading
-from mpa_ray.engines.protocol import Engine, EngineDied, Reply, Sampling
+from mpa_ray.engines.protocol import Engine, EngineDied, Reply, Sampling, TakesWeights
 from mpa_ray.observability import logs
 from mpa_ray.schema import Stage
 from mpa_ray.storage.folder import Folder
@@ -26,12 +30,15 @@ class ServedModel:
     def __init__(self, model: LocalModelSection, *, stage: Stage, output: Folder | None) -> None:
         self.stage = stage
         self.max_pixels = model.max_pixels
-        self._load = partial(loading.load, model, stage=stage, output=output)
+        self._model = model
+        self._load = partial(loading.load, stage=stage, output=output)
         began = time.monotonic()
-        self._engine = self._load()
+        self._engine = self._load(model)
         logs.LOG.info("loaded %s in %.1f s", model.model, time.monotonic() - began)
         self._broken: Engine | None = None
         self._reviving = asyncio.Lock()
+        self._may_change = asyncio.Condition()
+        self._blocks = 0
 
     async def ask(
         self, picture: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
@@ -56,5 +63,35 @@ class ServedModel:
             if self._broken is self._engine:
                 logs.LOG.warning("the engine died and is loaded again")
                 await asyncio.to_thread(self._engine.close)
-                self._engine = await asyncio.to_thread(self._load)
+                self._engine = await asyncio.to_thread(self._load, self._model)
             return self._engine
+
+    @asynccontextmanager
+    async def serving(self, model: LocalModelSection) -> AsyncIterator[None]:
+        """Serve `model`, which differs from the one before in its weights alone, until the end of
+        the block. A block for other weights waits until those before it have ended.
+        """
+        async with self._may_change:
+            await self._may_change.wait_for(lambda: model == self._model or not self._blocks)
+            if model != self._model:
+                await self._take(model)
+            self._blocks += 1
+        try:
+            yield
+        finally:
+            async with self._may_change:
+                self._blocks -= 1
+                self._may_change.notify_all()
+
+    async def _take(self, model: LocalModelSection) -> None:
+        began, engine = time.monotonic(), self._engine
+        taken = False
+        if isinstance(engine, TakesWeights) and engine is not self._broken:
+            with suppress(EngineDied):
+                taken = await engine.take_weights(model)
+        if not taken:
+            await asyncio.to_thread(engine.close)
+            self._engine = await asyncio.to_thread(self._load, model)
+        self._model = model
+        how = "took the weights of" if taken else "loaded"
+        logs.LOG.info("%s %s in %.1f s", how, model.model, time.monotonic() - began)

@@ -4,6 +4,7 @@ Requests run as they come: there is no batch and so no barrier between batches, 
 work on one image overlaps the model's on others.
 """
 
+import asyncio
 import itertools
 import os
 from typing import Any
@@ -16,6 +17,8 @@ from mpa_ray.models import checkpoint
 from mpa_ray.models.chat_template import load_processor, takes_parts, user_prompt
 from mpa_ray.models.gpu_memory import ENGINE_GIB, USED
 from mpa_ray.models.size import GIB, ModelSize, size_of
+
+_WORKER_EXTENSION = "mpa_ray.engines.vllm_worker.TakesWeights"
 
 
 def load(model: LocalModelSection, **_: object) -> "VllmEngine":
@@ -47,8 +50,9 @@ class VllmEngine:
             **({"distributed_executor_backend": "uni", "block_size": 32} if on_cpu else {}),
             **model.engine_options,
         }
+        self._folder = checkpoint.local(model.model)
         arguments = AsyncEngineArgs(
-            model=checkpoint.local(model.model),
+            model=self._folder,
             dtype=model.dtype,
             max_model_len=model.max_model_len,
             limit_mm_per_prompt={"image": 1, "video": 0},
@@ -57,7 +61,7 @@ class VllmEngine:
             disable_log_stats=True,
             mm_processor_kwargs=model.processor_options or None,
             **checkpoint.arguments(model),
-            **options,
+            **{"worker_extension_cls": _WORKER_EXTENSION, **options},
         )
         self._engine = AsyncLLM.from_engine_args(arguments)
         self._processor = load_processor(model)
@@ -109,6 +113,25 @@ class VllmEngine:
             output_tokens=len(completion.token_ids),
             finish_reason=completion.finish_reason or "stop",
         )
+
+    async def take_weights(self, model: LocalModelSection) -> bool:
+        """See `mpa_ray.engines.protocol.TakesWeights`."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        folder = await asyncio.to_thread(checkpoint.local, model.model)
+        # vLLM keeps the old tensor where a checkpoint lacks it, and only logs that.
+        fits = await asyncio.to_thread(checkpoint.same_tensors, self._folder, folder)
+        if not fits or "worker_extension_cls" in model.engine_options:
+            return False
+        try:
+            await self._engine.collective_rpc("take_weights", args=(folder,))
+            # What both hold was computed with the old weights.
+            await self._engine.reset_prefix_cache()
+            await self._engine.reset_encoder_cache()
+        except EngineDeadError as error:
+            raise EngineDied(f"vLLM's engine died: {error}") from error
+        self._folder = folder
+        return True
 
     def close(self) -> None:
         self._engine.shutdown()

@@ -62,6 +62,24 @@ def arguments(model: LocalModelSection) -> dict[str, Any]:
     return {"revision": commit, "code_revision": commit, "trust_remote_code": True}
 
 
+def same_tensors(one: str, other: str) -> bool:
+    """Whether two models of this node have tensors of the same names and shapes; not where one of
+    them is a hub name.
+    """
+    folders = [Path(name).expanduser() for name in (one, other)]
+    if not all(folder.is_dir() for folder in folders):
+        return False
+    first, second = (
+        {
+            name: shape
+            for file in folder.glob("*.safetensors")
+            for name, shape in node_cache.tensor_shapes(file).items()
+        }
+        for folder in folders
+    )
+    return first == second
+
+
 def local(model: str) -> str:
     """What `from_pretrained` and vLLM take on this node: a hub name itself, or the folder of a
     model, whose weights are checked to be whole; a model in an object store is copied to the node

@@ -228,7 +228,7 @@ def count_parameters(model: LocalModelSection) -> int | None:
     if is_remote(model.model):
         return None
     files = sorted(Path(model.model).expanduser().glob("*.safetensors"))
-    shapes = (shape for file in files for shape in node_cache.tensor_shapes(file))
+    shapes = (shape for file in files for shape in node_cache.tensor_shapes(file).values())
     return sum(map(math.prod, shapes)) or None
 
 

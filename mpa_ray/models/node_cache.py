@@ -149,8 +149,8 @@ def _named_by(index: Path) -> set[str]:
         raise ConfigurationError(f"{index} is no index of weights; copy the model again") from None
 
 
-def tensor_shapes(file: Path) -> list[list[int]]:
-    """The shapes of the tensors in a safetensors file, by its header.
+def tensor_shapes(file: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors in a safetensors file, by their names, of its header.
 
     Raises:
         ConfigurationError: it is no such file, or not as long as its header says.
@@ -158,7 +158,7 @@ def tensor_shapes(file: Path) -> list[list[int]]:
     try:
         # Opened here too: safe_open says of a file that may not be read that it is not there.
         with file.open("rb"), safe_open(file, framework="np") as weights:
-            return [weights.get_slice(name).get_shape() for name in weights.offset_keys()]
+            return {name: weights.get_slice(name).get_shape() for name in weights.offset_keys()}
     except SafetensorError as error:
         # Its words may hold a piece of the file, of any length.
         said = visible_line(str(error)[:200])

@@ -2,68 +2,31 @@
 pipeline as the Parity Identifier.
 """
 
+from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from mpa_ray.config import Config, LocalModelSection
-from mpa_ray.engines import Sampling
 from mpa_ray.errors import RunError
 from mpa_ray.images import benchmark, references
 from mpa_ray.images.benchmark import QUESTION_COLUMNS
 from mpa_ray.images.decode import UnreadableImage
-from mpa_ray.images.parts import dataset_of, part_name
+from mpa_ray.images.parts import part_name
 from mpa_ray.observability.progress import Progress, Watch
-from mpa_ray.placement import capacity
 from mpa_ray.schema import SOURCE_ROW, Stage
 from mpa_ray.stages import early_stop
-from mpa_ray.stages.row_worker import Ask, Row, RowStage, map_rows_with_model
+from mpa_ray.stages.ask_in_turn import Answered, Questions, ask_in_turn
 from mpa_ray.storage.folder import Folder
 from mpa_ray.tasks import confidence
 from mpa_ray.tasks.benchmarks import BENCHMARKS, CAPTION_METRICS, METRICS
 from mpa_ray.tasks.metrics import caption_scores
 
-if TYPE_CHECKING:
-    from ray.data import Dataset
-
 QUESTION_ROW = pa.schema([*SOURCE_ROW, *QUESTION_COLUMNS])
-ANSWERED_ROW = pa.schema([*QUESTION_ROW, pa.field("prediction", pa.string())])
 PREDICTIONS = pa.schema(
     [*QUESTION_COLUMNS, pa.field("image_uri", pa.string()), pa.field("prediction", pa.string())]
 )
-
-
-async def answer_row(row: Row, ask: Ask, *, prompt: str, answering: Sampling) -> list[Row]:
-    """The row with the model's answer as `prediction`."""
-    reply = await ask(prompt.format(question=row["question"]), answering)
-    return [row | {"prediction": reply.text.strip()}]
-
-
-def answer(
-    dataset: "Dataset",
-    model: LocalModelSection,
-    config: Config,
-    *,
-    prompt: str,
-    schema: pa.Schema,
-    output: Folder | None = None,
-) -> "Dataset":
-    """Rows with image and question in, the same with `prediction` and without the image out.
-    `output` is explained at `map_rows_with_model`.
-    """
-    model = capacity.place_single_model(model, config, what="evaluate")
-    stage = RowStage(
-        name="Evaluator",
-        work=partial(
-            answer_row, prompt=prompt, answering=Sampling(max_tokens=config.evaluate.max_tokens)
-        ),
-        models=[model],
-        asks=[Stage.EVALUATE],
-        schema=schema,
-    )
-    rows = map_rows_with_model(dataset, stage, config=config, output=output)
-    return rows.drop_columns(["image"])
 
 
 def evaluate(
@@ -82,31 +45,47 @@ def evaluate(
         RunError: an image of the benchmark cannot be read; every question counts, so none is left
             out.
     """
-    settings = config.evaluate
+    asked = benchmark_questions(model, name=name, config=config, output=output)
+    answered = next(ask_in_turn([asked], config=config, output=output))
+    return scores_of(answered, asked, name=name, config=config, output=output)
+
+
+def benchmark_questions(
+    model: LocalModelSection, *, name: str, config: Config, output: Folder
+) -> Questions:
+    """The benchmark for `model`, read into the output where it is not there yet.
+
+    Raises:
+        ConfigurationError: the benchmark lacks something.
+    """
     questions = output.child("evaluation/questions")
-    numbers = list(
-        range(
-            benchmark.prepare(
-                settings, questions, predictions=output.child("evaluation/predictions")
-            )
-        )
+    parts = benchmark.prepare(
+        config.evaluate, questions, predictions=output.child("evaluation/predictions")
     )
-    read = partial(_read_questions, questions=questions, max_image_bytes=config.max_image_bytes)
-    prompt = BENCHMARKS[settings.format].prompt
-    answered = answer(
-        dataset_of(numbers, read), model, config, prompt=prompt, schema=ANSWERED_ROW, output=output
+    return Questions(
+        name=f"evaluate_{name}",
+        model=model,
+        numbers=range(parts),
+        read=partial(_read_questions, questions=questions, max_image_bytes=config.max_image_bytes),
+        schema=QUESTION_ROW,
+        prompt=BENCHMARKS[config.evaluate.format].prompt,
+        count=sum(table.num_rows for table in questions.tables(["question_id"])),
     )
-    answered.set_name(f"evaluate_{name}")
-    asked = sum(table.num_rows for table in questions.tables(["question_id"]))
-    progress = Progress(f"evaluate {name}", asked, unit="questions")
+
+
+def scores_of(
+    answered: Iterator[Answered], asked: Questions, *, name: str, config: Config, output: Folder
+) -> list[dict[str, Any]]:
+    """As `evaluate`, of the benchmark's answered parts."""
+    settings = config.evaluate
+    progress = Progress(f"evaluate {name}", asked.count or 0, unit="questions")
     tables = []
     # Labeled benchmarks hold thousands of questions, not millions: predictions fit into the driver.
     with Watch(progress.waiting, stage=f"evaluate {name}, loading"):
-        table: pa.Table
-        for table in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
-            _refuse_quarantined(table)
-            tables.append(table.select(PREDICTIONS.names))
-            progress.add(table.num_rows)
+        for part in answered:
+            _refuse_quarantined(part.rows)
+            tables.append(part.rows.select(PREDICTIONS.names))
+            progress.add(part.rows.num_rows)
     progress.end()
     early_stop.raise_if_stopped(
         output, f"The evaluation of {name} was not finished and is done again"

@@ -6,6 +6,7 @@ Training on the parity set alone can overwrite what was known, and an accuracy o
 show it only where there are labels.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,11 @@ import pyarrow as pa
 
 from mpa_ray.config import Config, LocalModelSection
 from mpa_ray.images.draw import is_held_out
-from mpa_ray.images.parts import dataset_of, part_name, part_number, with_images
+from mpa_ray.images.parts import part_name, part_number, with_images
 from mpa_ray.observability.progress import Progress, Watch
 from mpa_ray.schema import CHANGES, CONSISTENT, SOURCE_ROW
 from mpa_ray.stages import early_stop
-from mpa_ray.stages.evaluate import answer
+from mpa_ray.stages.ask_in_turn import Answered, Questions, ask_in_turn
 from mpa_ray.storage.folder import Folder
 from mpa_ray.tasks import prompts
 from mpa_ray.tasks.matchers import MATCHERS, Matcher
@@ -34,7 +35,6 @@ _HELD_OUT_ROW = pa.schema(
         *(pa.field(name, pa.string()) for name in ("sample_id", "question", "answer", "before")),
     ]
 )
-_ASKED_AGAIN = pa.schema([*_HELD_OUT_ROW, pa.field("prediction", pa.string())])
 
 
 def compare_on_held_out(
@@ -49,40 +49,50 @@ def compare_on_held_out(
     Raises:
         RunError: the engine could not continue.
     """
+    asked = held_out_questions(model, name=name, config=config, output=output)
+    answered = next(ask_in_turn([asked], config=config, output=output))
+    return changes_of(answered, asked, name=name, config=config, output=output)
+
+
+def held_out_questions(
+    model: LocalModelSection, *, name: str, config: Config, output: Folder
+) -> Questions:
+    """The held-out rows for `model`."""
     judgements = output.child("judgements")
-    numbers = [part_number(file) for file in judgements.names(".parquet")]
-    read = partial(
-        _read_held_out,
-        judgements=judgements,
-        share=config.pl.holdout,
-        max_image_bytes=config.max_image_bytes,
+    return Questions(
+        name=f"holdout_{name}",
+        model=model,
+        numbers=[part_number(file) for file in judgements.names(".parquet")],
+        read=partial(
+            _read_held_out,
+            judgements=judgements,
+            share=config.pl.holdout,
+            max_image_bytes=config.max_image_bytes,
+        ),
+        schema=_HELD_OUT_ROW,
+        prompt=prompts.ANSWERING,
     )
+
+
+def changes_of(
+    answered: Iterator[Answered], asked: Questions, *, name: str, config: Config, output: Folder
+) -> dict[str, int]:
+    """As `compare_on_held_out`, of the answered parts."""
     matches = MATCHERS[config.matcher]
     counts = dict.fromkeys(CHANGES, 0)
-    asked = answer(
-        dataset_of(numbers, read),
-        model,
-        config,
-        prompt=prompts.ANSWERING,
-        schema=_ASKED_AGAIN,
-        output=output,
-    )
-    asked.set_name(f"holdout_{name}")
-    progress = Progress("held out", len(numbers), unit="parts")
+    progress = Progress("held out", len(asked.numbers), unit="parts")
     with Watch(progress.waiting, stage="held out, loading"):
-        table: pa.Table
-        for table in asked.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for number, table in answered:
             progress.add(1)
             rows: list[dict[str, Any]] = table.to_pylist()
             for row in rows:
                 row["after"] = row["prediction"]
                 row["change"] = _change(row, matches)
                 counts[row["change"]] += 1
-            if rows:
-                output.write_table(
-                    f"holdout/{name}/{part_name(rows[0]['part'])}",
-                    pa.Table.from_pylist(rows, schema=HELD_OUT),
-                )
+            output.write_table(
+                f"holdout/{name}/{part_name(number)}",
+                pa.Table.from_pylist(rows, schema=HELD_OUT),
+            )
     progress.end()
     early_stop.raise_if_stopped(
         output, "The held-out rows were not all asked again, and all of them are by the next call"

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,8 @@ class RowStage:
         schema: of the rows that come out.
         keeps_rows: whether rows that are done are kept when the engine stops; only where a part's
             number says which rows it has.
+        turns: models of which the actor's one model is the first; the rows of a part have in
+            `turn` which of them they are for (`mpa_ray.stages.ask_in_turn`).
     """
 
     name: str
@@ -69,6 +72,7 @@ class RowStage:
     asks: Sequence[Stage]
     schema: pa.Schema
     keeps_rows: bool = False
+    turns: Sequence[LocalModelSection] = ()
 
     @property
     def stage(self) -> Stage:
@@ -151,10 +155,11 @@ class RowWorker:
         part = await asyncio.to_thread(self._begin, table.to_pylist())
         places = range(len(part.rows))
         self._counted.add_waiting(sum(part.known(place) is None for place in places))
-        if part.attempt.one_by_one:
-            results = [await self._one_by_one(part, place) for place in places]
-        else:
-            results = await asyncio.gather(*(self._one(part, place) for place in places))
+        async with self._turn(part):
+            if part.attempt.one_by_one:
+                results = [await self._one_by_one(part, place) for place in places]
+            else:
+                results = await asyncio.gather(*(self._one(part, place) for place in places))
         await asyncio.to_thread(self._end, part)
         done = {place: found for place, found in enumerate(results) if found is not None}
         yield await asyncio.to_thread(self._table, part, done)
@@ -163,6 +168,12 @@ class RowWorker:
             "asked about part %d: %d of %d rows in %.1f s",
             *(part.number, len(done), len(part.rows), seconds),
         )
+
+    def _turn(self, part: _Part) -> AbstractAsyncContextManager[None]:
+        """While the model has the weights that the part is for."""
+        if not self._stage.turns:
+            return nullcontext()
+        return self._models[0].serving(self._stage.turns[part.rows[0]["turn"]])
 
     def _begin(self, rows: list[Row]) -> _Part:
         number = rows[0]["part"]

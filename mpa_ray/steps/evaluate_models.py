@@ -1,18 +1,19 @@
 """The benchmark's questions for each model, and the held-out rows for MPA's."""
 
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 
 from mpa_ray.config import Config, LocalModelSection
 from mpa_ray.observability.progress import say
 from mpa_ray.schema import EVALUATE_STEP, HOLDOUT_STEP
-from mpa_ray.stages.evaluate import evaluate
-from mpa_ray.stages.held_out import compare_on_held_out
-from mpa_ray.steps.step import Record, Run, Step
+from mpa_ray.stages.ask_in_turn import Questions, ask_in_turn
+from mpa_ray.stages.evaluate import benchmark_questions, scores_of
+from mpa_ray.stages.held_out import changes_of, held_out_questions
+from mpa_ray.steps.step import InTurn, Record, Run, Step
 from mpa_ray.storage.folder import Folder
 from mpa_ray.training.arms import arms, model_folder
 
 _ZERO_SHOT, _LVLM = "zero_shot", "lvlm"
-_BESIDE = "evaluate"
+_HOLDOUT = f"{HOLDOUT_STEP}mpa"
 
 
 def contestants(config: Config) -> list[str]:
@@ -35,20 +36,61 @@ def evaluate_step(name: str) -> Step:
         name=f"{EVALUATE_STEP}{name}",
         reads=("evaluation/questions", *models.get(name, (f"models/{name}",))),
         writes=(f"evaluation/predictions/{name}.parquet",),
-        work=partial(evaluate_model, name),
-        beside=_BESIDE,
+        work=_ASKING,
     )
 
 
 def held_out_step() -> Step:
     """Asking MPA's S-VLM about the rows that were held out of its training."""
     return Step(
-        name=f"{HOLDOUT_STEP}mpa",
+        name=_HOLDOUT,
         reads=("judgements", "model"),
         writes=("holdout/mpa",),
-        work=ask_held_out,
-        beside=_BESIDE,
+        work=_ASKING,
     )
+
+
+def lanes(run: Run, steps: Sequence[str]) -> list[list[str]]:
+    """Which models one pool of engines is asked in turn: the S-VLM before and after training, in as
+    many pools as may be asked at once, and the L-VLM by itself.
+    """
+    lvlm = f"{EVALUATE_STEP}{_LVLM}"
+    svlms = [name for name in steps if name != lvlm]
+    at_once = run.config.evaluate.models_at_once
+    found = [svlms[first::at_once] for first in range(at_once)] + [[lvlm] if lvlm in steps else []]
+    return [lane for lane in found if lane]
+
+
+def ask(run: Run, steps: Sequence[str]) -> Iterator[Record]:
+    """Ask the models of a lane, and give the record of each step."""
+    config, output = run.placement.config, run.output
+    sets = [_questions(step, config, output) for step in steps]
+    answered = ask_in_turn(sets, config=config, output=output)
+    for step, asked, parts in zip(steps, sets, answered, strict=True):
+        name = _model_name(step)
+        if step == _HOLDOUT:
+            say("held out: asking MPA's S-VLM again")
+            found = changes_of(parts, asked, name=name, config=config, output=output)
+            _say_forgotten(found, config)
+            yield dict(found)
+        else:
+            say(f"evaluate {name}: asking {asked.model.model}")
+            scores = scores_of(parts, asked, name=name, config=config, output=output)
+            yield {"scores": scores}
+
+
+_ASKING = InTurn(lanes=lanes, work=ask)
+
+
+def _questions(step: str, config: Config, output: Folder) -> Questions:
+    name = _model_name(step)
+    model = _model(name, config, output)
+    find = held_out_questions if step == _HOLDOUT else benchmark_questions
+    return find(model, name=name, config=config, output=output)
+
+
+def _model_name(step: str) -> str:
+    return step.removeprefix(EVALUATE_STEP).removeprefix(HOLDOUT_STEP)
 
 
 def _model(name: str, config: Config, output: Folder) -> LocalModelSection:
@@ -58,24 +100,10 @@ def _model(name: str, config: Config, output: Folder) -> LocalModelSection:
     return config.svlm.model_copy(update=trained)
 
 
-def evaluate_model(name: str, run: Run) -> Record:
-    """Ask a model the benchmark's questions. Return its scores."""
-    config = run.placement.config
-    model = _model(name, config, run.output)
-    say(f"evaluate {name}: asking {model.model}")
-    return {"scores": evaluate(model, name=name, config=config, output=run.output)}
-
-
-def ask_held_out(run: Run) -> Record:
-    """Ask MPA's S-VLM about the held-out rows. Return what it learned and forgot."""
-    say("held out: asking MPA's S-VLM again")
-    config = run.placement.config
-    model = _model("mpa", config, run.output)
-    change = compare_on_held_out(model, name="mpa", config=config, output=run.output)
+def _say_forgotten(change: Mapping[str, int], config: Config) -> None:
     if change["forgotten"] > change["learned"]:
         say(
             f"held out: MPA forgot more than it learned ({change['forgotten']:,} against"
             f" {change['learned']:,} of the held-out rows). The S-VLM it came from,"
             f" {config.svlm.model}, is the better one there; try --pl.replay 0.5 in a new output"
         )
-    return change

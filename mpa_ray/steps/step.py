@@ -1,8 +1,8 @@
 """A run, and the steps it consists of."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
@@ -64,6 +64,21 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InTurn:
+    """Work of several steps: what one of them has loaded serves the next.
+
+    Attributes:
+        lanes: of the names of steps, those that are done one after the other; lanes may run at the
+            same time.
+        work: does the steps of a lane, and gives their records in the same order, each when it is
+            asked for.
+    """
+
+    lanes: Callable[[Run, Sequence[str]], Sequence[Sequence[str]]]
+    work: Callable[[Run, Sequence[str]], Iterator[Record]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """A step of a run.
 
@@ -71,20 +86,19 @@ class Step:
         name: of its record, `stages/<name>.json`.
         reads: what it needs: names in the output, or settings that name an input.
         writes: what it leaves, as names in the output.
-        work: does it; what it returns is recorded.
+        work: does it; what it returns is recorded. Steps that follow one another and have the same
+            `InTurn` are done by that together.
         needs_ray: it does its work on Ray's cluster.
         checks_again: its work is done at every call, because it resumes by itself and finds out
             what has changed since the last call. Any other is done once.
-        beside: steps that follow one another and have the same name here may run at the same time.
     """
 
     name: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
-    work: Callable[[Run], Mapping[str, object]]
+    work: Callable[[Run], Mapping[str, object]] | InTurn
     needs_ray: bool = True
     checks_again: bool = False
-    beside: str | None = None
 
 
 def follow(steps: Iterable[Step], run: Run) -> None:
@@ -94,15 +108,23 @@ def follow(steps: Iterable[Step], run: Run) -> None:
         RunError: a step failed, or another run has taken over the output.
     """
 
-    def do(step: Step) -> None:
-        work, again = (lambda: step.work(run)), step.checks_again
-        step_times.once(run.output, step.name, work, run.held, again=again)
+    for work, group in groupby(steps, key=lambda step: step.work):
+        if isinstance(work, InTurn):
+            _in_turn(work, [step.name for step in group], run)
+            continue
+        # In this thread, because Ctrl-C and the signal of a lost lease come here alone.
+        for step in group:
+            step_times.once(
+                run.output, step.name, partial(work, run), run.held, again=step.checks_again
+            )
 
-    for _, group in groupby(steps, key=lambda step: step.beside or step.name):
-        members = list(group)
-        if members[0].beside:
-            side_by_side(do, members, at_once=run.config.evaluate.models_at_once)
-        else:
-            # In this thread, because Ctrl-C and the signal of a lost lease come here alone.
-            for step in members:
-                do(step)
+
+def _in_turn(work: InTurn, names: Sequence[str], run: Run) -> None:
+    pending = [name for name in names if step_times.record(run.output, name) is None]
+
+    def do(lane: Sequence[str]) -> None:
+        records = work.work(run, lane)
+        for name in lane:
+            step_times.once(run.output, name, partial(next, records), run.held)
+
+    side_by_side(do, work.lanes(run, pending), at_once=run.config.evaluate.models_at_once)

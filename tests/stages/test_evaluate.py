@@ -2,18 +2,11 @@
 whole.
 """
 
-import asyncio
-from typing import Any
-
 import pyarrow as pa
 import pytest
 
-from mpa_ray.config import Config, ModelSection
-from mpa_ray.engines import Reply, Sampling
-from mpa_ray.stages import evaluate
-from mpa_ray.stages.evaluate import ANSWERED_ROW, PREDICTIONS, answer, answer_row, score
+from mpa_ray.stages.evaluate import PREDICTIONS, score
 from mpa_ray.stages.held_out import change
-from mpa_ray.stages.row_worker import RowStage
 from mpa_ray.tasks.benchmarks import BENCHMARKS, METRICS
 
 
@@ -28,25 +21,6 @@ def predictions(*rows: tuple[str, list[str], str | None]) -> pa.Table:
         for name in ("question_id", "question", "image_uri")
     }
     return pa.table([columns[name] for name in PREDICTIONS.names], schema=PREDICTIONS)
-
-
-def test_the_answer_becomes_the_prediction() -> None:
-    asked = []
-
-    async def ask(prompt: str, sampling: Sampling) -> Reply:
-        asked.append((prompt, sampling))
-        return Reply(
-            text=" red\n", prompt_tokens=1, cached_tokens=0, output_tokens=1, finish_reason="stop"
-        )
-
-    work = answer_row(
-        {"question": "What {color}?"},
-        ask,
-        prompt="Say: {question}",
-        answering=Sampling(max_tokens=5),
-    )
-    assert asyncio.run(work) == [{"question": "What {color}?", "prediction": "red"}]
-    assert asked == [("Say: What {color}?", Sampling(max_tokens=5))]
 
 
 def test_scores_are_means_in_percent_with_interval_and_kinds() -> None:
@@ -128,31 +102,3 @@ def test_what_became_of_a_held_out_row() -> None:
         (True, True): "kept",
         (False, False): "still_wrong",
     }
-
-
-def test_the_settings_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
-
-    class Rows:
-        def drop_columns(self, names: list[str]) -> None:
-            assert names == ["image"]
-
-    def map_rows(dataset: Any, stage: RowStage, **settings: Any) -> Rows:
-        given.update(stage.work.keywords | {"models": stage.models} | settings)
-        return Rows()
-
-    monkeypatch.setattr(evaluate, "map_rows_with_model", map_rows)
-    monkeypatch.setattr(evaluate.capacity, "place_single_model", lambda model, config, what: model)
-    model = ModelSection(model="a/small")
-    answer(
-        None,
-        model,
-        Config(evaluate={"max_tokens": 7}),
-        prompt="Say: {question}",
-        schema=ANSWERED_ROW,
-    )  # type: ignore[arg-type]
-    assert (given["answering"], given["prompt"], given["models"]) == (
-        Sampling(max_tokens=7),
-        "Say: {question}",
-        [model],
-    )

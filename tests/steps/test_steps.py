@@ -1,6 +1,7 @@
 """The list of steps: each reads what an earlier one has written, and the guide says the same."""
 
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 from mpa_ray import pipeline
 from mpa_ray.config import Config
 from mpa_ray.config.parse import validate
+from mpa_ray.errors import RunError
 from mpa_ray.report.status import status
 from mpa_ray.stages import step_times
 from mpa_ray.steps import prepare
-from mpa_ray.steps.step import Run, Step, follow
+from mpa_ray.steps.step import InTurn, Run, Step, follow
 from mpa_ray.storage.folder import Folder
 from mpa_ray.storage.lease import Lease
 
@@ -102,7 +104,7 @@ def test_steps_are_done_once_unless_they_check_again(tmp_path: Path) -> None:
         work = lambda run: done.append(name) or {"made": name}  # noqa: E731
         return Step(name=name, reads=(), writes=(), work=work, **options)
 
-    steps = [step("a"), step("b", checks_again=True), step("c", beside="x"), step("d", beside="x")]
+    steps = [step("a"), step("b", checks_again=True), step("c"), step("d")]
     follow(steps, run)
     first = step_times.records(run.output)
     assert sorted(done) == ["a", "b", "c", "d"] and first["c"]["made"] == "c"
@@ -111,20 +113,51 @@ def test_steps_are_done_once_unless_they_check_again(tmp_path: Path) -> None:
     assert list(step_times.records(run.output))[:2] == ["a", "b"]
 
 
-def test_a_step_without_others_beside_it_is_done_in_the_callers_thread(tmp_path: Path) -> None:
+def in_turn(work: Callable[[Run, Sequence[str]], Iterator[dict[str, Any]]]) -> InTurn:
+    """One lane for "a" and "c", and one for "b"."""
+    lanes = lambda run, names: [[name for name in names if name != "b"], ["b"]]  # noqa: E731
+    return InTurn(lanes=lanes, work=work)
+
+
+def test_a_step_of_its_own_is_done_in_the_callers_thread(tmp_path: Path) -> None:
     """Ctrl-C and the signal of a lost lease reach the main thread alone; training ends by them."""
     run, threads = run_of(tmp_path, images="/data/images"), {}
 
-    def step(name: str, beside: str | None = None) -> Step:
-        def work(run: Run) -> dict[str, Any]:
+    def train(run: Run) -> dict[str, Any]:
+        threads["train"] = threading.current_thread()
+        return {}
+
+    def ask(run: Run, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        for name in names:
             threads[name] = threading.current_thread()
-            return {}
+            yield {}
 
-        return Step(name=name, reads=(), writes=(), work=work, beside=beside)
-
-    follow([step("train"), step("evaluate_a", "evaluate"), step("evaluate_b", "evaluate")], run)
+    work = in_turn(ask)
+    asking = [Step(name=name, reads=(), writes=(), work=work) for name in "abc"]
+    follow([Step(name="train", reads=(), writes=(), work=train), *asking], run)
     assert threads["train"] is threading.current_thread()
-    assert threads["evaluate_a"] is not threading.current_thread()
+    assert threads["a"] is threads["c"] is not threading.current_thread()
+
+
+def test_what_failed_in_a_lane_is_done_again_and_what_came_before_it_is_not(tmp_path: Path) -> None:
+    run, begun = run_of(tmp_path, images="/data/images"), []
+    failing = ["c"]
+
+    def ask(run: Run, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        begun.append(list(names))
+        for name in names:
+            if name in failing:
+                raise RunError("no engine")
+            yield {"asked": name}
+
+    work = in_turn(ask)
+    steps = [Step(name=name, reads=(), writes=(), work=work) for name in "abc"]
+    with pytest.raises(RunError, match="no engine"):
+        follow(steps, run)
+    failing.clear()
+    follow(steps, run)
+    assert begun in ([["a", "c"], ["b"], ["c"]], [["a", "c"], ["c"], ["b"]])
+    assert [step_times.record(run.output, n)["asked"] for n in "abc"] == ["a", "b", "c"]
 
 
 def test_what_is_to_be_done_is_told(tmp_path: Path) -> None:
