@@ -44,7 +44,9 @@ class EvaluateSection(LabeledSection):
     lvlm: bool = False
     """Score the L-VLM too, as the ceiling."""
     models_at_once: Annotated[PositiveInt, MayChange()] = 1
-    """Models that are asked at the same time; each needs the GPUs or cores of its replicas."""
+    """Models that are asked at the same time; each needs the GPUs or cores of its replicas. Models
+    of one architecture that are asked one after the other share engines.
+    """
 
 
 class DemoSection(Section):

@@ -9,6 +9,7 @@ from mpa_ray.engines.protocol import (
     Reply,
     RequestRejected,
     Sampling,
+    TakesWeights,
 )
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Reply",
     "RequestRejected",
     "Sampling",
+    "TakesWeights",
     "load",
     "load_user_engine",
     "vllm_is_installed",
