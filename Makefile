@@ -1,4 +1,4 @@
-# What a checkout needs: GNU make, and Python 3.11+ with pip (another one: make venv PYTHON=python3.12).
+# What a checkout needs: GNU make, and Python 3.11.5+ with pip (another one: make venv PYTHON=python3.12).
 PYTHON ?= python3
 RUN := .venv/bin/python
 

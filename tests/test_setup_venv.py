@@ -281,9 +281,10 @@ def test_no_two_packages_have_another_version_of_one_file() -> None:
     """What is installed last would win, and uv installs side by side."""
     owners: dict[str, dict[str, str]] = {}
     for package in importlib.metadata.distributions():
-        for file, digest, _ in csv.reader((package.read_text("RECORD") or "").splitlines()):
+        name, record = package.name, package.read_text("RECORD") or ""
+        for file, digest, _ in csv.reader(record.splitlines()):
             if digest and ".dist-info/" not in file:
-                owners.setdefault(file, {})[package.name] = digest
+                owners.setdefault(file, {})[name] = digest
     assert len(owners) > 10_000
     clashes = {file: found for file, found in owners.items() if len(set(found.values())) > 1}
     # A namespace: both packages only say so, in different words.
