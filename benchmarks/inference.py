@@ -115,10 +115,12 @@ def bare(model: str, options: argparse.Namespace) -> dict[str, Any]:
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.sampling_params import RequestOutputKind
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
     engine = AsyncLLM.from_engine_args(
-        AsyncEngineArgs(model=model, disable_log_stats=True, **engine_arguments(model, options))
+        AsyncEngineArgs(model=model, disable_log_stats=True, **engine_arguments(model, options)),
+        usage_context=UsageContext.LLM_CLASS,
     )
     written = chat_of(model)
     annotating = written(annotation_prompt(options.preamble))

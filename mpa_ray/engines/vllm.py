@@ -36,6 +36,7 @@ class VllmEngine:
         if on_cpu:
             _set_up_cpu(model)
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         options = {
@@ -63,7 +64,10 @@ class VllmEngine:
             **checkpoint.arguments(model),
             **{"worker_extension_cls": _WORKER_EXTENSION, **options},
         )
-        self._engine = AsyncLLM.from_engine_args(arguments)
+        # vLLM has defaults for a GPU by what it is used for, and none for its async engine by
+        # itself: a prefill would run in chunks of 2,048 tokens, and the encoder cache hold as many,
+        # on any GPU.
+        self._engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         self._processor = load_processor(model)
         self._image_word = None if takes_parts(self._processor) else _image_word(self._engine)
         self._request_ids = itertools.count()

@@ -220,7 +220,7 @@ def test_a_whole_gpu_is_measured_and_a_share_is_told() -> None:
     share = whole.model_copy(update={"gpus_per_replica": 0.25})
     found = memory_options(share, gpu_bytes=48 * GIB, size=size_of(share))
     assert found["gpu_memory_utilization"] == pytest.approx(0.225)
-    assert found["kv_cache_memory_bytes"] == pytest.approx(0.225 * 48 * GIB - 4e9 - 3 * GIB, abs=2)
+    assert found["kv_cache_memory_bytes"] == pytest.approx(0.225 * 48 * GIB - 4e9 - 4 * GIB, abs=2)
     too_large = ModelSection(model="a/b-7B", gpus_per_replica=0.25)
     assert memory_options(too_large, gpu_bytes=48 * GIB, size=size_of(too_large)).keys() == {
         "gpu_memory_utilization"

@@ -1,0 +1,81 @@
+"""What vLLM makes of our arguments on GPUs that are not here: its own defaults for them, with a
+stand-in for the one thing that it asks of a GPU, its name and memory.
+"""
+
+from typing import Any
+
+import pytest
+
+from mpa_ray import demo, engines
+from mpa_ray.config import ModelSection
+from mpa_ray.models.size import GIB
+
+if not engines.vllm_is_installed():
+    pytest.skip("vLLM is not installed here", allow_module_level=True)
+
+A6000 = ("NVIDIA RTX A6000", 48)
+L40S = ("NVIDIA L40S", 45)
+A100 = ("NVIDIA A100-SXM4-80GB", 79.2)
+H100 = ("NVIDIA H100 80GB HBM3", 79.6)
+H200 = ("NVIDIA H200", 140.4)
+
+
+class Gpu:
+    """A platform with this GPU; all else is as on this machine."""
+
+    def __init__(self, name: str, gib: float) -> None:
+        from vllm.platforms import current_platform
+
+        self._name, self._gib, self._here = name, gib, current_platform
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._here, attribute)
+
+    def is_cpu(self) -> bool:
+        return False
+
+    def get_device_name(self, device_id: int = 0) -> str:
+        return self._name
+
+    def get_device_total_memory(self, device_id: int = 0) -> int:
+        return round(self._gib * GIB)
+
+
+def engine_config(monkeypatch: pytest.MonkeyPatch, gpu: tuple[str, float], **settings: Any) -> Any:
+    """The configuration that vLLM resolves for our engine on `gpu`; nothing is loaded."""
+    from vllm.engine import arg_utils
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from mpa_ray.engines.vllm import VllmEngine
+
+    class Resolved(Exception):
+        pass
+
+    def resolve(arguments: Any, usage_context: Any = UsageContext.ENGINE_CONTEXT) -> None:
+        raise Resolved(arguments.create_engine_config(usage_context))
+
+    monkeypatch.setattr(arg_utils, "current_platform", Gpu(*gpu))
+    monkeypatch.setattr(AsyncLLM, "from_engine_args", resolve)
+    section = {"model": str(demo.LVLM), "gpus_per_replica": 1, "max_model_len": 512}
+    with pytest.raises(Resolved) as caught:
+        VllmEngine(ModelSection(**(section | settings)))
+    return caught.value.args[0]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "tokens"),
+    [(A6000, 8192), (L40S, 8192), (A100, 8192), (H100, 16384), (H200, 16384)],
+)
+def test_chunks_of_a_prefill_and_the_encoder_cache_follow_from_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, gpu: tuple[str, float], tokens: int
+) -> None:
+    found = engine_config(monkeypatch, gpu, images_in_flight=96).scheduler_config
+    assert found.max_num_batched_tokens == found.encoder_cache_size == tokens
+    assert found.max_num_seqs == 96
+
+
+def test_a_chunk_that_is_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"max_num_batched_tokens": 4096}
+    found = engine_config(monkeypatch, H100, engine_options=options).scheduler_config
+    assert found.max_num_batched_tokens == found.encoder_cache_size == 4096
