@@ -35,6 +35,10 @@ class VllmEngine:
         on_cpu = model.gpus == 0
         if on_cpu:
             _set_up_cpu(model)
+        else:
+            # Ray sets it to an actor's CPUs. Without it vLLM loads weights with as many threads as
+            # torch has here, and then serves and prepares images with one: more spin.
+            os.environ.pop("OMP_NUM_THREADS", None)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM

@@ -79,3 +79,17 @@ def test_a_chunk_that_is_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"max_num_batched_tokens": 4096}
     found = engine_config(monkeypatch, H100, engine_options=options).scheduler_config
     assert found.max_num_batched_tokens == found.encoder_cache_size == 4096
+
+
+def test_an_image_is_prepared_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More threads spin and are no faster. Ray gives an actor's processes as many as it has cores,
+    and vLLM takes that for the user's wish.
+    """
+    import torch
+    from vllm.utils.torch_utils import set_default_torch_num_threads
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    engine_config(monkeypatch, H100, cpus_per_replica=8)
+    # What vLLM calls around its processor.
+    with set_default_torch_num_threads():
+        assert torch.get_num_threads() == 1
