@@ -3,6 +3,7 @@ tools themselves read them.
 """
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -112,6 +113,24 @@ def test_both_images_have_one_python_and_the_configurations_name_them() -> None:
     )
     for path in CLUSTER.glob("kuberay-*.yaml"):
         assert f"rayVersion: {ray.partition('==')[2]}\n" in path.read_text()
+
+
+def test_models_and_compiled_kernels_lie_in_the_folder_that_is_mounted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the libraries themselves resolve it from the image's variables."""
+    envs, triton = pytest.importorskip("vllm.envs"), pytest.importorskip("triton.knobs")
+    for verb, argument in instructions("Dockerfile.gpu"):
+        if verb == "ENV":
+            for variable in argument.split():
+                monkeypatch.setenv(*variable.split("=", 1))
+    places = {
+        "models": os.environ["HF_HOME"],
+        "vLLM's compiled graphs": envs.environment_variables["VLLM_CACHE_ROOT"](),
+        "Triton's kernels": triton.cache_knobs().dir,
+        "FlashInfer's kernels": os.environ.get("FLASHINFER_WORKSPACE_BASE", "~"),
+    }
+    assert {what for what, place in places.items() if not place.startswith("/cache/")} == set()
 
 
 @pytest.mark.parametrize(
