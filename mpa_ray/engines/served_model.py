@@ -13,9 +13,14 @@ from PIL import Image
 from mpa_ray.config import LocalModelSection
 from mpa_ray.engines import loading
 from mpa_ray.engines.protocol import Engine, EngineDied, Reply, Sampling, TakesWeights
+from mpa_ray.errors import RunError
 from mpa_ray.observability import logs
 from mpa_ray.schema import Stage
 from mpa_ray.storage.folder import Folder
+
+# Processes of a tensor-parallel engine that notice late that it died keep a GPU's memory so long.
+_MEMORY_IS_BACK_S = 60.0
+_PAUSE_S = 5.0
 
 
 class ServedModel:
@@ -62,8 +67,7 @@ class ServedModel:
         async with self._reviving:
             if self._broken is self._engine:
                 logs.LOG.warning("the engine died and is loaded again")
-                await asyncio.to_thread(self._engine.close)
-                self._engine = await asyncio.to_thread(self._load, self._model)
+                self._engine = await asyncio.to_thread(self._replace, self._model)
             return self._engine
 
     @asynccontextmanager
@@ -90,8 +94,26 @@ class ServedModel:
             with suppress(EngineDied):
                 taken = await engine.take_weights(model)
         if not taken:
-            await asyncio.to_thread(engine.close)
-            self._engine = await asyncio.to_thread(self._load, model)
+            self._engine = await asyncio.to_thread(self._replace, model)
         self._model = model
         how = "took the weights of" if taken else "loaded"
         logs.LOG.info("%s %s in %.1f s", how, model.model, time.monotonic() - began)
+
+    def _replace(self, model: LocalModelSection) -> Engine:
+        """The engine of `model`, in place of the one there is. One of its kind could be loaded in
+        this process, so what fails now is taken for memory that is not back.
+        """
+        self._engine.close()
+        began = time.monotonic()
+        while True:
+            try:
+                return self._load(model)
+            except RunError:
+                raise
+            # What vLLM raises where its engine's process ends while it loads, whatever that one
+            # raised, and what PyTorch raises where a GPU is full.
+            except RuntimeError as error:
+                if time.monotonic() - began >= _MEMORY_IS_BACK_S:
+                    raise
+                logs.LOG.warning("the engine could not be loaded again, another try: %s", error)
+                time.sleep(_PAUSE_S)

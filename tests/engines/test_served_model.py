@@ -1,18 +1,28 @@
 """A model in an engine actor: whose weights it has, and what becomes of a dead engine."""
 
 import asyncio
+import os
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from mpa_ray import demo, engines
 from mpa_ray.config import ModelSection
-from mpa_ray.engines import EngineDied, Reply, Sampling
+from mpa_ray.engines import EngineDied, Reply, Sampling, served_model
 from mpa_ray.engines.served_model import ServedModel
+from mpa_ray.errors import RunError
 from mpa_ray.schema import Stage
 
 PICTURE = Image.new("RGB", (64, 64))
 GREEDY = Sampling(max_tokens=1)
 loaded: list[str] = []
+# What the next loads end in.
+failures: list[Exception] = []
+# Of a vLLM whose engine process found too little memory: the reason is in that process's log alone.
+NO_MEMORY = RuntimeError(
+    "Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+)
 
 
 class Engine:
@@ -47,6 +57,8 @@ class Engine:
 
 
 def engine(model: ModelSection) -> Engine:
+    if failures:
+        raise failures.pop(0)
     loaded.append(model.model)
     return Engine(model.model)
 
@@ -56,8 +68,10 @@ def section(name: str) -> ModelSection:
 
 
 @pytest.fixture
-def model() -> ServedModel:
+def model(monkeypatch: pytest.MonkeyPatch) -> ServedModel:
+    monkeypatch.setattr(served_model, "_PAUSE_S", 0.0)
     loaded.clear()
+    failures.clear()
     return ServedModel(section("a"), stage=Stage.EVALUATE, output=None)
 
 
@@ -95,3 +109,70 @@ def test_a_dead_engine_is_loaded_again_with_the_weights_it_had(model: ServedMode
 
     assert asyncio.run(work()) == ["b"] * 3
     assert loaded == ["a", "b"]
+
+
+async def says_after_a_death(model: ServedModel, *until: Exception) -> list[str]:
+    async with model.serving(section("a")):
+        with pytest.raises(EngineDied):
+            await model.ask(PICTURE, "die", image_id="i", sampling=GREEDY)
+    failures.extend(until)
+    return await says(model, "a")
+
+
+def test_a_load_is_tried_again_while_the_memory_of_the_dead_engine_is_not_back(
+    model: ServedModel,
+) -> None:
+    assert asyncio.run(says_after_a_death(model, NO_MEMORY, NO_MEMORY)) == ["a"] * 3
+    assert loaded == ["a", "a"] and not failures
+
+
+def test_so_it_is_where_other_weights_need_another_engine(model: ServedModel) -> None:
+    failures.append(NO_MEMORY)
+    assert asyncio.run(says(model, "other")) == ["other"] * 3
+
+
+def test_a_load_that_never_succeeds_ends_with_its_own_error(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served_model, "_MEMORY_IS_BACK_S", 0.0)
+    with pytest.raises(RuntimeError, match="Engine core initialization failed"):
+        asyncio.run(says_after_a_death(model, *[NO_MEMORY] * 3))
+
+
+def test_what_waiting_does_not_mend_is_not_waited_for(model: ServedModel) -> None:
+    with pytest.raises(RunError, match="the key was refused"):
+        asyncio.run(says_after_a_death(model, RunError("the key was refused")))
+
+
+def _reload_without_memory() -> dict[str, Any]:
+    """In a process of its own: vLLM's engine is given up, and the next one finds too little memory
+    once.
+    """
+    real = ModelSection(model=str(demo.LVLM), gpus_per_replica=0, max_model_len=512)
+    served: Any = ServedModel(real, stage=Stage.EVALUATE, output=None)
+    failed, once = [], served._load
+
+    def load(model: ModelSection) -> Any:
+        try:
+            return once(model)
+        except Exception as error:
+            failed.append(f"{type(error).__name__}: {error}")
+            os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+            raise
+
+    served._load, served._broken = load, served._engine
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "5000"
+    reply = asyncio.run(served.ask(PICTURE, "What?", image_id="one", sampling=GREEDY))
+    return {"failed": failed, "tokens": reply.output_tokens}
+
+
+@pytest.mark.slow
+def test_vllm_is_loaded_again_once_there_is_memory(ray_session: None) -> None:
+    import ray
+
+    if not engines.vllm_is_installed():
+        pytest.skip("vLLM is not installed here")
+    found = ray.get(ray.remote(num_cpus=1, max_calls=1)(_reload_without_memory).remote())
+    (failure,) = found["failed"]
+    assert failure.startswith("RuntimeError: Engine core initialization failed")
+    assert found["tokens"] > 0
