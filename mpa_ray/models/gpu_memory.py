@@ -17,9 +17,8 @@ ENGINE_GIB = 4.0
 # Of a GPU, beside what Adam keeps: the CUDA context, and activations of a micro-batch of 4 with
 # gradient checkpointing.
 _ACTIVATIONS_GIB = 6.0
-_TEXT_TOKENS = 384
+TEXT_TOKENS = 384
 _MOST_IN_FLIGHT = 128
-_PIXELS_PER_TOKEN = 28 * 28
 
 # Memory by Ray's accelerator types, as the driver reports it. An A100 of unknown size is taken for
 # the small one.
@@ -55,10 +54,7 @@ def smallest_gpu_gib(accelerator_types: Sequence[str], otherwise: float) -> floa
 
 
 def _kv_bytes_of_image(size: ModelSize, model: LocalModelSection) -> int:
-    return (
-        min(model.max_model_len, model.max_pixels // _PIXELS_PER_TOKEN + _TEXT_TOKENS)
-        * size.kv_bytes
-    )
+    return min(model.max_model_len, size.image.tokens + TEXT_TOKENS) * size.kv_bytes
 
 
 def images_in_flight(size: ModelSize, model: LocalModelSection, *, gpu_gib: float) -> int:

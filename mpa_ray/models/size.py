@@ -1,4 +1,4 @@
-"""How large a model is, from what is cheap to read: a checkpoint's `config.json` and its files'
+"""How large a model is, from what is cheap to read: a checkpoint's configuration and its files'
 sizes; never its weights.
 
 A folder, a prefix in an object store and a hub name that is in the node's cache are measured; for
@@ -9,7 +9,7 @@ other hub names the hub is asked; where it cannot be, the number in the name is 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,12 @@ import pyarrow.fs
 from mpa_ray.config import LocalModelSection
 from mpa_ray.errors import StorageError
 from mpa_ray.models.families import LANGUAGE_MODEL
+from mpa_ray.models.image_tokens import (
+    ImageTokens,
+    largest_image,
+    model_type_of_name,
+    processor_settings,
+)
 from mpa_ray.storage.folder import Folder, is_remote
 
 GIB = 2**30
@@ -29,6 +35,9 @@ _IN_A_NAME = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)([BM])(?![A-Za-z])", re.IGNOR
 # Where the configuration does not tell: what Qwen2-VL-7B takes a parameter (57 KB of 8.3 billion);
 # larger models take less.
 _KV_BYTES_PER_PARAMETER = 7e-6
+# Where a checkpoint keeps its image processor's settings, the newer layout last; in that one they
+# are a part of the processor's.
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +49,7 @@ class ModelSize:
         weight_bytes: of its weights as they are served.
         kv_bytes: that a token of context takes in the KV cache, over all layers, at 16 bits.
         heads: attention heads, which a tensor parallel size must divide; None where unknown.
+        image: the most that an image of `max_pixels` becomes.
         source: how it is known, for people: "its files", "the hub", "its name".
     """
 
@@ -47,6 +57,7 @@ class ModelSize:
     weight_bytes: int
     kv_bytes: int
     heads: int | None
+    image: ImageTokens
     source: str
 
 
@@ -69,6 +80,7 @@ def size_from(
     file_bytes: int,
     model: LocalModelSection,
     *,
+    processor: Sequence[Mapping[str, Any]] = (),
     parameters: int | None = None,
     source: str,
 ) -> ModelSize:
@@ -76,6 +88,7 @@ def size_from(
 
     Args:
         config: its `config.json`.
+        processor: those of `_PROCESSOR_FILES` that it has.
         file_bytes: of its safetensors together.
         model: how it is served: `dtype` and vLLM's `quantization` change what its weights take.
         parameters: where they were counted; else they are told from `file_bytes`.
@@ -101,6 +114,11 @@ def size_from(
         weight_bytes=weight_bytes,
         kv_bytes=_kv_bytes(language) or round(parameters * _KV_BYTES_PER_PARAMETER),
         heads=language.get("num_attention_heads"),
+        image=largest_image(
+            config,
+            processor_settings(processor, model.processor_options),
+            max_pixels=model.max_pixels,
+        ),
         source=source,
     )
 
@@ -146,7 +164,12 @@ def _of_folder(model: LocalModelSection) -> ModelSize | None:
         else families.count_parameters(model.model_copy(update={"model": place}))
     )
     return size_from(
-        folder.read_json("config.json"), file_bytes, model, parameters=counted, source="its files"
+        folder.read_json("config.json"),
+        file_bytes,
+        model,
+        processor=[folder.read_json(name) for name in _PROCESSOR_FILES if folder.exists(name)],
+        parameters=counted,
+        source="its files",
     )
 
 
@@ -187,14 +210,21 @@ def _of_hub(model: LocalModelSection) -> ModelSize | None:
             for file in files
             if file.rfilename.endswith(".safetensors") and "/" not in file.rfilename
         )
-        config = json.loads(
-            Path(hf_hub_download(model.model, "config.json", revision=model.revision)).read_text()
-        )
+        known = {file.rfilename for file in files}
+
+        def read(name: str) -> dict[str, Any]:
+            place = hf_hub_download(model.model, name, revision=model.revision)
+            return dict(json.loads(Path(place).read_text()))
+
+        config = read("config.json")
+        processor = [read(name) for name in _PROCESSOR_FILES if name in known]
     # It is a help and not needed: what the hub has against the name is said where the model is
     # loaded.
     except (HfHubHTTPError, HFValidationError, httpx2.HTTPError, OSError, ValueError):
         return None
-    return size_from(config, file_bytes, model, source="the hub") if file_bytes else None
+    if not file_bytes:
+        return None
+    return size_from(config, file_bytes, model, processor=processor, source="the hub")
 
 
 def _of_name(model: LocalModelSection) -> ModelSize | None:
@@ -202,4 +232,5 @@ def _of_name(model: LocalModelSection) -> ModelSize | None:
     if found is None:
         return None
     parameters = round(float(found[1]) * (1e9 if found[2] in "bB" else 1e6))
-    return size_from({}, 2 * parameters, model, parameters=parameters, source="its name")
+    config = {"model_type": model_type_of_name(model.model)}
+    return size_from(config, 2 * parameters, model, parameters=parameters, source="its name")

@@ -13,6 +13,7 @@ from typing import Any
 from mpa_ray.config import Config, LocalModelSection, TrainingSection
 from mpa_ray.config.hyperparameters import with_hyperparameters
 from mpa_ray.models.gpu_memory import (
+    TEXT_TOKENS,
     USED,
     fewest_workers,
     gpu_share,
@@ -114,6 +115,7 @@ def place(
         size = sizes.get(name)
         why = _engine_line(name, sections[name], model, size, cluster)
         lines.append(why)
+        lines += _length_warning(name, model, size)
         record["models"][name] = {
             "size": asdict(size) if size else None,
             **{key: getattr(model, key) for key in _CHOSEN},
@@ -469,6 +471,17 @@ def _engine_line(
         f"{name}: {where} ({why}), replicas: {replicas}, {cores}, {model.in_flight} images in"
         " flight"
     )
+
+
+def _length_warning(name: str, model: LocalModelSection, size: ModelSize | None) -> list[str]:
+    if size is None or size.image.tokens + TEXT_TOKENS <= model.max_model_len:
+        return []
+    return [
+        f"warning: an image can become {size.image.tokens} tokens of {name}, which leaves too few"
+        f" of {name}.max_model_len={model.max_model_len} for prompt and reply, and such an image is"
+        f" quarantined; raise {name}.max_model_len, or lower {name}.max_pixels, or its tiles"
+        f" ({name}.processor_options)"
+    ]
 
 
 def _count(number: int, noun: str) -> str:

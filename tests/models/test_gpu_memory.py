@@ -15,8 +15,11 @@ from mpa_ray.models.gpu_memory import (
     tensor_parallel_size,
     training_gib,
 )
+from mpa_ray.models.image_tokens import ImageTokens
 from mpa_ray.models.size import GIB, ModelSize
 
+# Qwen2-VL's, of 512 x 28 x 28 pixels.
+PHOTO = ImageTokens(tokens=533, patches=2132, values=2_507_232)
 # From their configurations: layers, KV heads and widths of Qwen2-VL 2B, 7B and 72B, and
 # SmolVLM-500M.
 SMALL = ModelSize(
@@ -24,6 +27,7 @@ SMALL = ModelSize(
     weight_bytes=4_418_000_000,
     kv_bytes=28_672,
     heads=12,
+    image=PHOTO,
     source="its files",
 )
 LARGE = ModelSize(
@@ -31,6 +35,7 @@ LARGE = ModelSize(
     weight_bytes=16_583_000_000,
     kv_bytes=57_344,
     heads=28,
+    image=PHOTO,
     source="its files",
 )
 HUGE = ModelSize(
@@ -38,6 +43,7 @@ HUGE = ModelSize(
     weight_bytes=146_811_000_000,
     kv_bytes=327_680,
     heads=64,
+    image=PHOTO,
     source="its files",
 )
 TINY = ModelSize(
@@ -45,6 +51,17 @@ TINY = ModelSize(
     weight_bytes=1_015_000_000,
     kv_bytes=40_960,
     heads=15,
+    image=PHOTO,
+    source="its files",
+)
+
+# InternVL2-8B: an image of 4:3 is 13 tiles.
+TILED = ModelSize(
+    parameters=8_075_000_000,
+    weight_bytes=16_150_000_000,
+    kv_bytes=131_072,
+    heads=32,
+    image=ImageTokens(tokens=3330, patches=13_312, values=7_827_456),
     source="its files",
 )
 
@@ -66,6 +83,7 @@ def test_a_tensor_parallel_size_divides_the_heads() -> None:
         weight_bytes=60_000_000_000,
         kv_bytes=100_000,
         heads=15,
+        image=PHOTO,
         source="its files",
     )
     assert tensor_parallel_size(odd, ModelSection(model="a/b"), gpu_gib=48, most=8) is None
@@ -79,23 +97,27 @@ def test_the_paper_s_models_fit_one_gpu(size: ModelSize, gpus: int) -> None:
 def test_the_kv_cache_holds_the_images_in_flight() -> None:
     few, many = (ModelSection(model="a/b", images_in_flight=images) for images in (32, 64))
     assert kv_gib(LARGE, many) == pytest.approx(2 * kv_gib(LARGE, few))
-    # 512 visual tokens and 384 of text, 57 KB each.
-    assert kv_gib(LARGE, few) == pytest.approx(32 * (512 + 384) * 57_344 / GIB)
+    # 533 visual tokens and 384 of text, 57 KB each.
+    assert kv_gib(LARGE, few) == pytest.approx(32 * (533 + 384) * 57_344 / GIB)
     assert serving_gib(LARGE, few) > 16_583_000_000 / GIB + kv_gib(LARGE, few)
 
 
 @pytest.mark.parametrize(
     ("size", "gpus", "gpu_gib", "images"),
     [
-        # 0.9 x 48 GiB less 4 of the engine and 15.4 of weights is 23.8 GiB: 497 images of 896
+        # 0.9 x 48 GiB less 4 of the engine and 15.4 of weights is 23.8 GiB: 486 images of 917
         # tokens, half of which are over the most.
         (LARGE, 1, 48, 128),
-        # 0.9 x 22.5 - 4 - 15.4 = 0.8 GiB: 17 images; but what the GPUs were chosen for is 32.
+        # 0.9 x 22.5 - 4 - 15.4 = 0.8 GiB: 16 images; but what the GPUs were chosen for is 32.
         (LARGE, 1, 22.5, 32),
         # On a GPU that is shared: 0.9 x 0.45 x 48 - 4 - 15.4 = 0.0 GiB.
         (LARGE, 0.45, 48, 32),
-        # 4 x (0.9 x 48 - 4) - 136.7 = 20.1 GiB: 73 images of 280 MiB, half of them 36.
-        (HUGE, 4, 48, 36),
+        # 4 x (0.9 x 48 - 4) - 136.7 = 20.1 GiB: 71 images of 287 MiB, half of them 35.
+        (HUGE, 4, 48, 35),
+        # 0.9 x 79.6 - 4 - 15.1 = 52.6 GiB: 116 images of 3,714 tokens, half of them 58; on 45 GiB
+        # 47, half of them below the least.
+        (TILED, 1, 79.6, 58),
+        (TILED, 1, 45, 32),
     ],
 )
 def test_as_many_images_are_in_flight_as_half_of_the_kv_cache_holds(

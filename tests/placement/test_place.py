@@ -15,13 +15,14 @@ from mpa_ray.placement.place import (
     take_gpus,
     training_bundles,
 )
-from tests.models.test_gpu_memory import HUGE, LARGE, SMALL, TINY
+from tests.models.test_gpu_memory import HUGE, LARGE, PHOTO, SMALL, TILED, TINY
 
 OF_4B = ModelSize(
     parameters=4_150_000_000,
     weight_bytes=8_300_000_000,
     kv_bytes=98_304,
     heads=32,
+    image=PHOTO,
     source="its files",
 )
 
@@ -304,3 +305,13 @@ def test_what_was_chosen_is_said_and_kept() -> None:
     )
     assert result.record["training"]["workers"] == 4
     assert training_bundles(result.config.pl, 2) == [{"CPU": 1.0, "GPU": 1.0}] * 2
+
+
+def test_a_context_that_an_image_would_fill_is_said() -> None:
+    """Thirteen tiles of InternVL2 leave room in 4,096 tokens, and none in 3,500."""
+    for length, warned in ((4096, False), (3500, True)):
+        result = placed(config_with(max_model_len=length), cluster(1), lvlm=TILED)
+        said = [line for line in result.lines if line.startswith("warning: ")]
+        assert bool(said) == warned
+        assert all("3330 tokens of lvlm" in line for line in said)
+        assert all("raise lvlm.max_model_len" in line for line in said)
