@@ -264,6 +264,9 @@ def test_a_stand_in_takes_a_share_of_a_gpu_where_the_model_takes_gpus() -> None:
     given = ModelSection(model="Qwen/Qwen2-VL-7B-Instruct", gpus_per_replica=4)
     made = dry_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_gpus=True)
     assert made.lvlm.gpus_per_replica == made.svlm.gpus_per_replica == 0.4, "both share one"
+    options = made.lvlm.engine_options
+    assert options["enforce_eager"], "compiling takes longer than the images"
+    assert options["kv_cache_memory_bytes"], "else it would measure what loads beside it"
     assert made.pl.gpus_per_worker == 1
     made = dry_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_gpus=False)
     assert made.lvlm.gpus_per_replica == made.svlm.gpus_per_replica == made.pl.gpus_per_worker == 0
