@@ -19,6 +19,9 @@ from mpa_ray.models.gpu_memory import ENGINE_GIB, USED
 from mpa_ray.models.size import GIB, ModelSize, size_of
 
 _WORKER_EXTENSION = "mpa_ray.engines.vllm_worker.TakesWeights"
+# The least holds one image of any family; the most is vLLM's default. An engine has the cache
+# twice, in the actor and in vLLM's own process.
+_LEAST_CACHE_GIB, _MOST_CACHE_GIB = 0.25, 4.0
 
 
 def load(model: LocalModelSection, **_: object) -> "VllmEngine":
@@ -43,10 +46,12 @@ class VllmEngine:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        size = size_of(model)
         options = {
             "max_num_seqs": model.in_flight,
             "tensor_parallel_size": max(1, int(model.gpus)),
-            **({} if on_cpu else _gpu_memory(model)),
+            **({} if on_cpu else _gpu_memory(model, size)),
+            **processor_cache(model, size),
             # Compiling pays after many thousands of images; on the CPU it takes longer than a small
             # run.
             "enforce_eager": on_cpu,
@@ -153,12 +158,21 @@ def _image_word(engine: Any) -> str:
     return model.get_placeholder_str("image", 1)
 
 
-def _gpu_memory(model: LocalModelSection) -> dict[str, Any]:
+def processor_cache(model: LocalModelSection, size: ModelSize | None) -> dict[str, float]:
+    """How much memory of the node, not of the GPU, keeps what the processor made of an image, from
+    its first question to its last; vLLM's default where the size is not known.
+    """
+    if size is None:
+        return {}
+    # 16 bits a number, of twice the images in flight: others come and go between two questions.
+    gib = 4 * size.image.values * model.in_flight / GIB
+    return {"mm_processor_cache_gb": min(_MOST_CACHE_GIB, max(_LEAST_CACHE_GIB, gib))}
+
+
+def _gpu_memory(model: LocalModelSection, size: ModelSize | None) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
-    return memory_options(
-        model, gpu_bytes=current_platform.get_device_total_memory(), size=size_of(model)
-    )
+    return memory_options(model, gpu_bytes=current_platform.get_device_total_memory(), size=size)
 
 
 def memory_options(

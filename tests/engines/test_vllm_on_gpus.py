@@ -8,7 +8,8 @@ import pytest
 
 from mpa_ray import demo, engines
 from mpa_ray.config import ModelSection
-from mpa_ray.models.size import GIB
+from mpa_ray.models.size import GIB, ModelSize
+from tests.models.test_gpu_memory import LARGE, TILED
 
 if not engines.vllm_is_installed():
     pytest.skip("vLLM is not installed here", allow_module_level=True)
@@ -79,6 +80,36 @@ def test_a_chunk_that_is_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"max_num_batched_tokens": 4096}
     found = engine_config(monkeypatch, H100, engine_options=options).scheduler_config
     assert found.max_num_batched_tokens == found.encoder_cache_size == 4096
+
+
+@pytest.mark.parametrize(
+    ("size", "images", "gib"),
+    [
+        # 2.5 million numbers an image, in 16 bits, twice 128 of them.
+        (LARGE, 128, 1.2),
+        (LARGE, 32, 0.3),
+        # 13 tiles: 7.8 million.
+        (TILED, 58, 1.7),
+        (TILED, 128, 3.7),
+        (TILED, 256, 4.0),
+        (None, 128, None),
+    ],
+)
+def test_the_processor_s_cache_holds_what_is_in_flight(
+    size: ModelSize | None, images: int, gib: float | None
+) -> None:
+    from mpa_ray.engines.vllm import processor_cache
+
+    found = processor_cache(ModelSection(model="a/b", images_in_flight=images), size)
+    assert found == ({} if gib is None else {"mm_processor_cache_gb": pytest.approx(gib, abs=0.05)})
+
+
+@pytest.mark.parametrize(("options", "gib"), [({}, 0.25), ({"mm_processor_cache_gb": 2.0}, 2.0)])
+def test_the_processor_s_cache_can_be_set(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], gib: float
+) -> None:
+    found = engine_config(monkeypatch, H100, engine_options=options).model_config
+    assert found.multimodal_config.mm_processor_cache_gb == gib
 
 
 def test_an_image_is_prepared_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
