@@ -77,7 +77,7 @@ class CountingEngine:
         return (await self._call("count_encoder_runs"))[0]
 
     async def _call(self, name: str) -> Any:
-        return await self._vllm._engine.collective_rpc(name)
+        return await self._vllm._core.call_worker(name)
 
     def close(self) -> None:
         """Free the device."""

@@ -1,23 +1,24 @@
-"""vLLM's async engine in the calling process.
+"""vLLM: what it is told of a model, and what it is asked.
 
-Requests run as they come: there is no batch and so no barrier between batches, and the processor's
-work on one image overlaps the model's on others.
+Requests run as they come: there is no batch and so no barrier between batches.
 """
 
 import asyncio
-import itertools
 import os
 from typing import Any
 
 from PIL import Image
 
 from mpa_ray.config import LocalModelSection
-from mpa_ray.engines.protocol import EngineDied, Reply, RequestRejected, Sampling
+from mpa_ray.engines.protocol import Reply, Sampling
+from mpa_ray.engines.vllm_core import Core, load_core
 from mpa_ray.models import checkpoint
 from mpa_ray.models.chat_template import load_processor, takes_parts, user_prompt
 from mpa_ray.models.gpu_memory import ENGINE_GIB, USED
 from mpa_ray.models.size import GIB, ModelSize, size_of
 
+# vLLM's own switch. At 1 the model runs in a process of its own on the CPU too.
+_OWN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 _WORKER_EXTENSION = "mpa_ray.engines.vllm_worker.TakesWeights"
 # The least holds one image of any family; the most is vLLM's default. An engine has the cache
 # twice, in the actor and in vLLM's own process.
@@ -30,9 +31,7 @@ def load(model: LocalModelSection, **_: object) -> "VllmEngine":
 
 
 class VllmEngine:
-    """One model on one or several GPUs, or on the CPU. vLLM runs the model in a process of its
-    own, which ends with this one.
-    """
+    """One model on one or several GPUs, or on the CPU (`mpa_ray.engines.vllm_core`)."""
 
     def __init__(self, model: LocalModelSection) -> None:
         on_cpu = model.gpus == 0
@@ -43,8 +42,6 @@ class VllmEngine:
             # torch has here, and then serves and prepares images with one: more spin.
             os.environ.pop("OMP_NUM_THREADS", None)
         from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine.async_llm import AsyncLLM
 
         size = size_of(model)
         options = {
@@ -73,21 +70,16 @@ class VllmEngine:
             **checkpoint.arguments(model),
             **{"worker_extension_cls": _WORKER_EXTENSION, **options},
         )
-        # vLLM has defaults for a GPU by what it is used for, and none for its async engine by
-        # itself: a prefill would run in chunks of 2,048 tokens, and the encoder cache hold as many,
-        # on any GPU.
-        self._engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+        here = on_cpu and os.environ[_OWN_PROCESS] == "0"
+        self._core = load_core(arguments, threads_here=_threads(model) if here else 0)
         self._processor = load_processor(model)
-        self._image_word = None if takes_parts(self._processor) else _image_word(self._engine)
-        self._request_ids = itertools.count()
+        self._image_word = None if takes_parts(self._processor) else _image_word(self._core)
 
     async def ask(
         self, image: Image.Image, prompt: str, *, image_id: str, sampling: Sampling
     ) -> Reply:
         from vllm import SamplingParams, TextPrompt
-        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         request: TextPrompt = {
             "prompt": user_prompt(self._processor, prompt, image_word=self._image_word),
@@ -105,19 +97,7 @@ class VllmEngine:
             if sampling.form
             else None,
         )
-        final = None
-        try:
-            async for output in self._engine.generate(
-                request, parameters, request_id=str(next(self._request_ids))
-            ):
-                final = output
-        except (ValueError, VLLMClientError) as error:
-            # vLLM checks a request before it queues it: too long, or an image its processor cannot
-            # take.
-            raise RequestRejected(str(error)) from error
-        except (EngineDeadError, EngineGenerateError) as error:
-            raise EngineDied(f"vLLM's engine died: {error}") from error
-        assert final is not None, "vLLM ended a request without an output"
+        final = await self._core.generate(request, parameters)
         completion = final.outputs[0]
         return Reply(
             text=completion.text,
@@ -129,32 +109,24 @@ class VllmEngine:
 
     async def take_weights(self, model: LocalModelSection) -> bool:
         """See `mpa_ray.engines.protocol.TakesWeights`."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         folder = await asyncio.to_thread(checkpoint.local, model.model)
         # vLLM keeps the old tensor where a checkpoint lacks it, and only logs that.
         fits = await asyncio.to_thread(checkpoint.same_tensors, self._folder, folder)
         if not fits or "worker_extension_cls" in model.engine_options:
             return False
-        try:
-            await self._engine.collective_rpc("take_weights", args=(folder,))
-            # What both hold was computed with the old weights.
-            await self._engine.reset_prefix_cache()
-            await self._engine.reset_encoder_cache()
-        except EngineDeadError as error:
-            raise EngineDied(f"vLLM's engine died: {error}") from error
+        await self._core.replace_weights(folder)
         self._folder = folder
         return True
 
     def close(self) -> None:
-        self._engine.shutdown()
+        self._core.close()
 
 
-def _image_word(engine: Any) -> str:
+def _image_word(core: Core) -> str:
     """What vLLM replaces by the image in a prompt of this model."""
     from vllm.model_executor.model_loader import get_model_cls
 
-    model: Any = get_model_cls(engine.model_config)
+    model: Any = get_model_cls(core.model_config)
     return model.get_placeholder_str("image", 1)
 
 
@@ -194,6 +166,10 @@ def memory_options(
     )
 
 
+def _threads(model: LocalModelSection) -> int:
+    return max(1, int(model.cpus))
+
+
 def _set_up_cpu(model: LocalModelSection) -> None:
     """vLLM's CPU build reads its settings from the environment; what the user has set stays, but
     for the number of threads, which is `cpus_per_replica`.
@@ -202,9 +178,6 @@ def _set_up_cpu(model: LocalModelSection) -> None:
     # Ray sets OMP_NUM_THREADS to an actor's CPUs, at least 1; binding threads to cores makes actors
     # on one node fight over the first ones.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    os.environ["OMP_NUM_THREADS"] = str(max(1, int(model.cpus)))
-    # With this at 1, the CPU build runs each model in one process more than it needs, for its own
-    # way of setting OMP_NUM_THREADS; that is a quarter of the time that a small engine takes to
-    # load.
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ["OMP_NUM_THREADS"] = str(_threads(model))
+    os.environ.setdefault(_OWN_PROCESS, "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -1,5 +1,5 @@
 """A vLLM engine with the weights of another checkpoint: what it says is what a fresh engine of that
-checkpoint says, token for token.
+checkpoint says, token for token; in this process, and in one of its own as on GPUs.
 """
 
 import asyncio
@@ -83,12 +83,18 @@ def test_an_engine_with_other_weights_says_what_a_fresh_one_says(
     import ray
 
     task = ray.remote(num_cpus=1, max_calls=1)(_asked)
-    in_turn = ray.get(task.remote([demo.SVLM, changed, OTHER_ARCHITECTURE, demo.SVLM]))
     [(_, fresh)] = ray.get(task.remote([changed]))
-    assert [taken for taken, _ in in_turn] == [True, True, False, True]
-    before, after, refused, back = (said for _, said in in_turn)
-    # The whole reply: its text, its tokens, and how many of them a cache served.
-    assert after == fresh
-    assert [reply.text for reply in before] != [reply.text for reply in after]
-    texts = [[reply.text for reply in said] for said in (refused, back)]
-    assert texts == [[reply.text for reply in after], [reply.text for reply in before]]
+    for own_process in ("0", "1"):
+        env = {"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": own_process}}
+        in_turn = ray.get(
+            task.options(runtime_env=env).remote(
+                [demo.SVLM, changed, OTHER_ARCHITECTURE, demo.SVLM]
+            )
+        )
+        assert [taken for taken, _ in in_turn] == [True, True, False, True]
+        before, after, refused, back = (said for _, said in in_turn)
+        # The whole reply: its text, its tokens, and how many of them a cache served.
+        assert after == fresh
+        assert [reply.text for reply in before] != [reply.text for reply in after]
+        texts = [[reply.text for reply in said] for said in (refused, back)]
+        assert texts == [[reply.text for reply in after], [reply.text for reply in before]]
