@@ -18,6 +18,7 @@ from mpa_ray.models.chat_template import (
     settle_generation,
     user_prompt,
 )
+from mpa_ray.models.patch_embedding import as_matrix_products
 
 _Request = tuple[Image.Image, str, Sampling, asyncio.Future[Reply]]
 
@@ -43,6 +44,7 @@ class TransformersEngine:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             checkpoint.local(model.model), dtype=dtype, **checkpoint.arguments(model)
         )
+        as_matrix_products(loaded)
         settle_generation(loaded, self._processor)
         self._model = loaded.to(self._device).eval()
         self._max_model_len = model.max_model_len

@@ -15,6 +15,7 @@ from mpa_ray.models.chat_template import (
     load_processor,
     settle_generation,
 )
+from mpa_ray.models.patch_embedding import as_matrix_products
 from mpa_ray.storage.folder import Folder
 from mpa_ray.training.batches import Batches
 from mpa_ray.training.collator import Collator
@@ -160,6 +161,7 @@ def load_svlm(svlm: LocalModelSection, precision: str) -> tuple[Any, Any, "torch
     families.check_loaded("svlm.model", svlm, trained=True)
     source = {"pretrained_model_name_or_path": models.local(svlm.model), **models.arguments(svlm)}
     model = AutoModelForImageTextToText.from_pretrained(**source, dtype=getattr(torch, precision))
+    as_matrix_products(model)
     processor = load_processor(svlm)
     settle_generation(model, processor)
     return model, processor, families.published_dtype(source) or model.dtype

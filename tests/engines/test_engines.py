@@ -46,6 +46,11 @@ def _ask_all(engine: str) -> dict[str, Any]:
         decode(row["image"]["bytes"], max_image_pixels=10**6, max_image_bytes=10**6) for row in rows
     ]
     loaded = engines.load(settings(engine))
+    if engine == "transformers":
+        import torch
+
+        # Very slow in bfloat16 on GPUs, and never needed.
+        torch.nn.functional.conv3d = None
 
     async def work() -> dict[str, Any]:
         async def ask(index: int, prompt: str, sampling: Sampling) -> Reply:
