@@ -5,6 +5,7 @@ What is trained on is an arm (`mpa_ray.training.arms`): the parity set, which is
 of the paper's comparisons. Every arm leaves out the same held-out rows.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from mpa_ray.config import Config, TrainingSection
@@ -30,6 +31,8 @@ _RETURNED = (
 )
 # Growing again costs the steps since the newest checkpoint.
 _RESIZE_EVERY_S = 300.0
+# What torch's allocator is set by, today and in earlier versions.
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def level(
@@ -113,8 +116,19 @@ def _trainer(training: Training, name: str, work: Folder) -> "TorchTrainer":
             storage_filesystem=work.filesystem,
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
+            worker_runtime_env=_runtime_env(settings),
         ),
     )
+
+
+def _runtime_env(settings: TrainingSection) -> dict[str, Any]:
+    """What workers on GPUs find in their environment before torch is there: memory is cut into
+    segments that grow, or a GPU fragments by micro-batches of different lengths. Who sets the
+    variable keeps what is set.
+    """
+    named = {name: os.environ[name] for name in _ALLOCATOR if name in os.environ}
+    grown = named or {_ALLOCATOR[0]: "expandable_segments:True"}
+    return {"env_vars": grown} if settings.gpus_per_worker else {}
 
 
 def _scaling(settings: TrainingSection, scaling_config: Any) -> Any:

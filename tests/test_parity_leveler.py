@@ -19,7 +19,7 @@ from mpa_ray.config import Config, ModelSection, TrainingSection
 from mpa_ray.errors import NothingToTeach, RunError
 from mpa_ray.images.decode import image_id_of
 from mpa_ray.images.draw import is_held_out
-from mpa_ray.parity_leveler import _scaling, level
+from mpa_ray.parity_leveler import _runtime_env, _scaling, level
 from mpa_ray.schema import JUDGEMENTS, PARITY, Verdict
 from mpa_ray.storage.folder import Folder
 from mpa_ray.training.arms import Arm, arms, count_rows, settings_of, training_folders
@@ -92,6 +92,18 @@ def test_a_group_is_elastic_between_its_fewest_and_its_most_workers(
         True,
         {"pool": "a"},
     )
+
+
+def test_memory_of_gpus_is_in_segments_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    grown = {"env_vars": {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}}
+    assert _runtime_env(TrainingSection()) == grown
+    assert _runtime_env(TrainingSection(gpus_per_worker=0)) == {}
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
+    assert _runtime_env(TrainingSection()) == {
+        "env_vars": {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}
+    }, "what is set stays"
 
 
 @pytest.mark.parametrize(

@@ -393,8 +393,8 @@ def _place_training(
     workers = settings.workers or max(fewest, settings.min_workers or 1, min(most, useful))
     least = workers if settings.node_labels else settings.min_workers or min(fewest, workers)
     needed = (
-        f", {training_gib(size.parameters, stage=stage, workers=workers, lora=lora):.0f} GiB of"
-        " state per GPU"
+        f", {training_gib(size.parameters, stage=stage, workers=workers, lora=lora):.0f} GiB"
+        " per GPU at its peak"
         if size
         else ""
     )

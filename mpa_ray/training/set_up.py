@@ -185,20 +185,30 @@ def _size_of(model: Any) -> Size:
 
 def _deepspeed_engine(model: Any, settings: TrainingSection, workers: int) -> Any:
     import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=adamw(model, settings),
+        config=deepspeed_config(settings, workers),
+    )
+    engine.train()
+    return engine
+
+
+def adamw(model: Any, settings: TrainingSection) -> "torch.optim.AdamW":
+    """The optimizer of the weights that are trained."""
     import torch
 
     assert settings.learning_rate is not None
-    optimizer = torch.optim.AdamW(
+    return torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         lr=settings.learning_rate,
         betas=(0.9, 0.95),
         weight_decay=settings.weight_decay,
+        # Without it, a step holds up to 8 bytes a parameter more. On the CPU memory is not what is
+        # short.
+        fused=bool(settings.gpus_per_worker),
     )
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config(settings, workers)
-    )
-    engine.train()
-    return engine
 
 
 def with_lora(model: Any, rank: int) -> Any:

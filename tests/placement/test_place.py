@@ -241,16 +241,17 @@ def test_a_model_of_unknown_size_gets_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("size", "on", "batch", "expected"),
     [
-        # Qwen2-VL-2B: one GPU holds it; a batch of 16 in micro-batches of 4 gives four of them
-        # work.
-        (SMALL, cluster(3), 16, (3, 2, 1)),
-        (SMALL, cluster(8), 16, (4, 2, 1)),
-        # InternVL2-4B: two GPUs at stage 2.
-        (OF_4B, cluster(3), 6, (2, 2, 2)),
-        (OF_4B, cluster(1, gpu_gib=79.6), 6, (1, 2, 1)),
-        (OF_4B, cluster(4, gpu_gib=22.5), 16, (4, 3, 4)),
+        # Qwen2-VL-2B: two GPUs hold an optimizer's step; a batch of 16 in micro-batches of 4 gives
+        # four of them work.
+        (SMALL, cluster(3), 16, (3, 2, 2)),
+        (SMALL, cluster(8), 16, (4, 2, 2)),
+        (SMALL, cluster(8, gpu_gib=79.6), 16, (4, 2, 1)),
+        # InternVL2-4B: three GPUs at stage 2, of which a batch of 6 fills two.
+        (OF_4B, cluster(3), 6, (3, 2, 3)),
+        (OF_4B, cluster(2, gpu_gib=79.6), 6, (2, 2, 2)),
+        (OF_4B, cluster(6, gpu_gib=22.5), 16, (5, 3, 5)),
         (None, cluster(3), 16, (3, 2, 1)),
-        (SMALL, cluster(4, bounded=False), 16, (4, 2, 1)),
+        (SMALL, cluster(4, bounded=False), 16, (4, 2, 2)),
     ],
 )
 def test_workers_and_stage_follow_the_model_and_the_gpu(
@@ -272,7 +273,7 @@ def test_on_labelled_nodes_training_continues_with_no_fewer_workers(gpus: int) -
         placed(
             config_with(pl=pl | {"node_labels": {}}), cluster(4), svlm=SMALL
         ).config.pl.min_workers
-        == 1
+        == 1 + gpus
     )
 
 
