@@ -19,7 +19,7 @@ from mpa_ray.models.patch_embedding import as_matrix_products
 from mpa_ray.storage.folder import Folder
 from mpa_ray.training.batches import Batches
 from mpa_ray.training.collator import Collator
-from mpa_ray.training.mfu import flops_per_token
+from mpa_ray.training.mfu import Flops, flops_of
 from mpa_ray.training.objective import LoadObjective, Loss
 from mpa_ray.training.tracking import Tracking
 from mpa_ray.training.training_data import TrainingSet
@@ -60,12 +60,12 @@ class Size:
     Attributes:
         parameters: all of them.
         trained: those that are trained.
-        flops_per_token: of a forward and a backward pass.
+        flops: of forward and backward passes.
     """
 
     parameters: int
     trained: int
-    flops_per_token: int
+    flops: Flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ def _size_of(model: Any) -> Size:
     return Size(
         parameters=sum(parameter.numel() for parameter in parameters),
         trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        flops_per_token=flops_per_token(model),
+        flops=flops_of(model),
     )
 
 

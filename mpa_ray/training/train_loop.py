@@ -42,18 +42,20 @@ def train(loop_config: dict[str, Training]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """What steps took: their samples, the tokens of these, and the seconds, those of writing
-    checkpoints included.
+    """What steps took: their samples, the tokens and pixel values of these, and the seconds, those
+    of writing checkpoints included.
     """
 
     samples: int = 0
     tokens: int = 0
+    pixel_values: int = 0
     seconds: float = 0.0
 
     def __add__(self, other: "Timed") -> "Timed":
         return Timed(
             samples=self.samples + other.samples,
             tokens=self.tokens + other.tokens,
+            pixel_values=self.pixel_values + other.pixel_values,
             seconds=self.seconds + other.seconds,
         )
 
@@ -172,7 +174,7 @@ class Trainer:
         rate = learning_rate(progress.steps, worker.batches.steps, self._training.settings)
         # DeepSpeed averages gradients over the workers; the loss divides their sum by the samples
         # of the whole batch.
-        loss, learned, tokens = take_step(
+        loss, learned, tokens, pixel_values = take_step(
             worker.engine,
             worker.loss,
             micro_batches,
@@ -184,6 +186,7 @@ class Trainer:
         self._now = Timed(
             samples=self._now.samples + share.batch_size,
             tokens=self._now.tokens + int(tokens),
+            pixel_values=self._now.pixel_values + int(pixel_values),
             seconds=time.monotonic() - self._started,
         )
         progress.timed = self._timed_before + self._now
@@ -197,6 +200,7 @@ class Trainer:
     def _measured(self) -> dict[str, Any]:
         """Return what progress.json and training_log.json say after a step."""
         worker, progress, now = self._worker, self._progress, self._now
+        flops = worker.size.flops.of(tokens=now.tokens, pixel_values=now.pixel_values)
         to_come = len(worker.batches.order) - progress.samples
         return {
             "samples": progress.samples,
@@ -204,8 +208,7 @@ class Trainer:
             "loss": progress.curve[-1][1],
             "tokens_per_second": progress.timed.tokens / progress.timed.seconds,
             "mfu": mfu(
-                tokens_per_second=now.tokens / now.seconds,
-                flops_per_token=worker.size.flops_per_token,
+                flops_per_second=flops / now.seconds,
                 workers=worker.workers,
                 gpu=worker.gpu,
             ),
@@ -296,17 +299,27 @@ def taught_tokens(batch: Batch) -> int:
     return int(batch["attention_mask"][(batch["labels"] != IGNORED).any(1)].sum())
 
 
+def taught_pixel_values(batch: Batch) -> int:
+    """Numbers in `pixel_values` of the samples that teach something, the share that is theirs where
+    images differ in size.
+    """
+    if "pixel_values" not in batch:
+        return 0
+    taught = (batch["labels"] != IGNORED).any(1).float().mean()
+    return round(batch["pixel_values"].numel() * float(taught))
+
+
 def take_step(
     engine: Any, loss_of: Loss, micro_batches: list[Batch], *, scale: float, rate: float
-) -> tuple[float, float, float]:
+) -> tuple[float, float, float, float]:
     """Take one optimizer step with the loss `loss_of`. Return, summed over all workers: the loss,
-    the answer tokens, the tokens of samples that are learned.
+    the answer tokens, and the tokens and pixel values of samples that are learned.
     """
     import torch
 
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
-    losses, learned, tokens = [], 0, 0
+    losses, learned, tokens, pixel_values = [], 0, 0, 0
     for number, batch in enumerate(micro_batches):
         moved = {
             name: value
@@ -321,9 +334,11 @@ def take_step(
         losses.append(loss.detach())
         learned += answered
         tokens += taught_tokens(batch)
+        pixel_values += taught_pixel_values(batch)
     # The GPU is waited for once a step, here.
     total = torch.tensor(
-        [float(torch.stack(losses).double().sum()), learned, tokens], dtype=torch.float64
+        [float(torch.stack(losses).double().sum()), learned, tokens, pixel_values],
+        dtype=torch.float64,
     )
     if engine.world_size > 1:
         summed = total.to(engine.device)

@@ -17,7 +17,7 @@ from mpa_ray.training.batches import Share, of_like_length, shares
 from mpa_ray.training.collator import IGNORED
 from mpa_ray.training.objectives.answer_nll import answer_loss
 from mpa_ray.training.set_up import deepspeed_config
-from mpa_ray.training.train_loop import learning_rate, taught_tokens
+from mpa_ray.training.train_loop import learning_rate, taught_pixel_values, taught_tokens
 from mpa_ray.training.training_data import Sample
 
 SIZES = st.integers(1, 9)
@@ -254,7 +254,11 @@ def test_the_head_is_whole_again_after_a_step() -> None:
 
 
 def test_samples_that_only_fill_up_a_share_are_no_tokens_a_second() -> None:
+    import torch
+
     batch = batch_of([(5, 3), (2, 2), (4, 1)], 9)
     assert taught_tokens(batch) == 8 + 4 + 5
+    batch["pixel_values"] = torch.zeros(3, 4, 5)
+    assert taught_pixel_values(batch) == 60
     batch["labels"][1:] = IGNORED
-    assert taught_tokens(batch) == 8
+    assert (taught_tokens(batch), taught_pixel_values(batch)) == (8, 20)
