@@ -147,6 +147,21 @@ def test_deepspeed_is_told_what_was_configured() -> None:
     assert not deepspeed_config(TrainingSection(precision="float32"), 1)["bf16"]["enabled"]
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_gradients_are_summed_in_the_precision_they_are_made_in(precision: str) -> None:
+    from deepspeed.runtime.config import DtypeEnum
+
+    found = deepspeed_config(TrainingSection(precision=precision), 1)["data_types"]
+    assert str(DtypeEnum(found["grad_accum_dtype"]).value) == f"torch.{precision}"
+
+
+def test_workers_on_gpus_exchange_gradients_while_they_make_them() -> None:
+    on_gpus = deepspeed_config(TrainingSection(), 2)["zero_optimization"]
+    on_the_cpu = deepspeed_config(TrainingSection(gpus_per_worker=0), 2)["zero_optimization"]
+    assert on_gpus == {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 200_000_000}
+    assert on_the_cpu == {"stage": 2}
+
+
 def tiny_model() -> Any:
     """A causal model of a running mean: what it says of a position depends on that and the ones
     before it.
