@@ -110,7 +110,8 @@ def _trainer(training: Training, name: str, work: Folder) -> "TorchTrainer":
         train_loop_config={"training": training},
         torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
         scaling_config=_scaling(settings, ScalingConfig),
-        run_config=RunConfig(
+        # mypy sees the RunConfig of Ray Train 1, which Ray replaces as it is imported.
+        run_config=RunConfig(  # type: ignore[call-arg]
             name=name,
             storage_path=work.path,
             storage_filesystem=work.filesystem,
@@ -139,9 +140,7 @@ def _scaling(settings: TrainingSection, scaling_config: Any) -> Any:
         # is made again when nodes go or come.
         num_workers=(fewest, workers) if fewest < workers else workers,
         use_gpu=bool(settings.gpus_per_worker),
-        resources_per_worker=place.bundle(
-            cpus=settings.cpus_per_worker, gpus=settings.gpus_per_worker
-        ),
+        resources_per_worker=place.bundle(cpus=settings.cpus, gpus=settings.gpus_per_worker),
         label_selector=settings.node_labels or None,
         elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
     )

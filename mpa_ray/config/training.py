@@ -81,8 +81,10 @@ class TrainingSection(Section):
     """
     gpus_per_worker: Annotated[int, Field(ge=0, le=1), MayChange()] = 1
     """1, or 0 to train on the CPU."""
-    cpus_per_worker: Annotated[PositiveFloat, MayChange()] = 1
-    """CPU cores of a worker, which also decode its images."""
+    cpus_per_worker: Annotated[PositiveFloat | None, MayChange()] = None
+    """CPU cores of a worker, which also decode its images, one thread each. Without it, those of
+    its GPU's share of the node, of which one stays free, at most 8; on the CPU 1.
+    """
     max_failures: Annotated[int, Field(ge=-1), MayChange()] = 3
     """Restarts of the training group after a lost worker; -1 for no bound."""
     checkpoint_every: Annotated[PositiveInt, MayChange()] = 200
@@ -94,6 +96,11 @@ class TrainingSection(Section):
     latter two are set up by their own environment variables, where the training workers run
     (docs/watching.md).
     """
+
+    @property
+    def cpus(self) -> float:
+        """CPU cores of a worker, 1 where neither the configuration nor a run's placement says."""
+        return self.cpus_per_worker or 1.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:

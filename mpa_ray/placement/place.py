@@ -39,6 +39,8 @@ _CHOSEN = (
     "images_in_flight",
 )
 
+_CHOSEN_FOR_TRAINING = ("workers", "min_workers", "zero_stage", "cpus_per_worker")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
@@ -125,7 +127,7 @@ def place(
         with_hyperparameters(config.pl, config.svlm.model), sizes.get("svlm"), cluster
     )
     lines.append(why)
-    chosen = {key: getattr(pl, key) for key in ("workers", "min_workers", "zero_stage")}
+    chosen = {key: getattr(pl, key) for key in _CHOSEN_FOR_TRAINING}
     record["training"] = chosen | {"why": why}
     update = {
         "lvlm": placed["lvlm"],
@@ -159,7 +161,7 @@ def bundles(models: Sequence[LocalModelSection]) -> list[dict[str, float]]:
 
 def training_bundles(settings: TrainingSection, workers: int) -> list[dict[str, float]]:
     """What `workers` training processes ask for together."""
-    return [bundle(cpus=settings.cpus_per_worker, gpus=settings.gpus_per_worker)] * workers
+    return [bundle(cpus=settings.cpus, gpus=settings.gpus_per_worker)] * workers
 
 
 def bundle(*, cpus: float, gpus: float) -> dict[str, float]:
@@ -406,7 +408,12 @@ def _place_training(
             " ones, or pl.lora_rank=16 would help"
         )
     return settings.model_copy(
-        update={"workers": workers, "zero_stage": stage, "min_workers": least}
+        update={
+            "workers": workers,
+            "zero_stage": stage,
+            "min_workers": least,
+            "cpus_per_worker": settings.cpus_per_worker or _cpus(1.0, cluster),
+        }
     ), line
 
 

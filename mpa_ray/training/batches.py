@@ -2,13 +2,19 @@
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mpa_ray.config import TrainingSection
 from mpa_ray.training.objective import Batch, Collate
 from mpa_ray.training.training_data import Sample, TrainingSet
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +97,7 @@ class Batches:
         collate: makes a batch of samples.
         rank: of the worker.
         workers: how many there are.
+        dtype: the model's, which image tensors are handed over in.
     """
 
     samples: TrainingSet
@@ -99,6 +106,7 @@ class Batches:
     settings: TrainingSection
     rank: int
     workers: int
+    dtype: "torch.dtype"
 
     @property
     def batch_size(self) -> int:
@@ -113,17 +121,42 @@ class Batches:
         return math.ceil(len(self.order) / self.batch_size)
 
     def after(self, done: int) -> Iterator[tuple[Share, list[Batch]]]:
-        """Yield the worker's share of every step after the first `done` samples of the order."""
-        for share in shares(
-            self.order,
-            batch_size=self.batch_size,
-            micro_batch_size=self.settings.micro_batch_size,
-            rank=self.rank,
-            workers=self.workers,
-            start=done,
-        ):
-            drawn = of_like_length(
-                [[self.samples[index] for index in indices] for indices, _ in share.micro_batches],
-                learned=share.learned,
-            )
-            yield share, [self.collate(samples, learned=learned) for samples, learned in drawn]
+        """Yield the worker's share of every step after the first `done` samples of the order.
+
+        Images are decoded in as many threads as the worker has cores.
+        """
+        with ThreadPoolExecutor(max(1, int(self.settings.cpus))) as pool:
+            for share in shares(
+                self.order,
+                batch_size=self.batch_size,
+                micro_batch_size=self.settings.micro_batch_size,
+                rank=self.rank,
+                workers=self.workers,
+                start=done,
+            ):
+                indices = [index for indices, _ in share.micro_batches for index in indices]
+                samples = iter(self.samples.read(indices, pool))
+                micro_batches = [
+                    list(islice(samples, len(indices))) for indices, _ in share.micro_batches
+                ]
+                drawn = of_like_length(micro_batches, learned=share.learned)
+                yield (
+                    share,
+                    [self._made(samples, learned=learned) for samples, learned in drawn],
+                )
+
+    def _made(self, samples: list[Sample], *, learned: int) -> Batch:
+        """The batch of `samples`, its image tensors in the model's precision, and in memory that a
+        GPU copies from while it computes.
+        """
+        batch = self.collate(samples, learned=learned)
+        made = {
+            name: value.to(self.dtype) if value.is_floating_point() else value
+            for name, value in batch.items()
+        }
+        if self.settings.gpus_per_worker:
+            return {
+                name: value if name == "labels" else value.pin_memory()
+                for name, value in made.items()
+            }
+        return made

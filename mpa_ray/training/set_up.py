@@ -129,6 +129,7 @@ def set_up(training: Training) -> Worker:
             settings=settings,
             rank=rank,
             workers=workers,
+            dtype=model.dtype,
         ),
         published_dtype=published_dtype,
         gpu=torch.cuda.get_device_name() if settings.gpus_per_worker else "",
@@ -148,7 +149,7 @@ def _choose_device(settings: TrainingSection) -> None:
     # Compiling the shared-memory collectives takes minutes and pays only for large CPU jobs; gloo
     # does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
+    torch.set_num_threads(max(1, int(settings.cpus)))
 
 
 def load_svlm(svlm: LocalModelSection, precision: str) -> tuple[Any, Any, "torch.dtype"]:

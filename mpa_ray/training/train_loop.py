@@ -324,7 +324,12 @@ def take_step(
         moved = {
             name: value
             if name == "labels"
-            else value.to(engine.device, engine.module.dtype if value.is_floating_point() else None)
+            else value.to(
+                engine.device,
+                engine.module.dtype if value.is_floating_point() else None,
+                # Held in pinned memory until the step is done, and copied beside its work.
+                non_blocking=True,
+            )
             for name, value in batch.items()
         }
         loss, answered = loss_of(engine, moved)

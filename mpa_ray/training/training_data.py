@@ -6,8 +6,8 @@ the sample where the last one stopped.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -93,12 +93,25 @@ class TrainingSet:
         ]
         return np.concatenate(windows) if windows else by_file
 
-    def __getitem__(self, index: int) -> Sample:
-        """Raise RunError where a row's image, which was readable when it was annotated, no longer
-        is.
+    def read(self, indices: Sequence[int], pool: Executor) -> list[Sample]:
+        """The samples at `indices`, in that order; `pool` decodes their images. The rows are read
+        here, one after the other.
+
+        Raises:
+            RunError: a row's image, which was readable when it was annotated, no longer is.
         """
+        return list(pool.map(self._sample, indices, [self._stored(index) for index in indices]))
+
+    def __getitem__(self, index: int) -> Sample:
+        """Raises what `read` does."""
+        return self._sample(index, self._stored(index))
+
+    def _stored(self, index: int) -> dict[str, Any]:
         table = self._table(int(self._file[index]))
-        row = table.slice(int(self._row[index]), 1).to_pylist()[0]
+        row: dict[str, Any] = table.slice(int(self._row[index]), 1).to_pylist()[0]
+        return row
+
+    def _sample(self, index: int, row: dict[str, Any]) -> Sample:
         try:
             image = decode.decode_and_fit(row["image"]["bytes"], **self._limits)
         except decode.UnreadableImage as error:

@@ -277,6 +277,22 @@ def test_on_labelled_nodes_training_continues_with_no_fewer_workers(gpus: int) -
     )
 
 
+@pytest.mark.parametrize(
+    ("on", "pl", "cores"),
+    [
+        (cluster(4, cpus_per_gpu=3.5), {}, 3),
+        (cluster(4, cpus_per_gpu=0.75), {}, 0.7),
+        (GROWS, {}, 1),
+        (cluster(4), {"cpus_per_worker": 2}, 2),
+        (cluster(4), {"gpus_per_worker": 0}, 1),
+    ],
+)
+def test_a_worker_has_its_gpu_s_share_of_the_cores(
+    on: Cluster, pl: dict[str, Any], cores: float
+) -> None:
+    assert placed(config_with(pl=pl), on).config.pl.cpus == cores
+
+
 def test_a_model_no_gpu_can_train_is_said() -> None:
     result = placed(config_with(), cluster(2, gpu_gib=22.5), svlm=LARGE)
     assert (result.config.pl.workers, result.config.pl.zero_stage) == (2, 3)
@@ -305,7 +321,7 @@ def test_what_was_chosen_is_said_and_kept() -> None:
         and result.record["models"]["lvlm"]["why"] == result.lines[1]
     )
     assert result.record["training"]["workers"] == 4
-    assert training_bundles(result.config.pl, 2) == [{"CPU": 1.0, "GPU": 1.0}] * 2
+    assert training_bundles(result.config.pl, 2) == [{"CPU": 8.0, "GPU": 1.0}] * 2
 
 
 def test_a_context_that_an_image_would_fill_is_said() -> None:

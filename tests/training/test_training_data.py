@@ -6,19 +6,23 @@ import gc
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from conftest import parity_rows
+from mpa_ray.config import TrainingSection
 from mpa_ray.errors import RunError
 from mpa_ray.images.draw import draw, is_held_out
 from mpa_ray.schema import PARITY
 from mpa_ray.storage.folder import Folder
 from mpa_ray.training import training_data
-from mpa_ray.training.training_data import TrainingSet, read_ahead
+from mpa_ray.training.batches import Batches
+from mpa_ray.training.training_data import Sample, TrainingSet, read_ahead
 
 LIMITS = {"max_pixels": 10**6, "max_image_pixels": 10**6, "max_image_bytes": 10**6}
 IDS = [f"{number:032x}-0" for number in range(4000)]
@@ -225,3 +229,60 @@ def test_an_error_while_stopping_leaves_no_thread_waiting() -> None:
     next(items)
     items.close()  # type: ignore[attr-defined]
     join_threads()
+
+
+def test_images_are_decoded_side_by_side(
+    many_files: TrainingSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three threads meet at a barrier: with fewer it would break."""
+    indices = [7, 3, 21, 3, 59, 0]
+    wanted = [many_files[index] for index in indices]
+    decode_and_fit, all_three = training_data.decode.decode_and_fit, threading.Barrier(3)
+
+    def decode(*arguments: Any, **limits: Any) -> Any:
+        all_three.wait(timeout=60)
+        return decode_and_fit(*arguments, **limits)
+
+    monkeypatch.setattr(training_data.decode, "decode_and_fit", decode)
+    with ThreadPoolExecutor(3) as pool:
+        found = many_files.read(indices, pool)
+    assert [(s.question, s.image.tobytes()) for s in found] == [
+        (s.question, s.image.tobytes()) for s in wanted
+    ]
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_a_worker_s_batches_do_not_depend_on_its_cores(many_files: TrainingSet, cores: int) -> None:
+    import torch
+
+    made: list[str] = []
+
+    def collate(samples: list[Sample], *, learned: int | None = None) -> dict[str, Any]:
+        made.extend(sample.question for sample in samples)
+        widths = [sample.image.width for sample in samples]
+        return {
+            "input_ids": torch.tensor(widths),
+            "pixel_values": torch.tensor(widths, dtype=torch.float32),
+            "labels": torch.full((len(samples),), learned or 0),
+        }
+
+    batches = Batches(
+        samples=many_files,
+        order=np.arange(12),
+        collate=collate,
+        settings=TrainingSection(
+            gpus_per_worker=0, cpus_per_worker=cores, batch_size=4, micro_batch_size=2
+        ),
+        rank=0,
+        workers=1,
+        dtype=torch.bfloat16,
+    )
+    steps = list(batches.after(4))
+    assert [len(micro_batches) for _, micro_batches in steps] == [2, 2]
+    assert sorted(made) == sorted(many_files[index].question for index in range(4, 12))
+    kinds = {name: value.dtype for name, value in steps[0][1][0].items()}
+    assert kinds == {
+        "input_ids": torch.int64,
+        "pixel_values": torch.bfloat16,
+        "labels": torch.int64,
+    }

@@ -186,7 +186,7 @@ def _later(rates: Rates, config: Config, images: int, hardware: Hardware) -> lis
             whole = step["loop_seconds"] * step["samples"] / timed_samples(step)
             seconds = whole * (1.0 if arm in LABELED_ARMS else grown) * had / workers
             startup = max(0.0, step["seconds"] - step["loop_seconds"])
-            gpus = workers * (config.pl.gpus_per_worker or config.pl.cpus_per_worker)
+            gpus = workers * (config.pl.gpus_per_worker or config.pl.cpus)
             found.append(Stage(name=name, gpus=gpus, seconds=Range.at(startup + seconds)))
         elif name.startswith("evaluate_"):
             found.append(Stage(name=name, gpus=asked, seconds=Range.at(step["seconds"])))
