@@ -2,9 +2,11 @@
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +180,36 @@ def test_adapters_are_merged_into_the_weights(
     assert any(not torch.equal(before[name].float(), after[name].float()) for name in before), (
         "nothing was learned"
     )
+
+
+@pytest.mark.parametrize("when", [{"checkpoint_every": 1}, {"checkpoint_every_s": 0.001}])
+def test_checkpoints_are_uploaded_while_training_goes_on(
+    ray_session: None, parity_folder: Path, tmp_path: Path, when: dict[str, float]
+) -> None:
+    """What is left of them is whole: every worker's part and the progress, and none on the nodes'
+    own disks.
+    """
+    work = Folder.at(tmp_path / "work")
+    level(
+        config_with(workers=2, learning_rate=1e-3, epochs=3, **when),
+        [Folder.at(parity_folder)],
+        name="run",
+        target=Folder.at(tmp_path / "model"),
+        work=work,
+    )
+    kept = sorted((tmp_path / "work/run").glob("checkpoint_*"))
+    kept = [folder for folder in kept if folder.is_dir()]
+    assert 1 <= len(kept) <= 2
+    for folder in kept:
+        assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == [
+            "progress.json",
+            "state-0000.safetensors",
+            "state-0001.safetensors",
+        ]
+    made = work.read_json(f"run/{kept[-1].name}/progress.json")
+    assert 1 <= made["checkpoints"] <= len(made["curve"]) < 18
+    digest = sha256(work.child("run").uri.encode()).hexdigest()[:16]
+    assert not list(Path(tempfile.gettempdir()).glob(f"mpa-checkpoint-{digest}-*"))
 
 
 def test_ctrl_c_ends_a_training_and_stays_the_callers(

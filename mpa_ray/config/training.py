@@ -87,8 +87,12 @@ class TrainingSection(Section):
     """
     max_failures: Annotated[int, Field(ge=-1), MayChange()] = 3
     """Restarts of the training group after a lost worker; -1 for no bound."""
-    checkpoint_every: Annotated[PositiveInt, MayChange()] = 200
-    """Optimizer steps between checkpoints that a restart resumes from."""
+    checkpoint_every: Annotated[PositiveInt | None, MayChange()] = None
+    """Optimizer steps between checkpoints that a restart resumes from. Without it,
+    `checkpoint_every_s` counts.
+    """
+    checkpoint_every_s: Annotated[PositiveFloat, MayChange()] = 900.0
+    """Seconds between checkpoints: what a lost worker costs at most."""
     tracking: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], MayChange()] = (
         "tensorboard",
     )

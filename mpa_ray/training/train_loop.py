@@ -5,11 +5,13 @@ The loss is that of `pl.objective`, summed over a batch and divided by its sampl
 """
 
 import math
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
@@ -67,12 +69,14 @@ class Progress:
     Attributes:
         samples: those that were learned.
         curve: a row of `CURVE` for each step.
+        checkpoints: how many were made.
         groups: for each time the group of workers was made, its first step and how many they were.
         timed: all steps that are in the weights.
     """
 
     samples: int = 0
     curve: list[list[float]] = field(default_factory=list)
+    checkpoints: int = 0
     groups: list[list[int]] = field(default_factory=list)
     timed: Timed = Timed()
 
@@ -82,6 +86,7 @@ class Progress:
         return cls(
             samples=kept["samples"],
             curve=kept["curve"],
+            checkpoints=kept.get("checkpoints", 1),
             groups=kept.get("workers", []),
             timed=Timed(**kept.get("timed", {})),
         )
@@ -91,6 +96,7 @@ class Progress:
         return {
             "samples": self.samples,
             "curve": self.curve,
+            "checkpoints": self.checkpoints,
             "workers": self.groups,
             "timed": asdict(self.timed),
         }
@@ -117,6 +123,11 @@ class Trainer:
         self._now = Timed()
         self._timed_before = Timed()
         self._started = 0.0
+        # The step and the time of the newest checkpoint, and the folder that it is uploaded from.
+        self._kept = (0, 0.0)
+        self._local = Path(tempfile.gettempdir()) / (
+            f"mpa-checkpoint-{sha256(training.progress.uri.encode()).hexdigest()[:16]}-{worker.rank}"
+        )
         self._metrics: dict[str, Any] = {}
         self._trackers: list[Tracker] = []
         self._is_first = worker.rank == 0
@@ -136,7 +147,10 @@ class Trainer:
                 settings=self._training.settings.model_dump(mode="json"),
                 done=self._progress.steps,
             )
+        # A worker that was killed has left it.
+        shutil.rmtree(self._local, ignore_errors=True)
         self._timed_before, self._started = self._progress.timed, time.monotonic()
+        self._kept = (self._progress.steps, self._started)
 
     def _resume(self) -> None:
         import ray.train
@@ -152,15 +166,22 @@ class Trainer:
         self._progress = Progress.of_json(load_state(worker.engine, checkpoint))
 
     def _require_room(self) -> None:
-        every, size = self._training.settings.checkpoint_every, self._worker.size
-        written = self._progress.steps // every
+        size, settings = self._worker.size, self._training.settings
+        to_go = self._worker.batches.steps - 1 - self._progress.steps
+        if settings.checkpoint_every:
+            to_come = to_go // settings.checkpoint_every
+        else:
+            # Before the first step nobody knows how long one takes.
+            taken = self._progress.steps - self._kept[0]
+            a_step = self._now.seconds / taken if taken else 0.0
+            to_come = math.ceil(to_go * a_step / settings.checkpoint_every_s)
         require_room(
             self._training.target,
             parameters=size.parameters,
             trained=size.trained,
             dtype=self._worker.published_dtype,
-            written=written,
-            to_come=(self._worker.batches.steps - 1) // every - written,
+            written=self._progress.checkpoints,
+            to_come=to_come,
         )
 
     def batches_to_come(self) -> Iterator[tuple[Share, list[Batch]]]:
@@ -238,26 +259,43 @@ class Trainer:
 
     @property
     def checkpoint_is_due(self) -> bool:
-        """Whether `pl.checkpoint_every` asks for a checkpoint after the last step."""
-        every = self._training.settings.checkpoint_every
-        return not self._is_done and self._progress.steps % every == 0
+        """Whether a checkpoint is to be made after the last step, the same on all workers: the
+        first one's clock counts, and none is still uploading the one before.
+        """
+        if self._is_done:
+            return False
+        step, at = self._kept
+        wanted = is_due(
+            self._training.settings,
+            steps=self._progress.steps - step,
+            seconds=time.monotonic() - at,
+        )
+        wanting, uploading = over_workers(
+            self._worker.engine, [self._is_first and wanted, self._local.exists()]
+        )
+        return bool(wanting) and not uploading
 
     def checkpoint(self) -> None:
-        """Keep what a restart on any number of workers resumes from."""
+        """Keep what a restart on any number of workers resumes from. It is uploaded while training
+        goes on.
+        """
         import ray.train
+        from ray.train import CheckpointUploadMode
 
         worker = self._worker
-        with tempfile.TemporaryDirectory() as folder:
-            save_state(
-                worker.engine,
-                Path(folder),
-                self._progress.to_json(),
-                rank=worker.rank,
-                workers=worker.workers,
-            )
-            # Only a checkpoint is reported to Ray: each report waits until the controller, which
-            # looks every second or two, has seen it.
-            ray.train.report(self._metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        if self._is_first and not self._progress.checkpoints:
+            self._require_room()
+        self._progress.checkpoints += 1
+        self._kept = (self._progress.steps, time.monotonic())
+        self._local.mkdir(mode=0o700)
+        save_state(worker.engine, self._local, self._progress.to_json(), rank=worker.rank)
+        # Only a checkpoint is reported to Ray, which removes the folder when it is uploaded.
+        ray.train.report(
+            self._metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(self._local),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
 
     def finish(self) -> None:
         """Save the trained model and the log of its training."""
@@ -278,6 +316,26 @@ class Trainer:
                 "rows": self._progress.curve,
             }
             target.write_json("training_log.json", self._metrics | log)
+
+
+def is_due(settings: TrainingSection, *, steps: int, seconds: float) -> bool:
+    """Whether a checkpoint is to be made, so many steps and seconds after the one before."""
+    if settings.checkpoint_every:
+        return steps >= settings.checkpoint_every
+    return seconds >= settings.checkpoint_every_s
+
+
+def over_workers(engine: Any, values: Sequence[float]) -> list[float]:
+    """Each of `values` summed over all workers, which must all call it."""
+    import torch
+
+    total = torch.tensor(values, dtype=torch.float64)
+    if engine.world_size > 1:
+        summed = total.to(engine.device)
+        torch.distributed.all_reduce(summed)
+        total = summed.cpu()
+    found: list[float] = total.tolist()
+    return found
 
 
 def learning_rate(step: int, steps: int, settings: TrainingSection) -> float:
@@ -341,12 +399,6 @@ def take_step(
         tokens += taught_tokens(batch)
         pixel_values += taught_pixel_values(batch)
     # The GPU is waited for once a step, here.
-    total = torch.tensor(
-        [float(torch.stack(losses).double().sum()), learned, tokens, pixel_values],
-        dtype=torch.float64,
-    )
-    if engine.world_size > 1:
-        summed = total.to(engine.device)
-        torch.distributed.all_reduce(summed)
-        total = summed.cpu()
-    return tuple(total.tolist())
+    loss_of_all = float(torch.stack(losses).double().sum())
+    found = over_workers(engine, [loss_of_all, learned, tokens, pixel_values])
+    return found[0], found[1], found[2], found[3]

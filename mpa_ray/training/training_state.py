@@ -1,18 +1,21 @@
 """What training leaves behind: checkpoints to resume from, on any number of workers and at any ZeRO
 stage, and the trained model itself.
 
-DeepSpeed's own checkpoints are cut for one number of workers. Here every parameter is gathered
-whole, one at a time, and the workers share the writing; a restart takes what it needs. Per
-parameter: the float32 weights and Adam's two moments, 12 bytes in all.
+DeepSpeed's own checkpoints are cut for one number of workers. Here every worker writes its part of
+each parameter and where in the parameter that begins, without asking the others; a restart puts the
+parts together. Per parameter: the float32 weights and Adam's two moments, 12 bytes in all.
 """
 
 import json
+import math
 import shutil
 import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpa_ray.errors import StorageError
+from mpa_ray.errors import RunError, StorageError
 from mpa_ray.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 # Of a parameter: its weight and both moments, in float32.
 _BYTES_OF_STATE = 12
 _PROGRESS = "progress.json"
+# In a file's metadata: by parameter, where in it the file's part begins.
+_STARTS = "starts"
 KEPT = 2
 """Checkpoints that are kept; another one is there while it is written."""
 
@@ -65,39 +70,53 @@ def require_room(
         )
 
 
-def save_state(
-    engine: Any, folder: Path, progress: dict[str, Any], *, rank: int, workers: int
-) -> None:
-    """Write this worker's share of a checkpoint: every `workers`-th parameter. All workers must
-    call it, because gathering needs them all.
+def save_state(engine: Any, folder: Path, progress: dict[str, Any], *, rank: int) -> None:
+    """Write this worker's part of a checkpoint: of every parameter what its optimizer steps.
 
     Args:
-        engine: DeepSpeed's.
+        engine: DeepSpeed's; it has taken a step.
         folder: an empty local folder.
         progress: what the training loop wants back, JSON.
         rank: of this worker.
-        workers: how many there are.
     """
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
     from safetensors.torch import save_file
 
     tensors: dict[str, torch.Tensor] = {}
-    trained = [
-        (name, parameter)
-        for name, parameter in engine.module.named_parameters()
-        if parameter.requires_grad
-    ]
-    for number, (name, parameter) in enumerate(trained):
-        whole = {"weight": safe_get_full_fp32_param(parameter)}
-        whole |= {moment: safe_get_full_optimizer_state(parameter, moment) for moment in _MOMENTS}
-        if number % workers == rank:
-            tensors |= {
-                f"{kind}/{name}": tensor.detach().float().cpu().clone().contiguous()
-                for kind, tensor in whole.items()
-            }
-    save_file(tensors, folder / f"state-{rank:04d}.safetensors")
+    starts: dict[str, int] = {}
+    for name, parameter in engine.module.named_parameters():
+        start, parts = _own_part(parameter, rank) if parameter.requires_grad else (0, {})
+        for kind, part in parts.items():
+            tensors[f"{kind}/{name}"] = part.detach().float().cpu().clone().contiguous()
+            starts[name] = start
+    save_file(
+        tensors, folder / f"state-{rank:04d}.safetensors", metadata={_STARTS: json.dumps(starts)}
+    )
     if rank == 0:
         (folder / _PROGRESS).write_text(json.dumps(progress))
+
+
+def _own_part(parameter: Any, rank: int) -> tuple[int, dict[str, "torch.Tensor"]]:
+    """Where in the flat parameter this worker's part begins, and the part of its weights and of
+    each moment; {} where it has none.
+    """
+    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+    if hasattr(parameter, "ds_id"):
+        # ZeRO stage 3: parts of one size, the last ones filled up.
+        size = parameter.ds_tensor.numel()
+        start = rank * size
+        length = max(0, min(size, parameter.ds_numel - start))
+        own = {"weight": safe_get_local_fp32_param(parameter)} | {
+            moment: safe_get_local_optimizer_state(parameter, moment) for moment in _MOMENTS
+        }
+        return start, {kind: part.flatten()[:length] for kind, part in own.items() if length}
+    fragment = parameter._hp_mapping
+    if fragment is None:
+        return 0, {}
+    own = {"weight": fragment.get_hp_fragment()} | {
+        moment: fragment.get_hp_fragment(moment) for moment in _MOMENTS
+    }
+    return fragment.lp_fragment_address.start, own
 
 
 def load_state(engine: Any, checkpoint: "Checkpoint") -> dict[str, Any]:
@@ -109,29 +128,69 @@ def load_state(engine: Any, checkpoint: "Checkpoint") -> dict[str, Any]:
     """
     import deepspeed
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-    from safetensors import safe_open
 
-    parameters = dict(engine.module.named_parameters())
-    with checkpoint.as_directory() as folder:
+    with checkpoint.as_directory() as folder, ExitStack() as files:
         progress = json.loads((Path(folder) / _PROGRESS).read_text())
-        for path in sorted(Path(folder).glob("state-*.safetensors")):
-            with safe_open(path, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 - not a dict
-                    kind, _, name = key.partition("/")
-                    value = tensors.get_tensor(key).to(engine.device)
-                    if kind != "weight":
-                        safe_set_full_optimizer_state(parameters[name], value, kind)
-                        continue
-                    safe_set_full_fp32_param(parameters[name], value)
-                    # The weights the forward pass uses are a copy, which DeepSpeed would refresh
-                    # only after the next step.
-                    partitioned = hasattr(parameters[name], "ds_id")
-                    with deepspeed.zero.GatheredParameters(
-                        [parameters[name]], modifier_rank=0, enabled=partitioned
-                    ):
-                        parameters[name].data.copy_(value)
+        whole = _Parts(sorted(Path(folder).glob("state-*.safetensors")), files)
+        for name, parameter in engine.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            for moment in _MOMENTS:
+                value = whole.read(f"{moment}/{name}", shape).to(engine.device)
+                safe_set_full_optimizer_state(parameter, value, moment)
+            value = whole.read(f"weight/{name}", shape).to(engine.device)
+            safe_set_full_fp32_param(parameter, value)
+            # The weights the forward pass uses are a copy, which DeepSpeed would refresh only after
+            # the next step.
+            with deepspeed.zero.GatheredParameters(
+                [parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id")
+            ):
+                parameter.data.copy_(value)
     _set_adam_step(engine, len(progress["curve"]))
     return progress
+
+
+class _Parts:
+    """A checkpoint's tensors, put together from the files of its workers.
+
+    Args:
+        paths: of the files.
+        opened: closes them.
+    """
+
+    def __init__(self, paths: list[Path], opened: ExitStack) -> None:
+        from safetensors import safe_open
+
+        # By tensor: the files that have a part of it, and where that begins. Checkpoints of earlier
+        # versions have each tensor whole in one file, and name no beginnings.
+        self._places: dict[str, list[tuple[Any, int]]] = {}
+        for path in paths:
+            file = opened.enter_context(safe_open(path, framework="pt"))
+            starts = json.loads((file.metadata() or {}).get(_STARTS, "{}"))
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                start = starts.get(key.partition("/")[2], 0)
+                self._places.setdefault(key, []).append((file, start))
+
+    def read(self, key: str, shape: Sequence[int]) -> "torch.Tensor":
+        """The whole tensor `key`, float32, of that shape.
+
+        Raises:
+            RunError: the checkpoint has not all of it.
+        """
+        import torch
+
+        whole, found = torch.zeros(math.prod(shape)), 0
+        for file, start in self._places.get(key, []):
+            part = file.get_tensor(key).flatten()
+            whole[start : start + len(part)] = part
+            found += len(part)
+        if found != len(whole):
+            raise RunError(
+                f"a training checkpoint has {found:,} of the {len(whole):,} numbers of {key};"
+                " remove its folder, the newest under checkpoints/, and give the same command again"
+            )
+        return whole.reshape(shape)
 
 
 def _set_adam_step(engine: Any, step: int) -> None:

@@ -17,7 +17,7 @@ from mpa_ray.training.batches import Share, of_like_length, shares
 from mpa_ray.training.collator import IGNORED
 from mpa_ray.training.objectives.answer_nll import answer_loss
 from mpa_ray.training.set_up import deepspeed_config
-from mpa_ray.training.train_loop import learning_rate, taught_pixel_values, taught_tokens
+from mpa_ray.training.train_loop import is_due, learning_rate, taught_pixel_values, taught_tokens
 from mpa_ray.training.training_data import Sample
 
 SIZES = st.integers(1, 9)
@@ -128,6 +128,14 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_a_tenth() -> None:
 def test_every_step_learns_something(steps: int, warmup: float) -> None:
     assert all(0 < rate <= 2.0 for rate in rates(steps, warmup))
     assert max(rates(steps, warmup)) == 2.0
+
+
+def test_checkpoints_come_by_time_or_by_steps() -> None:
+    assert not is_due(TrainingSection(), steps=10**6, seconds=899)
+    assert is_due(TrainingSection(), steps=1, seconds=900)
+    by_steps = TrainingSection(checkpoint_every=5)
+    assert not is_due(by_steps, steps=4, seconds=10**6)
+    assert is_due(by_steps, steps=5, seconds=0)
 
 
 def test_deepspeed_is_told_what_was_configured() -> None:

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections import namedtuple
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from mpa_ray import demo
 from mpa_ray.config import TrainingSection
-from mpa_ray.errors import StorageError
+from mpa_ray.errors import RunError, StorageError
 from mpa_ray.storage.folder import Folder
 from mpa_ray.training import training_state
 
@@ -58,22 +59,29 @@ SETTINGS = {
 }
 
 
-def process_group_of_one() -> None:
-    """A process group of one: DeepSpeed wants one."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def process_group_of_one() -> None:
+    """A process group of one: DeepSpeed wants one."""
+    process_group(rank=0, workers=1, port=free_port())
+
+
+def process_group(*, rank: int, workers: int, port: int) -> None:
     os.environ |= {
         "DS_ACCELERATOR": "cpu",
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(workers),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
 
 
-def _engine(settings: TrainingSection) -> tuple[Any, Any]:
+def _engine(settings: TrainingSection, workers: int = 1) -> tuple[Any, Any]:
     import deepspeed
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -89,7 +97,7 @@ def _engine(settings: TrainingSection) -> tuple[Any, Any]:
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
-        config=deepspeed_config(settings, 1),
+        config=deepspeed_config(settings, workers),
         dist_init_required=not torch.distributed.is_initialized(),
     )
     return engine.train() or engine, AutoProcessor.from_pretrained(demo.SVLM)
@@ -186,7 +194,7 @@ def _resume(folder: Path, work: Path, stage: int) -> tuple[list[float], list[flo
         whole.append(take_step(engine, answer_loss, micro_batches, scale=1 / 4, rate=1e-3)[0])
         if number == 2:
             work.mkdir()
-            save_state(engine, work, {"samples": 12, "curve": [[1], [2], [3]]}, rank=0, workers=1)
+            save_state(engine, work, {"samples": 12, "curve": [[1], [2], [3]]}, rank=0)
     again, _ = _engine(settings)
     take_step(again, answer_loss, batches[0], scale=0.0, rate=0.0)
     progress = load_state(again, Checkpoint.from_directory(work))
@@ -211,3 +219,91 @@ def test_a_resumed_training_continues_as_if_never_stopped(
     )
     assert resumed == pytest.approx(whole, rel=1e-3)
     assert whole[3:] != pytest.approx(whole[:3], rel=1e-2)
+
+
+def _whole(engine: Any) -> dict[str, Any]:
+    """Every parameter's weights and moments, gathered by DeepSpeed, under a checkpoint's names."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    found = {}
+    for name, parameter in engine.module.named_parameters():
+        found[f"weight/{name}"] = safe_get_full_fp32_param(parameter).cpu().clone()
+        for moment in ("exp_avg", "exp_avg_sq"):
+            state = safe_get_full_optimizer_state(parameter, moment)
+            found[f"{moment}/{name}"] = state.cpu().clone()
+    return found
+
+
+def _write(folder: Path, state: Path, stage: int, rank: int, port: int) -> dict[str, Any]:
+    """One of two workers: two steps, and its part of a checkpoint, without a word to the other."""
+    import torch
+
+    from mpa_ray.training.objectives.answer_nll import answer_loss
+    from mpa_ray.training.train_loop import take_step
+    from mpa_ray.training.training_state import save_state
+
+    process_group(rank=rank, workers=2, port=port)
+    engine, processor = _engine(TrainingSection(**SETTINGS, zero_stage=stage), workers=2)
+    for micro_batches in _batches(folder, processor, engine.module)[:2]:
+        take_step(engine, answer_loss, micro_batches[rank : rank + 1], scale=1 / 2, rate=1e-3)
+    whole = _whole(engine)
+    torch.distributed.all_reduce = torch.distributed.all_gather = None
+    save_state(engine, state, {"samples": 8, "curve": [[1], [2]]}, rank=rank)
+    return whole
+
+
+def _read(folder: Path, state: Path, stage: int) -> dict[str, Any]:
+    from ray.train import Checkpoint
+
+    from mpa_ray.training.objectives.answer_nll import answer_loss
+    from mpa_ray.training.train_loop import take_step
+    from mpa_ray.training.training_state import load_state
+
+    process_group_of_one()
+    engine, processor = _engine(TrainingSection(**SETTINGS, zero_stage=stage))
+    micro_batches = _batches(folder, processor, engine.module)[0]
+    take_step(engine, answer_loss, micro_batches, scale=0.0, rate=0.0)
+    load_state(engine, Checkpoint.from_directory(state))
+    return _whole(engine)
+
+
+@pytest.mark.parametrize(("stage", "then"), [(1, 3), (2, 1), (3, 2)])
+def test_workers_write_their_parts_and_another_number_at_another_stage_reads_them(
+    ray_session: None, parity_folder: Path, tmp_path: Path, stage: int, then: int
+) -> None:
+    import ray
+    import torch
+    from safetensors.torch import save_file
+
+    state, earlier, port = tmp_path / "state", tmp_path / "earlier", free_port()
+    state.mkdir()
+    write: Any = ray.remote(num_cpus=1, max_calls=1)(_write)
+    read: Any = ray.remote(num_cpus=1, max_calls=1)(_read)
+    wrote, _ = ray.get([write.remote(parity_folder, state, stage, rank, port) for rank in range(2)])
+    sizes = [path.stat().st_size for path in state.glob("state-*.safetensors")]
+    assert len(sizes) == 2 and max(sizes) < 0.6 * sum(sizes), "each of them has half"
+    # As versions wrote it that gathered every parameter.
+    earlier.mkdir()
+    keys = sorted(wrote)
+    for rank in range(2):
+        save_file(
+            {key: wrote[key] for key in keys[rank::2]}, earlier / f"state-{rank:04d}.safetensors"
+        )
+    (earlier / "progress.json").write_text((state / "progress.json").read_text())
+    for found in ray.get([read.remote(parity_folder, at, then) for at in (state, earlier)]):
+        assert found.keys() == wrote.keys()
+        for key, tensor in found.items():
+            assert torch.equal(tensor, wrote[key]), key
+
+
+def test_a_checkpoint_that_lacks_a_worker_s_part_is_refused(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    file = tmp_path / "state-0000.safetensors"
+    save_file({"weight/a": torch.ones(6)}, file, metadata={"starts": '{"a": 0}'})
+    with (
+        ExitStack() as files,
+        pytest.raises(RunError, match="has 6 of the 12 numbers of weight/a; remove"),
+    ):
+        training_state._Parts([file], files).read("weight/a", (3, 4))
