@@ -6,7 +6,7 @@ commits of their own (`mpa_ray.stages.commits`).
 """
 
 from mpa_ray.config import Config, identity
-from mpa_ray.errors import NothingToTeach
+from mpa_ray.errors import ConfigurationError, NothingToTeach
 from mpa_ray.images.sources import refuse_output_among_images
 from mpa_ray.observability import logs
 from mpa_ray.observability.progress import say
@@ -14,8 +14,8 @@ from mpa_ray.placement.ray_session import ray_session
 from mpa_ray.placement.shared_folders import refuse_unshared
 from mpa_ray.report import summary, write_report
 from mpa_ray.report.run_record import RunRecord
-from mpa_ray.schema import ANNOTATE_AND_IDENTIFY
-from mpa_ray.stages import early_stop
+from mpa_ray.schema import ANNOTATE_AND_IDENTIFY, TRAIN_STEP
+from mpa_ray.stages import early_stop, step_times
 from mpa_ray.stages.commits import Counts
 from mpa_ray.steps import rounds
 from mpa_ray.steps.annotate_and_identify import annotate_and_identify
@@ -98,6 +98,8 @@ def _run(run: Run) -> RunRecord:
         refuse_unshared(run.output, run.config, run.first_file)
         for line in run.placement.lines:
             say(line)
+        if run.placement.refused and any(_trains(step, run.output) for step in todo):
+            raise ConfigurationError(run.placement.refused)
         try:
             follow([step for step in todo if step.needs_ray], run)
         except NothingToTeach as error:
@@ -105,6 +107,10 @@ def _run(run: Run) -> RunRecord:
             write_report(run.output, record=error.record)
             raise
     return publish(run, record_of(run, todo), run.placement.config)
+
+
+def _trains(step: Step, output: Folder) -> bool:
+    return step.name.startswith(TRAIN_STEP) and step_times.record(output, step.name) is None
 
 
 def _in_rounds(call: Run) -> RunRecord:

@@ -265,6 +265,20 @@ def test_what_only_changes_the_speed_may_change(record: dict[str, Any], root: Pa
     )
 
 
+def test_a_training_that_no_gpu_holds_is_refused_before_anything_is_annotated(
+    ray_session: None, root: Path, tmp_path: Path
+) -> None:
+    config = settings(
+        root,
+        output=str(tmp_path),
+        pl={"gpus_per_worker": 1, "offload": False},
+        cluster={"gpu_memory_gib": 1.5},
+    )
+    with pytest.raises(ConfigurationError, match=r"svlm\.model: training .* on 1 GPU takes 2 GiB"):
+        pipeline.run(config)
+    assert not (tmp_path / "annotations").exists()
+
+
 def test_no_parity_sample_is_an_error_and_nothing_is_trained(
     ray_session: None, root: Path, tmp_path: Path
 ) -> None:

@@ -55,6 +55,11 @@ class TrainingSection(Section):
     """DeepSpeed ZeRO: what is split over the workers: 1 the optimizer's state, 2 also the
     gradients, 3 also the weights. Without it, 2, or 3 where only that fits the GPUs.
     """
+    offload: Annotated[bool | None, MayChange()] = None
+    """Keep Adam's state in the nodes' memory, 22 bytes a parameter, and step on their CPU cores:
+    slower, and a GPU holds weights, gradients and activations alone. Without it, only where nothing
+    else fits the GPUs and the nodes are known to have that memory.
+    """
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the forward and backward pass. The optimizer's copy of the weights is always float32."""
     gradient_checkpointing: Annotated[bool, MayChange()] = True
@@ -129,6 +134,11 @@ class TrainingSection(Section):
                 f"lora_rank={self.lora_rank} and zero_stage=3 exclude each other: LoRA trains few"
                 " weights, so nothing is"
                 " gained; set zero_stage=2"
+            )
+        if self.lora_rank and self.offload:
+            raise ValueError(
+                f"lora_rank={self.lora_rank} and offload=true exclude each other: LoRA trains few"
+                " weights, so nothing is gained; set offload=false"
             )
         return self
 

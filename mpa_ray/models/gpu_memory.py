@@ -19,8 +19,8 @@ ENGINE_GIB = 4.0
 TRAINED_IN = 0.95
 # Of a GPU in training: the contexts of CUDA and NCCL, and two buckets to reduce gradients in.
 _BESIDE_GIB = 1.75
-# The activations of a micro-batch of 4 with gradient checkpointing.
-_ACTIVATIONS_GIB = 5.0
+# The activations of a sample with gradient checkpointing.
+_ACTIVATIONS_GIB = 1.25
 TEXT_TOKENS = 384
 _MOST_IN_FLIGHT = 128
 
@@ -106,46 +106,98 @@ def gpu_share(size: ModelSize, model: LocalModelSection, *, gpu_gib: float) -> f
     return math.ceil(20 * serving_gib(size, model) / (USED * gpu_gib)) / 20
 
 
-def bytes_in_the_passes(*, stage: int, workers: int, lora: bool = False) -> float:
+def bytes_in_the_passes(
+    *, stage: int, workers: int, lora: bool = False, offload: bool = False
+) -> float:
     """Bytes a parameter of a GPU when a backward pass ends, in mixed precision, as ZeRO splits
-    them: weights 2, gradients 2, and what Adam keeps, 12. Of LoRA's, the weights alone count.
+    them: weights 2, gradients 2, and what Adam keeps, 12, unless that is offloaded. Of LoRA's, the
+    weights alone count.
     """
-    weights, gradients, adam = (2, 0, 0) if lora else (2, 2, 12)
+    weights, gradients, adam = (2, 0, 0) if lora else (2, 2, 0 if offload else 12)
     split = adam / workers
     split += gradients / (workers if stage >= 2 else 1)
     return split + weights / (workers if stage >= 3 else 1)
 
 
-def bytes_in_the_step(*, stage: int, workers: int, lora: bool = False) -> float:
+def bytes_in_the_step(
+    *, stage: int, workers: int, lora: bool = False, offload: bool = False
+) -> float:
     """Bytes a parameter of a GPU at the peak of the optimizer's step: of the worker's part there
     are then what Adam keeps, 12, the gradients, 2, in one piece, 2 more, and in float32, 4. Fused
     AdamW makes nothing else. Measured with DeepSpeed's allocations.
     """
     weights = 2 / (workers if stage >= 3 else 1)
-    return weights if lora else weights + 20 / workers
+    return weights if lora or offload else weights + 20 / workers
 
 
-def training_gib(parameters: int, *, stage: int, workers: int, lora: bool = False) -> float:
+def offloaded_bytes(*, workers: int) -> float:
+    """Bytes a parameter of a node's memory that a worker with offload takes: what Adam keeps, 12,
+    gradients in float32, 4, in the weights' precision, 2, weights to copy back, 2, and buffers as
+    large as the largest tensor, some 2 with a vocabulary of 150,000. Measured as
+    `bytes_in_the_step`.
+    """
+    return 22 / workers
+
+
+def training_gib(
+    parameters: int,
+    *,
+    stage: int,
+    workers: int,
+    micro_batch_size: int = 4,
+    lora: bool = False,
+    offload: bool = False,
+) -> float:
     """GiB of a GPU at the peak of training: the larger of a backward pass with its activations and
     of the optimizer's step, which has none; CUDA's own comes with both.
 
-    2.2 billion: 47 GiB on one GPU, 20 at stage 2 over 3; 4.15 billion: 87 GiB, 35, and 30 at
-    stage 3.
+    2.2 billion: 47 GiB on one GPU, 20 at stage 2 over 3, 15 on one with offload; 4.15 billion: 87
+    GiB, 35, and 30 at stage 3.
     """
-    passes = parameters * bytes_in_the_passes(stage=stage, workers=workers, lora=lora) / GIB
-    step = parameters * bytes_in_the_step(stage=stage, workers=workers, lora=lora) / GIB
-    return max(passes + _ACTIVATIONS_GIB, step) + _BESIDE_GIB
+    passes = bytes_in_the_passes(stage=stage, workers=workers, lora=lora, offload=offload)
+    step = bytes_in_the_step(stage=stage, workers=workers, lora=lora, offload=offload)
+    activations = _ACTIVATIONS_GIB * micro_batch_size
+    return max(parameters * passes / GIB + activations, parameters * step / GIB) + _BESIDE_GIB
 
 
 def fewest_workers(
-    parameters: int, *, stage: int, gpu_gib: float, most: int, lora: bool = False
+    parameters: int,
+    *,
+    stage: int,
+    gpu_gib: float,
+    most: int,
+    micro_batch_size: int = 4,
+    lora: bool = False,
+    offload: bool = False,
+    node_gib: float | None = None,
 ) -> int | None:
     """The fewest workers, up to `most`, whose GPUs hold a training at its peak; None where none
     do.
+
+    Args:
+        parameters: of the model.
+        stage: of ZeRO.
+        gpu_gib: memory of a GPU.
+        most: workers there can be.
+        micro_batch_size: samples of a pass.
+        lora: whether adapters alone are trained.
+        offload: whether Adam's state is in the nodes' memory.
+        node_gib: of that, what there is for each GPU; None where it is not known.
     """
-    fits = (
-        n
-        for n in range(1, most + 1)
-        if training_gib(parameters, stage=stage, workers=n, lora=lora) <= TRAINED_IN * gpu_gib
-    )
-    return next(fits, None)
+    for n in range(1, most + 1):
+        needed = training_gib(
+            parameters,
+            stage=stage,
+            workers=n,
+            micro_batch_size=micro_batch_size,
+            lora=lora,
+            offload=offload,
+        )
+        there = (
+            not offload
+            or node_gib is None
+            or (parameters * offloaded_bytes(workers=n) / GIB <= node_gib)
+        )
+        if needed <= TRAINED_IN * gpu_gib and there:
+            return n
+    return None

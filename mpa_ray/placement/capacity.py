@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mpa_ray.config import ClusterSection, Config, LocalModelSection
 from mpa_ray.errors import RunError
 from mpa_ray.models.gpu_memory import smallest_gpu_gib
-from mpa_ray.models.size import size_of
+from mpa_ray.models.size import GIB, size_of
 from mpa_ray.observability.progress import duration, say
 from mpa_ray.observability.side_by_side import is_interrupted
 from mpa_ray.placement.autoscaler import Autoscaler, autoscaler
@@ -90,6 +90,7 @@ def cluster_of(settings: ClusterSection) -> Cluster:
     cpus = [
         (node["Resources"].get("CPU", 0.0) - 1) / node["Resources"]["GPU"] for node in with_gpus
     ]
+    memory = [node["Resources"].get("memory", 0.0) / node["Resources"]["GPU"] for node in with_gpus]
     types = [
         name.removeprefix(_GPU_TYPE)
         for node in with_gpus
@@ -103,6 +104,7 @@ def cluster_of(settings: ClusterSection) -> Cluster:
         cpus_per_gpu=min(cpus, default=None),
         gpu_gib=smallest_gpu_gib(types, settings.gpu_memory_gib),
         cpus=None if grows else sum(node["Resources"].get("CPU", 0.0) for node in living),
+        node_gib=min(memory) / GIB if memory else None,
     )
 
 

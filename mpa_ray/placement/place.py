@@ -14,11 +14,13 @@ from mpa_ray.config import Config, LocalModelSection, TrainingSection
 from mpa_ray.config.hyperparameters import with_hyperparameters
 from mpa_ray.models.gpu_memory import (
     TEXT_TOKENS,
+    TRAINED_IN,
     USED,
     fewest_workers,
     gpu_share,
     images_in_flight,
     kv_gib,
+    offloaded_bytes,
     serving_gib,
     tensor_parallel_size,
     training_gib,
@@ -39,7 +41,7 @@ _CHOSEN = (
     "images_in_flight",
 )
 
-_CHOSEN_FOR_TRAINING = ("workers", "min_workers", "zero_stage", "cpus_per_worker")
+_CHOSEN_FOR_TRAINING = ("workers", "min_workers", "zero_stage", "offload", "cpus_per_worker")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,8 @@ class Cluster:
             there yet.
         gpu_gib: memory of a GPU, in GiB; of the smallest where they differ.
         cpus: CPU cores of all nodes; None where more may come.
+        node_gib: memory of a node with GPUs that processes may have, by its GPUs, in GiB, of the
+            smallest; None where no such node is there yet.
     """
 
     nodes: tuple[int, ...]
@@ -63,6 +67,7 @@ class Cluster:
     cpus_per_gpu: float | None
     gpu_gib: float
     cpus: float | None = None
+    node_gib: float | None = None
 
     @property
     def gpus(self) -> int:
@@ -77,11 +82,14 @@ class Placement:
         config: the configuration with nothing left open of what the cluster decides.
         record: what run.json keeps: the cluster, the models' sizes, the choices and their reasons.
         lines: the same for people.
+        refused: why the S-VLM cannot be trained on this cluster; None where it can, or where that
+            is not known.
     """
 
     config: Config
     record: dict[str, Any]
     lines: list[str]
+    refused: str | None = None
 
 
 def place(
@@ -123,7 +131,7 @@ def place(
             **{key: getattr(model, key) for key in _CHOSEN},
             "why": why,
         }
-    pl, why = _place_training(
+    pl, why, refused = _place_training(
         with_hyperparameters(config.pl, config.svlm.model), sizes.get("svlm"), cluster
     )
     lines.append(why)
@@ -135,7 +143,9 @@ def place(
         "jury": tuple(placed[f"jury.{number}"] for number in range(len(config.jury))),
         "pl": config.pl.model_copy(update=chosen),
     }
-    return Placement(config=config.model_copy(update=update), record=record, lines=lines)
+    return Placement(
+        config=config.model_copy(update=update), record=record, lines=lines, refused=refused
+    )
 
 
 def models_of(config: Config) -> dict[str, LocalModelSection]:
@@ -367,54 +377,135 @@ def _cpus(gpus: float, cluster: Cluster) -> float:
 
 def _place_training(
     settings: TrainingSection, size: ModelSize | None, cluster: Cluster
-) -> tuple[TrainingSection, str]:
+) -> tuple[TrainingSection, str, str | None]:
+    """What was chosen, the line that says it, and why it cannot be done, if it cannot."""
     assert settings.batch_size is not None
     useful = math.ceil(settings.batch_size / settings.micro_batch_size)
     if not settings.gpus_per_worker:
         workers = settings.workers or settings.min_workers or 1
         least = workers if settings.node_labels else settings.min_workers or 1
         chosen = {"workers": workers, "zero_stage": settings.zero_stage or 2, "min_workers": least}
-        return settings.model_copy(update=chosen), f"PL: {_count(workers, 'worker')} on the CPU"
+        on_cpu = settings.model_copy(update=chosen)
+        return on_cpu, f"PL: {_count(workers, 'worker')} on the CPU", None
     most = settings.workers or max(1, cluster.gpus if cluster.bounded else cluster.largest)
-    lora = bool(settings.lora_rank)
-    stages = (settings.zero_stage,) if settings.zero_stage else (2,) if lora else (2, 3)
-    fits = (
-        {
-            s: fewest_workers(
-                size.parameters, stage=s, gpu_gib=cluster.gpu_gib, most=most, lora=lora
-            )
-            for s in stages
-        }
-        if size
-        else {}
-    )
-    stage = next(
-        (stage for stage, fewest in fits.items() if fewest), stages[-1] if fits else stages[0]
-    )
-    fewest = fits.get(stage) or (most if fits else 1)
+    ways = _ways(settings, cluster)
+    stage, offload, fewest = ways[0] + (1,)
+    refused, doubt = None, ""
+    if size:
+        # What activations take is an estimate: nothing is refused for them.
+        found = _first_way(size, settings, ways, cluster, most=most)
+        if found is None:
+            doubt = f"; activations may be too much for GPUs of {cluster.gpu_gib:.0f} GiB"
+            bare = settings.model_copy(update={"micro_batch_size": 0})
+            found = _first_way(size, bare, ways, cluster, most=most)
+        if found is None:
+            refused = _too_much(size, settings, ways, cluster, most)
+        stage, offload, fewest = found or (*ways[-1], most)
     workers = settings.workers or max(fewest, settings.min_workers or 1, min(most, useful))
     least = workers if settings.node_labels else settings.min_workers or min(fewest, workers)
-    needed = (
-        f", {training_gib(size.parameters, stage=stage, workers=workers, lora=lora):.0f} GiB"
-        " per GPU at its peak"
-        if size
+    line = f"PL: {_count(workers, 'worker')}, one GPU each, ZeRO stage {stage}"
+    if offload:
+        line += ", Adam's state in the nodes' memory"
+    if size:
+        needed = training_gib(
+            size.parameters,
+            stage=stage,
+            workers=workers,
+            micro_batch_size=settings.micro_batch_size,
+            lora=bool(settings.lora_rank),
+            offload=offload,
+        )
+        line += f", {needed:.0f} GiB per GPU at its peak{doubt}"
+    if least < workers:
+        line += f", continuing with {least} where nodes are lost"
+    return (
+        settings.model_copy(
+            update={
+                "workers": workers,
+                "zero_stage": stage,
+                "offload": offload,
+                "min_workers": least,
+                "cpus_per_worker": settings.cpus_per_worker or _cpus(1.0, cluster),
+            }
+        ),
+        line,
+        refused,
+    )
+
+
+def _ways(settings: TrainingSection, cluster: Cluster) -> list[tuple[int, bool]]:
+    """The ZeRO stages and whether Adam's state is offloaded, in the order they are tried in: the
+    faster first.
+    """
+    lora = bool(settings.lora_rank)
+    stages = (settings.zero_stage,) if settings.zero_stage else (2,) if lora else (2, 3)
+    if settings.offload is not None:
+        return [(stage, settings.offload) for stage in stages]
+    # Who does not know the nodes' memory does not fill it unasked.
+    offloads = [False] if lora or cluster.node_gib is None else [False, True]
+    return [(stage, offload) for offload in offloads for stage in stages]
+
+
+def _first_way(
+    size: ModelSize,
+    settings: TrainingSection,
+    ways: Sequence[tuple[int, bool]],
+    cluster: Cluster,
+    *,
+    most: int,
+) -> tuple[int, bool, int] | None:
+    """The first of `ways` that fits the GPUs, and the fewest workers that it takes."""
+    for stage, offload in ways:
+        fewest = fewest_workers(
+            size.parameters,
+            stage=stage,
+            gpu_gib=cluster.gpu_gib,
+            most=most,
+            micro_batch_size=settings.micro_batch_size,
+            lora=bool(settings.lora_rank),
+            offload=offload,
+            node_gib=cluster.node_gib,
+        )
+        if fewest:
+            return stage, offload, fewest
+    return None
+
+
+def _too_much(
+    size: ModelSize,
+    settings: TrainingSection,
+    ways: Sequence[tuple[int, bool]],
+    cluster: Cluster,
+    most: int,
+) -> str:
+    least = min(
+        training_gib(
+            size.parameters,
+            stage=stage,
+            workers=most,
+            micro_batch_size=0,
+            lora=bool(settings.lora_rank),
+            offload=offload,
+        )
+        for stage, offload in ways
+    )
+    advice = "more GPUs (pl.workers), larger ones"
+    if not settings.lora_rank:
+        advice += ", pl.lora_rank=16"
+    if not any(offload for _, offload in ways) and not settings.lora_rank:
+        advice += ", pl.offload=true"
+    memory = (
+        f", and {size.parameters * offloaded_bytes(workers=most) / GIB:.0f} of the"
+        f" {cluster.node_gib:.0f} GiB of a node that each GPU has"
+        if cluster.node_gib is not None and any(offload for _, offload in ways)
         else ""
     )
-    at_least = f", continuing with {least} where nodes are lost" if least < workers else ""
-    line = f"PL: {_count(workers, 'worker')}, one GPU each, ZeRO stage {stage}{needed}{at_least}"
-    if fits and not fits[stage]:
-        line += (
-            f"; that is too much for GPUs of {cluster.gpu_gib:.0f} GiB: more GPUs, larger"
-            " ones, or pl.lora_rank=16 would help"
-        )
-    return settings.model_copy(
-        update={
-            "workers": workers,
-            "zero_stage": stage,
-            "min_workers": least,
-            "cpus_per_worker": settings.cpus_per_worker or _cpus(1.0, cluster),
-        }
-    ), line
+    return (
+        f"svlm.model: training {size.parameters / 1e9:.1f}B parameters on"
+        f" {_count(most, 'GPU')} takes {least:.0f} GiB of each without activations, of which"
+        f" {TRAINED_IN * cluster.gpu_gib:.0f} of {cluster.gpu_gib:.0f} can be used{memory}. These"
+        f" would help: {advice}"
+    )
 
 
 def _cluster_line(cluster: Cluster) -> str:

@@ -206,9 +206,9 @@ def adamw(model: Any, settings: TrainingSection) -> "torch.optim.AdamW":
         lr=settings.learning_rate,
         betas=(0.9, 0.95),
         weight_decay=settings.weight_decay,
-        # Without it, a step holds up to 8 bytes a parameter more. On the CPU memory is not what is
-        # short.
-        fused=bool(settings.gpus_per_worker),
+        # Without it, a step holds up to 8 bytes a parameter more, which matters on a GPU, and where
+        # a node's memory stands in for it.
+        fused=bool(settings.gpus_per_worker or settings.offload),
     )
 
 
@@ -233,6 +233,11 @@ def deepspeed_config(settings: TrainingSection, workers: int) -> dict[str, Any]:
         if settings.gpus_per_worker
         else {}
     )
+    offload = (
+        {"offload_optimizer": {"device": "cpu", "pin_memory": bool(settings.gpus_per_worker)}}
+        if settings.offload
+        else {}
+    )
     return {
         "train_batch_size": settings.micro_batch_size * workers,
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
@@ -242,7 +247,7 @@ def deepspeed_config(settings: TrainingSection, workers: int) -> dict[str, Any]:
         # Gradients are summed over micro-batches and workers in the precision they are computed in,
         # as other trainers do (docs/placement.md has the reason).
         "data_types": {"grad_accum_dtype": settings.precision},
-        "zero_optimization": {"stage": settings.zero_stage or 2} | reduction,
+        "zero_optimization": {"stage": settings.zero_stage or 2} | reduction | offload,
         # The optimizer is torch's AdamW: DeepSpeed's own ones are compiled at first use, and it has
         # tested only those with ZeRO.
         "zero_allow_untested_optimizer": True,

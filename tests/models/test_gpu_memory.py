@@ -166,7 +166,7 @@ def test_the_fewest_workers_that_hold_a_model() -> None:
     assert fewest_workers(internvl_4b, stage=2, gpu_gib=22.5, most=8) == 8
     assert fewest_workers(internvl_8b, stage=2, gpu_gib=22.5, most=16) is None
     assert fewest_workers(internvl_8b, stage=3, gpu_gib=22.5, most=16) == 9
-    assert fewest_workers(internvl_8b, stage=2, gpu_gib=22.5, most=1, lora=True) == 1
+    assert fewest_workers(internvl_8b, stage=2, gpu_gib=24, most=1, lora=True) == 1
 
 
 def test_gpus_are_known_by_ray_s_names_and_the_smallest_counts() -> None:

@@ -1,5 +1,7 @@
 """Placement on clusters that are only described."""
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -293,10 +295,56 @@ def test_a_worker_has_its_gpu_s_share_of_the_cores(
     assert placed(config_with(pl=pl), on).config.pl.cpus == cores
 
 
-def test_a_model_no_gpu_can_train_is_said() -> None:
-    result = placed(config_with(), cluster(2, gpu_gib=22.5), svlm=LARGE)
-    assert (result.config.pl.workers, result.config.pl.zero_stage) == (2, 3)
-    assert "too much for GPUs of 22 GiB" in result.lines[-1]
+@pytest.mark.parametrize(
+    ("size", "on", "node_gib", "pl", "expected"),
+    [
+        # Qwen2-VL-2B on one GPU of 48 GiB: 47 GiB at its peak without offload, 45 of a node's with.
+        (SMALL, cluster(1), 64, {}, (1, 2, True)),
+        (SMALL, cluster(1, gpu_gib=22.5), 64, {}, (1, 2, True)),
+        (SMALL, cluster(1, gpu_gib=79.6), 64, {}, (1, 2, False)),
+        (SMALL, cluster(2), 64, {}, (2, 2, False)),
+        (SMALL, cluster(2), None, {"workers": 1, "offload": True}, (1, 2, True)),
+        # Half of a worker's part is on each of two nodes' memory.
+        (SMALL, cluster(2), 24, {"offload": True}, (2, 2, True)),
+        (OF_4B, cluster(4, gpu_gib=22.5), 64, {}, (4, 2, True)),
+    ],
+)
+def test_adam_s_state_goes_to_the_nodes_where_only_that_fits(
+    size: ModelSize,
+    on: Cluster,
+    node_gib: float | None,
+    pl: dict[str, Any],
+    expected: tuple[int, int, bool],
+) -> None:
+    result = placed(config_with(pl=pl), replace(on, node_gib=node_gib), svlm=size)
+    chosen = result.config.pl
+    assert (chosen.workers, chosen.zero_stage, chosen.offload) == expected
+    assert result.refused is None
+    assert ("in the nodes' memory" in result.lines[-1]) is chosen.offload
+
+
+@pytest.mark.parametrize(
+    ("on", "node_gib", "pl", "reason"),
+    [
+        (cluster(1), None, {}, r"on 1 GPU takes 47 GiB of each .*, of which 46 of 48 .*offload=tr"),
+        (cluster(1), 32, {}, r"and 45 of the 32 GiB of a node that each GPU has\. These"),
+        (cluster(1), 64, {"offload": False}, "takes 47 GiB of each"),
+        (cluster(1), 64, {"zero_stage": 3, "offload": False}, "takes 47 GiB of each"),
+        (cluster(4), 64, {"workers": 1, "offload": False}, "on 1 GPU takes 47"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_by_arithmetic(
+    on: Cluster, node_gib: float | None, pl: dict[str, Any], reason: str
+) -> None:
+    result = placed(config_with(pl=pl), replace(on, node_gib=node_gib), svlm=SMALL)
+    assert result.refused is not None
+    assert re.search(reason, result.refused), result.refused
+
+
+def test_an_estimate_refuses_nothing() -> None:
+    result = placed(config_with(pl={"micro_batch_size": 64}), cluster(4), svlm=SMALL)
+    assert result.refused is None
+    assert "activations may be too much for GPUs of 48 GiB" in result.lines[-1]
 
 
 def test_lora_needs_no_more_than_the_weights() -> None:

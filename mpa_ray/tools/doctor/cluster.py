@@ -86,6 +86,8 @@ def _resources(config: Config) -> Iterator[Finding]:
         return
     for line in placed.lines:
         yield Finding(state="ok", what="placement", said=line.removeprefix("placement: "))
+    if placed.refused:
+        yield Finding(state="failed", what="placement", said=placed.refused)
     # What is not there, an autoscaler may start; nobody says what.
     yield from _room(
         placed.config,
