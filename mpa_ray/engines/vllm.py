@@ -20,8 +20,8 @@ from mpa_ray.models.size import GIB, ModelSize, size_of
 # vLLM's own switch. At 1 the model runs in a process of its own on the CPU too.
 _OWN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 _WORKER_EXTENSION = "mpa_ray.engines.vllm_worker.TakesWeights"
-# The least holds one image of any family; the most is vLLM's default. An engine has the cache
-# twice, in the actor and in vLLM's own process.
+# The least holds one image of any family; the most is vLLM's default. An engine in a process of its
+# own has the cache twice.
 _LEAST_CACHE_GIB, _MOST_CACHE_GIB = 0.25, 4.0
 
 
