@@ -183,7 +183,7 @@ def _code_places(place: str, revision: str | None) -> Iterator[str]:
 def _known_config(model: LocalModelSection) -> dict[str, Any] | None:
     if is_remote(model.model):
         try:
-            return Folder.at(model.model).read_json("config.json")
+            return read_config(model.model)
         except StorageError:
             if not node_cache.has_copy(model.model):
                 raise
@@ -194,8 +194,20 @@ def _known_config(model: LocalModelSection) -> dict[str, Any] | None:
             ({"model_type": kind} for name, kind in _PUBLISHED_AS if name.fullmatch(model.model)),
             None,
         )
+    return read_config(model.model)
+
+
+def read_config(place: str) -> dict[str, Any]:
+    """The `config.json` of a folder or of a prefix in an object store.
+
+    Raises:
+        ConfigurationError: it is damaged.
+        StorageError: the object store failed.
+    """
+    folder = Folder.at(place)
+    path = f"{folder.uri}/config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(folder.read_bytes("config.json"))
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is no JSON: {error}; copy the model again") from error
     if not isinstance(config, dict):

@@ -154,7 +154,7 @@ def _of_folder(model: LocalModelSection) -> ModelSize | None:
     file_bytes = sum(
         info.size
         for info in folder.filesystem.get_file_info(selector)
-        if info.path.endswith(".safetensors")
+        if info.is_file and info.path.endswith(".safetensors")
     )
     if not file_bytes or not folder.exists("config.json"):
         return None
@@ -164,7 +164,7 @@ def _of_folder(model: LocalModelSection) -> ModelSize | None:
         else families.count_parameters(model.model_copy(update={"model": place}))
     )
     return size_from(
-        folder.read_json("config.json"),
+        families.read_config(place),
         file_bytes,
         model,
         processor=[folder.read_json(name) for name in _PROCESSOR_FILES if folder.exists(name)],

@@ -207,6 +207,48 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert access(API).state == "ok" and "a-key-of-the-tests" not in str(access(API))
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("header", "model.safetensors is cut off or damaged: "),
+        ("configuration", "config.json is no JSON: "),
+        ("a list", "config.json is no configuration of a model"),
+        ("a folder", "model.safetensors, which is not there"),
+        ("name", "File name too long"),
+    ],
+)
+def test_a_damaged_checkpoint_is_a_finding_wherever_it_is_read(
+    damage: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    model = tmp_path / "model"
+    shutil.copytree(demo.SVLM, model)
+    weights = model / "model.safetensors"
+    if damage == "header":
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:8] + b"\xff" * 100 + whole[108:])
+    elif damage == "a folder":
+        weights.unlink()
+        weights.mkdir()
+    elif damage == "name":
+        model = tmp_path / ("x" * 300)
+    else:
+        (model / "config.json").write_text({"configuration": "{", "a list": "[]"}[damage])
+    config = Config(svlm=ModelSection(model=str(model), gpus_per_replica=0))
+    [found] = look_at_models(config)
+    assert found.state == "failed" and said in found.said
+    assert "\n" not in found.said
+    assert {finding.what for finding in cluster.cluster(config)} <= {
+        "ray",
+        "placement",
+        "room for PA and PI",
+        "room for PL",
+    }
+    weights_are_damaged = damage in ("header", "a folder", "name")
+    made = dry_run.dry_config(config, images="i", output="o", on_gpus=False)
+    assert (made.svlm.model == str(demo.SVLM)) == weights_are_damaged
+
+
 def test_a_head_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
     [found] = cluster.cluster(Config())

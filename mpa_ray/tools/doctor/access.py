@@ -39,7 +39,7 @@ def access(config: Config) -> Iterator[Finding]:
             checkpoint.check(f"{name}.model", model.model)
             families.check(f"{name}.model", model, trained=name == "svlm")
             yield from _fetched(what, name, model)
-        except (ConfigurationError, RunError) as error:
+        except (ConfigurationError, RunError, OSError) as error:
             yield Finding(state="failed", what=what, said=str(error))
 
 

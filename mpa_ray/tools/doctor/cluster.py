@@ -63,7 +63,11 @@ def _on_this_machine(config: Config) -> Iterator[Finding]:
         gpu_gib=config.cluster.gpu_memory_gib,
         cpus=cpus,
     )
-    sizes = {name: size_of(model) for name, model in models_of(config).items()}
+    try:
+        sizes = {name: size_of(model) for name, model in models_of(config).items()}
+    except (ConfigurationError, RunError) as error:
+        yield Finding(state="failed", what="placement", said=str(error))
+        return
     placed = place(config, sizes, here, asked=list(named_models(config)))
     yield from _room(placed.config, [{"CPU": cpus, "GPU": float(gpus)}], state="failed")
 

@@ -163,7 +163,7 @@ def _is_small(model: LocalModelSection) -> bool:
         parameters = (
             families.count_parameters(model) if model.model and not model.kind.is_api else None
         )
-    except ConfigurationError:
+    except (ConfigurationError, OSError):
         # What is wrong with its weights is said where models are looked at.
         return False
     return parameters is not None and parameters < _SMALL
