@@ -9,6 +9,7 @@ Examples:
         --output s3://bucket/run1
 """
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -21,7 +22,7 @@ from mpa_ray.tools.doctor.cluster import cluster
 from mpa_ray.tools.doctor.data import inputs, storage
 from mpa_ray.tools.doctor.dry_run import dry_run
 from mpa_ray.tools.doctor.finding import Finding
-from mpa_ray.tools.doctor.machine import gpus, machine, versions
+from mpa_ray.tools.doctor.machine import checkpoints, gpu_software, gpus, machine, versions
 
 CONFIG = Config()
 
@@ -30,6 +31,8 @@ def findings(config: Config, *, quick: bool) -> Iterator[Finding]:
     yield from versions(config)
     yield from machine()
     yield from gpus()
+    yield from gpu_software(config)
+    yield from checkpoints(config, trains_here="RAY_ADDRESS" not in os.environ)
     yield from inputs(config)
     yield from storage(config.output)
     yield from access(config)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 # Of a parameter: its weight and both moments, in float32.
-_BYTES_OF_STATE = 12
+BYTES_OF_STATE = 12
 _PROGRESS = "progress.json"
 # In a file's metadata: by parameter, where in it the file's part begins.
 _STARTS = "starts"
@@ -60,7 +60,7 @@ def require_room(
     while not place.exists():
         place = place.parent
     further = min(to_come, KEPT + 1 - min(written, KEPT))
-    needed = parameters * dtype.itemsize + further * trained * _BYTES_OF_STATE
+    needed = parameters * dtype.itemsize + further * trained * BYTES_OF_STATE
     free = shutil.disk_usage(place).free
     if needed > free:
         raise StorageError(

@@ -4,14 +4,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from mpa_ray import demo
 from mpa_ray.config import Config, ModelSection, TrainingSection
+from mpa_ray.models.size import size_of
 from mpa_ray.storage import folder as storage
 from mpa_ray.storage import s3
 from mpa_ray.tools.doctor import cluster, data, dry_run, machine
@@ -85,12 +88,56 @@ def test_memory(free: float, state: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert memory.state == state and bool(memory.fix) == (state != "ok")
 
 
+def test_room_for_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where output and temporary folder are on one disk, the model is there twice at the end, and
+    before that four checkpoints of 12 bytes a parameter, one of them in the temporary folder.
+    """
+    shutil.copytree(demo.SVLM, tmp_path / "model")
+    svlm = ModelSection(model=str(tmp_path / "model"))
+    size = size_of(svlm)
+    assert size is not None
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = Config(svlm=svlm, output=str(tmp_path / "runs/1"))
+
+    def look(free: int, config: Config, *, trains_here: bool = True) -> Finding:
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: usage)
+        [found] = machine.checkpoints(config, trains_here=trains_here)
+        assert bool(found.fix) == (found.state != "ok")
+        return found
+
+    model, state = size.weight_bytes, 12 * size.parameters
+    assert look(2 * model - 1, config).state == "failed"
+    assert look(2 * model, config).state == "warning"
+    assert look(model + 4 * state - 1, config).state == "warning"
+    assert look(model + 4 * state, config).state == "ok"
+    assert look(model + 3 * state, config, trains_here=False).state == "ok"
+    in_s3 = config.model_copy(update={"output": "s3://bucket/run"})
+    assert [look(state - 1, in_s3).state, look(state, in_s3).state] == ["warning", "ok"]
+    assert list(machine.checkpoints(in_s3, trains_here=False)) == []
+    assert list(machine.checkpoints(Config(), trains_here=True)) == []
+
+
 def test_disks_that_do_not_exist_yet_are_those_they_would_be_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "not/yet"))
     [disk] = [finding for finding in machine.machine() if finding.what == "disk for Ray"]
     assert disk.said.endswith(f"free in {tmp_path}")
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put a program of this name in front of the path; it prints what it is given."""
+
+    def make(printed: str, code: int = 0) -> None:
+        (tmp_path / "out").write_text(printed)
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\ncat {tmp_path}/out\nexit {code}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -102,24 +149,73 @@ def test_disks_that_do_not_exist_yet_are_those_they_would_be_on(
             0,
             [("warning", "39 GiB of it in use"), ("ok", "0 GiB")],
         ),
+        ("NVIDIA GB10, [N/A], [N/A]", 0, [("ok", "does not say")]),
+        ("No devices were found", 0, [("ok", "none")]),
         ("couldn't communicate with the NVIDIA driver", 9, [("failed", "couldn't communicate")]),
     ],
 )
 def test_gpus(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    printed: str,
-    code: int,
-    expected: list[tuple[str, str]],
+    nvidia_smi: Callable[..., None], printed: str, code: int, expected: list[tuple[str, str]]
 ) -> None:
-    (tmp_path / "out").write_text(printed)
-    fake = tmp_path / "nvidia-smi"
-    fake.write_text(f"#!/bin/sh\ncat {tmp_path}/out\nexit {code}\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    nvidia_smi(printed, code)
     found = list(machine.gpus())
     assert states(found) == [state for state, _ in expected]
     assert all(text in finding.said for finding, (_, text) in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("version", "cuda", "starts", "state", "said"),
+    [
+        ("580.95.05", "13.0", False, "ok", "580.95.05, with CUDA 13.0 of torch 2.13.0"),
+        ("575.57.08", "13.0", False, "failed", "which needs 580 or newer"),
+        ("575.57.08", "13.0", True, "ok", "by forward compatibility"),
+        ("535.1", "12.8", False, "ok", "CUDA 12.8"),
+        ("610.1", None, False, "warning", "is a build for the CPU"),
+    ],
+)
+def test_the_driver_must_run_the_cuda_of_torch(
+    version: str, cuda: str | None, starts: bool, state: str, said: str
+) -> None:
+    found = machine.driver(version, build="2.13.0", cuda=cuda, starts=lambda: starts)
+    assert found.state == state and said in found.said
+    assert bool(found.fix) == (state != "ok")
+
+
+def test_the_cuda_that_is_pinned_has_an_oldest_driver() -> None:
+    [major] = {
+        int(line.partition("==")[2].partition(".")[0])
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line.startswith("nvidia-cuda-runtime==")
+    }
+    assert machine.LEAST_DRIVER[major] == 580
+
+
+def test_a_compiler_and_headers(tmp_path: Path) -> None:
+    (tmp_path / "Python.h").write_text("")
+    assert machine.compiler(found="/usr/bin/gcc", headers=tmp_path).state == "ok"
+    lacking = [
+        machine.compiler(found=None, headers=tmp_path),
+        machine.compiler(found="/usr/bin/gcc", headers=tmp_path / "nowhere"),
+    ]
+    assert states(lacking) == ["failed", "failed"]
+    assert "gcc" in lacking[0].fix and f"python3.{sys.version_info.minor}-dev" in lacking[1].fix
+
+
+def test_what_gpus_need_is_looked_at_where_they_are(
+    nvidia_smi: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(svlm=ModelSection(model="a/b"))
+    nvidia_smi("No devices were found")
+    assert list(machine.gpu_software(config)) == [] and machine.count_gpus() == 0
+    nvidia_smi("550.54.15\n550.54.15\n")
+    monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
+    driver, compiler = machine.gpu_software(config)
+    assert driver.what == "driver" and "550.54.15" in driver.said
+    assert compiler.state == "failed", "vLLM would compile there"
+    on_cpu = Config(svlm=ModelSection(model="a/b", gpus_per_replica=0))
+    assert [found.what for found in machine.gpu_software(on_cpu)] == ["driver"]
+    nvidia_smi("0\n1\n")
+    assert machine.count_gpus() == 2
 
 
 def test_a_check_leaves_nothing_on_a_disk(tmp_path: Path) -> None:
@@ -310,6 +406,7 @@ def test_a_stand_in_takes_a_share_of_a_gpu_where_the_model_takes_gpus() -> None:
     assert options["enforce_eager"], "compiling takes longer than the images"
     assert options["kv_cache_memory_bytes"], "else it would measure what loads beside it"
     assert made.pl.gpus_per_worker == 1
+    assert made.lvlm.engine_options["enforce_eager"] is True, "nothing is compiled within its time"
     made = dry_run.dry_config(Config(lvlm=given, svlm=given), images="i", output="o", on_gpus=False)
     assert made.lvlm.gpus_per_replica == made.svlm.gpus_per_replica == made.pl.gpus_per_worker == 0
 
