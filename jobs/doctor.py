@@ -1,5 +1,5 @@
 """Check a machine or cluster, and the settings of a run, before it starts: takes the flags of the
-run; --quick leaves out the dry run.
+run; --quick leaves out the sum over the training group and the dry run.
 
 Examples:
 
@@ -22,6 +22,7 @@ from mpa_ray.tools.doctor.cluster import cluster
 from mpa_ray.tools.doctor.data import inputs, storage
 from mpa_ray.tools.doctor.dry_run import dry_run
 from mpa_ray.tools.doctor.finding import Finding
+from mpa_ray.tools.doctor.group import training_group
 from mpa_ray.tools.doctor.machine import checkpoints, gpu_software, gpus, machine, versions
 
 CONFIG = Config()
@@ -38,6 +39,7 @@ def findings(config: Config, *, quick: bool) -> Iterator[Finding]:
     yield from access(config)
     yield from cluster(config)
     if not quick:
+        yield from training_group(config)
         yield from dry_run(config)
 
 

@@ -17,7 +17,7 @@ from mpa_ray.config import Config, ModelSection, TrainingSection
 from mpa_ray.models.size import size_of
 from mpa_ray.storage import folder as storage
 from mpa_ray.storage import s3
-from mpa_ray.tools.doctor import cluster, data, dry_run, machine
+from mpa_ray.tools.doctor import cluster, data, dry_run, group, machine
 from mpa_ray.tools.doctor.access import access as look_at_models
 from mpa_ray.tools.doctor.finding import Finding
 from s3 import environment, free_port
@@ -371,6 +371,43 @@ def test_what_the_cluster_has(ray_session: None, monkeypatch: pytest.MonkeyPatch
         "and nothing starts a node"
     )
     assert found["key on a worker"].state == "failed"
+
+
+TWO = [{"CPU": 1.0}] * 2
+
+
+def test_the_training_group_sums_up(ray_session: None) -> None:
+    """With Gloo; NCCL goes the same way on GPUs."""
+    svlm = ModelSection(model=str(demo.SVLM), gpus_per_replica=0)
+    config = Config(svlm=svlm, pl=TrainingSection(workers=2, gpus_per_worker=0))
+    [found] = group.training_group(config)
+    assert (found.state, found.said) == ("ok", "2 workers on 1 node(s) summed up by gloo")
+    alone = config.model_copy(update={"pl": TrainingSection(workers=1, gpus_per_worker=0)})
+    assert list(group.training_group(alone)) == [] == list(group.training_group(Config()))
+    on_gpus = config.model_copy(update={"pl": TrainingSection(workers=2)})
+    [found] = group.training_group(on_gpus)
+    assert found.state == "ok" and found.said.startswith("not tried: no node is there")
+
+
+def test_a_training_group_that_does_not_sum_up(ray_session: None) -> None:
+    import ray
+
+    [found] = group.all_reduce(TWO, Config(), backend="nccl", labels={})
+    assert found.state == "failed" and found.said.startswith("2 workers, nccl: ")
+    assert all(
+        fix in found.fix for fix in ("NCCL_SOCKET_IFNAME", "NCCL_DEBUG=INFO", "ports", "shm-size")
+    )
+    too_many = [{"CPU": 4.0}] * 2
+    [found] = group.all_reduce(too_many, Config(), backend="gloo", labels={}, limit_s=1)
+    assert found.state == "warning" and found.said.startswith("not tried: 2 x {4 CPU}")
+    assert {entry["state"] for entry in ray.util.placement_group_table().values()} == {"REMOVED"}
+
+
+def test_a_worker_does_not_wait_for_ever() -> None:
+    """Nobody answers where the first worker should be, as behind a firewall."""
+    nowhere = f"127.0.0.1:{free_port()}"
+    with pytest.raises(RuntimeError, match=r"(?i)timed out|connection refused"):
+        group._Member().sum_up(1, 2, nowhere, "gloo", 2.0)
 
 
 def test_large_models_are_stood_in_for_and_small_ones_are_asked(tmp_path: Path) -> None:

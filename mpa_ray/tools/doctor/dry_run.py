@@ -38,6 +38,11 @@ _ENGINE_OPTIONS = {
     "kv_cache_memory_bytes": 2**30,
 }
 
+_ON_GPUS = (
+    "; where vLLM itself fails on a GPU, VLLM_USE_V2_MODEL_RUNNER=0 in the environment of Ray's"
+    " workers (its older GPU runner)"
+)
+
 
 def dry_run(config: Config) -> Iterator[Finding]:
     """A few rendered images through PA, PI and PL, in a process of its own: with the run's models
@@ -106,7 +111,7 @@ def dry_run(config: Config) -> Iterator[Finding]:
             state="failed",
             what="dry run",
             said=f"with {models}: {told[:500]}",
-            fix="the first failed line above, if there is one",
+            fix="the first failed line above, if there is one" + (_ON_GPUS if on_gpus else ""),
         )
 
 

@@ -261,7 +261,8 @@ def gpu_software(config: Config) -> Iterator[Finding]:
         named = os.environ.get("CC")
         yield compiler(
             found=shutil.which(named) if named else shutil.which("gcc") or shutil.which("clang"),
-            headers=Path(sysconfig.get_paths()["include"]),
+            # Debian's own scheme names a folder that its headers are not in.
+            headers=Path(sysconfig.get_path("include", "posix_prefix")),
         )
 
 
