@@ -197,17 +197,18 @@ def _known_config(model: LocalModelSection) -> dict[str, Any] | None:
     return read_config(model.model)
 
 
-def read_config(place: str) -> dict[str, Any]:
-    """The `config.json` of a folder or of a prefix in an object store.
+def read_config(place: str, name: str = "config.json") -> dict[str, Any]:
+    """The `config.json` of a folder or of a prefix in an object store, or another of its
+    configurations.
 
     Raises:
         ConfigurationError: it is damaged.
         StorageError: the object store failed.
     """
     folder = Folder.at(place)
-    path = f"{folder.uri}/config.json"
+    path = f"{folder.uri}/{name}"
     try:
-        config = json.loads(folder.read_bytes("config.json"))
+        config = json.loads(folder.read_bytes(name))
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is no JSON: {error}; copy the model again") from error
     if not isinstance(config, dict):

@@ -167,7 +167,9 @@ def _of_folder(model: LocalModelSection) -> ModelSize | None:
         families.read_config(place),
         file_bytes,
         model,
-        processor=[folder.read_json(name) for name in _PROCESSOR_FILES if folder.exists(name)],
+        processor=[
+            families.read_config(place, name) for name in _PROCESSOR_FILES if folder.exists(name)
+        ],
         parameters=counted,
         source="its files",
     )

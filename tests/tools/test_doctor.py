@@ -345,6 +345,18 @@ def test_a_damaged_checkpoint_is_a_finding_wherever_it_is_read(
     assert (made.svlm.model == str(demo.SVLM)) == weights_are_damaged
 
 
+def test_damaged_settings_of_a_processor_are_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    model = tmp_path / "model"
+    shutil.copytree(demo.SVLM, model)
+    (model / "processor_config.json").write_text("{")
+    section = ModelSection(model=str(model), gpus_per_replica=0)
+    found = list(cluster.cluster(Config(lvlm=section, svlm=section)))
+    assert [finding.said for finding in found if "processor_config.json is no JSON" in finding.said]
+
+
 def test_a_head_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
     [found] = cluster.cluster(Config())
