@@ -16,7 +16,7 @@ from PIL import Image
 from mpa_ray.config import ModelSection
 from mpa_ray.engines import EngineDied, Reply, RequestRejected, Sampling, loading
 from mpa_ray.schema import SAMPLE_ID, SOURCE_ROW, Stage
-from mpa_ray.stages import early_stop
+from mpa_ray.stages import early_stop, row_worker
 from mpa_ray.stages.call_notes import CallNotes, note
 from mpa_ray.stages.row_worker import Ask, Row, RowStage, RowWork, RowWorker, seed_for
 from mpa_ray.storage.folder import Folder
@@ -266,15 +266,23 @@ def test_a_row_that_was_answered_is_not_accused_when_another_part_ends_the_actor
     output = Folder.at(tmp_path)
     for _ in range(2):
         note(output, CallNotes.begin, "one", 3)
-    begun = asyncio.Event()
+    begun, ended = asyncio.Event(), asyncio.Event()
 
     def reply(image: str) -> str:
         begun.set()
         if image == "other":
+            ended.set()
             raise ProcessEnded
         return "fine"
 
+    def note_while_it_lives(*args: Any) -> Any:
+        """A process that has ended notes nothing, where tasks of this one still run a while."""
+        if ended.is_set():
+            raise ProcessEnded
+        return note(*args)
+
     monkeypatch.setattr(loading, "load", lambda model, **_: Scripted(reply))
+    monkeypatch.setattr(row_worker, "note", note_while_it_lives)
     worker = actor(work, ModelSection(model="m", images_in_flight=2), output=output)
 
     async def ask_about(rows: list[Row]) -> None:
