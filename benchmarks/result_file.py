@@ -9,9 +9,9 @@ from mpa_ray.tools.tables import result_file
 RESULTS = Path(__file__).parent / "results"
 
 
-def write(name: str, text: str, data: dict[str, Any]) -> Path:
-    """Writes results/<date>-<name>.md for people and .json for programs; gives back the first."""
-    return result_file.write(RESULTS, name, text, data)
+def write(name: str, text: str, data: dict[str, Any], *, folder: Path = RESULTS) -> Path:
+    """Writes <date>-<name>.md for people and .json for programs; gives back the first."""
+    return result_file.write(folder, name, text, data)
 
 
 def gpus() -> int:

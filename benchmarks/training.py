@@ -8,11 +8,11 @@ the same samples, batches and model.
   loss over all positions, backward, step.
 - trainer: transformers' Trainer with the same DataLoader worker.
 
-Qwen2-VL's architecture with 12 million random parameters, 32,000 tokens of vocabulary and 64 image
-tokens an image; float32, AdamW, the batch and micro-batch of `--batch` and `--micro`, one core for
-the model. Timed is the loop, in tokens a second, the first step and reading included and loading
-the model not. Each way runs in a process of its own, all in turn in each round. The report goes to
-benchmarks/results/.
+Qwen2-VL's architecture with random weights: `--model training` has 24 million, 32,000 tokens of
+vocabulary and 64 image tokens an image, `qwen2-vl-2b` the published sizes. float32, AdamW, the
+batch and micro-batch of `--batch` and `--micro`, one core for the model. Timed is the loop, in
+tokens a second, the first step and reading included and loading the model not. Each way runs in a
+process of its own, all in turn in each round. The report goes to benchmarks/results/.
 """
 
 import argparse
@@ -32,23 +32,20 @@ from PIL import Image
 
 import random_model
 import result_file
+import torch_figures
 from mpa_ray.config import Config, ModelSection, TrainingSection
 from mpa_ray.parity_leveler import level
 from mpa_ray.placement.ray_session import ray_session
 from mpa_ray.schema import PARITY
 from mpa_ray.storage.folder import Folder
 
-_SIZE = random_model.Size(
-    hidden=256, inner=768, layers=6, vision_hidden=192, vision_layers=4, side=224, vocabulary=32_000
-)
 
-
-def write_samples(folder: Path, count: int) -> None:
+def write_samples(folder: Path, count: int, *, side: int) -> None:
     """A PARITY folder: noise, and questions and answers of different lengths."""
     rows = []
     for number in range(count):
         buffer = io.BytesIO()
-        Image.effect_noise((56, 56), 40 + number % 80).resize((_SIZE.side, _SIZE.side)).convert(
+        Image.effect_noise((side // 4, side // 4), 40 + number % 80).resize((side, side)).convert(
             "RGB"
         ).save(buffer, "JPEG")
         question = (
@@ -66,7 +63,7 @@ def write_samples(folder: Path, count: int) -> None:
     )
 
 
-def ours(model: str, samples: str, options: argparse.Namespace) -> float:
+def ours(model: str, samples: str, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
         config = Config(
             svlm=ModelSection(model=model, gpus_per_replica=options.cards),
@@ -76,7 +73,7 @@ def ours(model: str, samples: str, options: argparse.Namespace) -> float:
                 micro_batch_size=options.micro,
                 learning_rate=1e-5,
                 precision=options.precision,
-                gradient_checkpointing=False,
+                gradient_checkpointing=options.checkpointing,
                 zero_stage=1,
                 gpus_per_worker=options.cards,
                 checkpoint_every=10**6,
@@ -84,13 +81,14 @@ def ours(model: str, samples: str, options: argparse.Namespace) -> float:
         )
         with ray_session():
             target = Folder.at(work).child("model")
-            return level(
+            log = level(
                 config,
                 [Folder.at(samples)],
                 name="mpa",
                 target=target,
                 work=Folder.at(work).child("checkpoints"),
-            )["tokens_per_second"]
+            )
+    return {name: log[name] for name in ("tokens_per_second", "mfu")}
 
 
 def loaded(
@@ -110,6 +108,8 @@ def loaded(
     network = AutoModelForImageTextToText.from_pretrained(
         model, dtype=getattr(torch, options.precision)
     )
+    if options.checkpointing:
+        network.gradient_checkpointing_enable()
     rows = Folder.at(samples).read_table("part-00000000.parquet").to_pylist()
     return (
         network,
@@ -134,7 +134,7 @@ class Collate:
         return self._collator([sample(row) for row in rows])
 
 
-def deepspeed(model: str, samples: str, options: argparse.Namespace) -> float:
+def deepspeed(model: str, samples: str, options: argparse.Namespace) -> dict[str, Any]:
     if not options.cards:
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ |= {
@@ -153,17 +153,12 @@ def deepspeed(model: str, samples: str, options: argparse.Namespace) -> float:
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0
     )
-    settings = {
-        "train_batch_size": options.batch,
-        "train_micro_batch_size_per_gpu": options.micro,
-        "gradient_accumulation_steps": options.batch // options.micro,
-        "gradient_clipping": 1.0,
-        "bf16": {"enabled": options.precision == "bfloat16"},
-        "zero_optimization": {"stage": 1},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-    }
+    settings = torch_figures.deepspeed_config(
+        micro=options.micro,
+        batch=options.batch,
+        bf16=options.precision == "bfloat16",
+        stage=1,
+    )
     engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
     engine.train()
     batches = torch.utils.data.DataLoader(
@@ -177,10 +172,10 @@ def deepspeed(model: str, samples: str, options: argparse.Namespace) -> float:
         engine.backward(loss)
         engine.step()
         tokens += int(batch["attention_mask"].sum())
-    return tokens / (time.perf_counter() - began)
+    return {"tokens_per_second": tokens / (time.perf_counter() - began)}
 
 
-def trainer(model: str, samples: str, options: argparse.Namespace) -> float:
+def trainer(model: str, samples: str, options: argparse.Namespace) -> dict[str, Any]:
     from transformers import Trainer, TrainingArguments
 
     network, rows, collator = loaded(model, samples, options)
@@ -195,6 +190,7 @@ def trainer(model: str, samples: str, options: argparse.Namespace) -> float:
             learning_rate=1e-5,
             bf16=options.precision == "bfloat16",
             use_cpu=not options.cards,
+            gradient_checkpointing=options.checkpointing,
             save_strategy="no",
             report_to=[],
             dataloader_num_workers=1,
@@ -204,13 +200,16 @@ def trainer(model: str, samples: str, options: argparse.Namespace) -> float:
         training = Trainer(model=network, args=arguments, train_dataset=rows, data_collator=collate)
         began = time.perf_counter()
         training.train()
-        return tokens / (time.perf_counter() - began)
+        return {"tokens_per_second": tokens / (time.perf_counter() - began)}
 
 
 WAYS = {"ours": ours, "deepspeed": deepspeed, "trainer": trainer}
 
 
-def in_a_process(way: str, given: argparse.Namespace, scratch: str) -> float:
+def in_a_process(
+    way: str, given: argparse.Namespace, scratch: str, *, limit_s: float | None = None
+) -> dict[str, Any]:
+    """One measurement, in a process of its own, of the model and samples in `scratch`."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [
@@ -219,10 +218,12 @@ def in_a_process(way: str, given: argparse.Namespace, scratch: str) -> float:
         "--measure",
         json.dumps(vars(given) | {"way": way, "scratch": scratch}),
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=limit_s
+    )
     if done.returncode:
         raise RuntimeError(f"{way}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.strip().rpartition("\n")[2])["tokens_per_second"]
+    return json.loads(done.stdout.strip().rpartition("\n")[2])
 
 
 def report(results: dict[str, list[float]], note: str) -> str:
@@ -241,6 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", choices=sorted(random_model.SIZES), default="training")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16, help="samples of an optimizer step")
@@ -256,6 +258,9 @@ def main() -> None:
     )
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument(
+        "--checkpointing", action="store_true", help="gradient checkpointing, in every way"
+    )
+    parser.add_argument(
         "--port", type=int, default=29571, help="of torch's rendezvous on this machine"
     )
     parser.add_argument(
@@ -266,16 +271,18 @@ def main() -> None:
     if given.measure:
         options = argparse.Namespace(**json.loads(given.measure))
         found = WAYS[options.way](f"{options.scratch}/model", f"{options.scratch}/samples", options)
-        print(json.dumps({"tokens_per_second": found}))
+        print(json.dumps(found))
         return
     results: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as scratch:
-        random_model.build(_SIZE, Path(scratch) / "model")
-        write_samples(Path(scratch) / "samples", given.samples)
+        size = random_model.SIZES[given.model]
+        random_model.build(size, Path(scratch) / "model")
+        write_samples(Path(scratch) / "samples", given.samples, side=size.side)
         for number in range(given.rounds):
             # In turn, and in the other order each time: a machine's speed drifts.
             for way in WAYS if number % 2 == 0 else reversed(WAYS):
-                results[way].append(in_a_process(way, given, scratch))
+                found = in_a_process(way, given, scratch)
+                results[way].append(found["tokens_per_second"])
                 print(number + 1, way, f"{results[way][-1]:,.0f} tokens/s", flush=True)
     print(
         result_file.write("training", report(results, given.note), {"tokens_per_second": results})

@@ -29,6 +29,20 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 ).rstrip(os.pathsep)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs more GPUs than there are. CUDA is not touched: Ray's workers are to have
+    it.
+    """
+    marker = item.get_closest_marker("gpu")
+    if marker is None:
+        return
+    from mpa_ray.tools.tables.result_file import gpus
+
+    needed, there = marker.kwargs.get("count", 1), len(gpus())
+    if there < needed:
+        pytest.skip(f"needs {needed} CUDA GPU{'s' * (needed > 1)}, and there are {there} here")
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Ray in this process, with more CPUs on paper than the machine may have: actors must not
