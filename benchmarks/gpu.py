@@ -7,7 +7,8 @@
 Parts, each in a process of its own with a limit of time; where one fails, its error stands in the
 result and the others go on:
 
-- matrix_product, patch_embedding, activations, training_step (bare): benchmarks/torch_figures.py.
+- matrix_product, patch_embedding, activations, training_step (bare):
+  benchmarks/torch_figures.py.
 - engine_start: loading the L-VLM's engine, for the first time and with compiled kernels at hand.
 - serving: benchmarks/inference.py's ways with Qwen2-VL-7B's shape: images a second and GPU of ours,
   bare vLLM, two passes of `ray.data.llm`, vLLM's engine in a class of `map_batches`, and
@@ -29,6 +30,7 @@ import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,7 @@ def training(given: Options) -> Iterator[Row]:
         cards=int(given.device == "cuda"),
         precision="bfloat16",
         checkpointing=True,
+        readers=1 if given.tiny else 4,
         port=29571,
     )
     with tempfile.TemporaryDirectory() as scratch:
@@ -160,7 +163,15 @@ BARE: dict[str, tuple[Callable[[Where], Iterator[Row]], int]] = {
     "matrix_product": (torch_figures.matrix_product, 60),
     "patch_embedding": (torch_figures.patch_embedding, 120),
     "activations": (torch_figures.activations, 300),
-    "training_step": (torch_figures.training_step, 240),
+    # Each in a process of its own: what DeepSpeed has held, it does not let go.
+    **(
+        {
+            f"training_step_zero_{stage}": (partial(torch_figures.training_step, stage=stage), 240)
+            for stage in (2, 3)
+        }
+        if importlib.util.find_spec("deepspeed")
+        else {"training_step": (partial(torch_figures.training_step, stage=0), 240)}
+    ),
 }
 FULL: dict[str, tuple[Callable[[Options], Iterator[Row]], int]] = {
     "engine_start": (engine_start, 600),

@@ -95,12 +95,17 @@ def section(model: str, options: argparse.Namespace) -> ModelSection:
     return ModelSection(
         model=model,
         gpus_per_replica=options.cards,
-        cpus_per_replica=1,
+        cpus_per_replica=_cores(options),
         max_model_len=1024,
         images_in_flight=options.in_flight,
         dtype="bfloat16",
         engine_options=json.loads(options.engine_options),
     )
+
+
+def _cores(options: argparse.Namespace) -> int:
+    """Of an engine actor: one on the CPU, as every way has it; beside a GPU what is left."""
+    return max(1, min(8, (os.cpu_count() or 1) - 4)) if options.cards else 1
 
 
 def start(model: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -422,7 +427,8 @@ def transformers(model: str, options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    torch.set_num_threads(1)
+    if not options.cards:
+        torch.set_num_threads(1)
     device = "cuda" if options.cards else "cpu"
     processor = AutoProcessor.from_pretrained(model)
     loaded = (

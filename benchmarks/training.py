@@ -4,9 +4,9 @@ the same samples, batches and model.
     python benchmarks/training.py --samples 128 --rounds 3
 
 - ours: `parity_leveler.level`: Ray Train, read ahead, logits of answer positions alone.
-- deepspeed: the loop of DeepSpeed's own tutorials: a DataLoader with one worker, the model's own
-  loss over all positions, backward, step.
-- trainer: transformers' Trainer with the same DataLoader worker.
+- deepspeed: the loop of DeepSpeed's own tutorials: a DataLoader with `--readers` workers, the
+  model's own loss over all positions, backward, step.
+- trainer: transformers' Trainer with the same DataLoader workers.
 
 Qwen2-VL's architecture with random weights: `--model training` has 24 million, 32,000 tokens of
 vocabulary and 64 image tokens an image, `qwen2-vl-2b` the published sizes. float32, AdamW, the
@@ -76,6 +76,7 @@ def ours(model: str, samples: str, options: argparse.Namespace) -> dict[str, Any
                 gradient_checkpointing=options.checkpointing,
                 zero_stage=1,
                 gpus_per_worker=options.cards,
+                cpus_per_worker=options.readers,
                 checkpoint_every=10**6,
             ),
         )
@@ -162,7 +163,11 @@ def deepspeed(model: str, samples: str, options: argparse.Namespace) -> dict[str
     engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
     engine.train()
     batches = torch.utils.data.DataLoader(
-        rows, batch_size=options.micro, shuffle=True, num_workers=1, collate_fn=Collate(collator)
+        rows,
+        batch_size=options.micro,
+        shuffle=True,
+        num_workers=options.readers,
+        collate_fn=Collate(collator),
     )
     tokens, began = 0, time.perf_counter()
     for batch in batches:
@@ -193,7 +198,7 @@ def trainer(model: str, samples: str, options: argparse.Namespace) -> dict[str, 
             gradient_checkpointing=options.checkpointing,
             save_strategy="no",
             report_to=[],
-            dataloader_num_workers=1,
+            dataloader_num_workers=options.readers,
             remove_unused_columns=False,
             disable_tqdm=True,
         )
@@ -259,6 +264,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument(
         "--checkpointing", action="store_true", help="gradient checkpointing, in every way"
+    )
+    parser.add_argument(
+        "--readers", type=int, default=1, help="cores that decode images and make batches"
     )
     parser.add_argument(
         "--port", type=int, default=29571, help="of torch's rendezvous on this machine"

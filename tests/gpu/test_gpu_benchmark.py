@@ -95,9 +95,11 @@ def test_all_parts_run(tmp_path: Path) -> None:
     # Of the others' tiny models, other things are larger than their layers.
     assert held["InternVL2-4B", 13, "on"] < held["InternVL2-4B", 13, "off"]
 
-    steps = {row["way"]: row for row in found["training_step"]}
-    assert steps.keys() == {"ZeRO 2", "ZeRO 3"}
-    assert all(row["the step adds, bytes a parameter"] >= 4 for row in steps.values())
+    for stage in (2, 3):
+        [step] = found[f"training_step_zero_{stage}"]
+        assert step["way"] == f"DeepSpeed, ZeRO {stage}" and step["tokens/s"] > 0
+        # The gradients in float32, and more.
+        assert 4 <= step["the step adds, bytes a parameter"] <= 14
 
     assert [row["start"] for row in found["engine_start"]] == ["first", "second"]
     assert all(row["load, s"] > 0 for row in found["engine_start"])
