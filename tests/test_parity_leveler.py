@@ -123,7 +123,7 @@ def test_workers_stages_and_precisions_train_alike(
     """Whatever the number of workers, the ZeRO stage and the precision, the loss curve is that of
     one worker at stage 2 in float32.
     """
-    config = config_with(workers=workers, zero_stage=stage, precision=precision, learning_rate=1e-3)
+    config = config_with(workers=workers, zero_stage=stage, precision=precision, learning_rate=5e-4)
     target = Folder.at(tmp_path / "model")
     tracking = Tracking(names=("tensorboard",), folder=Folder.at(tmp_path / "tensorboard"), run="r")
     result = level(
