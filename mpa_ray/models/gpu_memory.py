@@ -19,6 +19,8 @@ ENGINE_GIB = 4.0
 TRAINED_IN = 0.95
 # Of a GPU in training: the contexts of CUDA and NCCL, and two buckets to reduce gradients in.
 _BESIDE_GIB = 1.75
+# DeepSpeed's default.
+_LIVE_PARAMETERS = 1_000_000_000
 # The activations of a sample with gradient checkpointing.
 _ACTIVATIONS_GIB = 1.25
 TEXT_TOKENS = 384
@@ -130,6 +132,14 @@ def bytes_in_the_step(
     return weights if lora or offload else weights + 20 / workers
 
 
+def gathered_bytes(parameters: int, *, stage: int, workers: int) -> float:
+    """Bytes of a GPU for weights of others' parts that ZeRO stage 3 may still hold in the
+    optimizer's step. How many they are depends on how far one worker is ahead of another: measured
+    between none and all, at most DeepSpeed's `stage3_max_live_parameters`.
+    """
+    return 2 * min(parameters, _LIVE_PARAMETERS) * (1 - 1 / workers) if stage >= 3 else 0.0
+
+
 def offloaded_bytes(*, workers: int) -> float:
     """Bytes a parameter of a node's memory that a worker with offload takes: what Adam keeps, 12,
     gradients in float32, 4, in the weights' precision, 2, weights to copy back, 2, and buffers as
@@ -152,12 +162,14 @@ def training_gib(
     of the optimizer's step, which has none; CUDA's own comes with both.
 
     2.2 billion: 47 GiB on one GPU, 20 at stage 2 over 3, 15 on one with offload; 4.15 billion: 87
-    GiB, 35, and 30 at stage 3.
+    GiB, 35, and 31 at stage 3.
     """
     passes = bytes_in_the_passes(stage=stage, workers=workers, lora=lora, offload=offload)
     step = bytes_in_the_step(stage=stage, workers=workers, lora=lora, offload=offload)
     activations = _ACTIVATIONS_GIB * micro_batch_size
-    return max(parameters * passes / GIB + activations, parameters * step / GIB) + _BESIDE_GIB
+    gathered = gathered_bytes(parameters, stage=stage, workers=workers) / GIB
+    beside = _BESIDE_GIB + gathered
+    return max(parameters * passes / GIB + activations, parameters * step / GIB) + beside
 
 
 def fewest_workers(

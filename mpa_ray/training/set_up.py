@@ -226,7 +226,7 @@ def deepspeed_config(settings: TrainingSection, workers: int) -> dict[str, Any]:
     """DeepSpeed's settings. We set the accumulation's boundaries ourselves, because a last batch
     has fewer micro-batches.
     """
-    # On GPUs, workers exchange gradients while the backward pass goes on: without NVLink that takes
+    # On GPUs, workers exchange gradients during the backward pass: without NVLink that takes
     # as long as the pass itself. Each of two buckets takes 0.4 GB.
     reduction = (
         {"overlap_comm": True, "reduce_bucket_size": 200_000_000}

@@ -141,12 +141,13 @@ def test_shares_of_a_gpu_hold_what_they_are_for() -> None:
 @pytest.mark.parametrize(
     ("parameters", "stage", "workers", "gib"),
     [
-        # The optimizer's step is the peak: 2 + 20/n bytes a parameter, and 20/n + 2/n at stage 3.
+        # The optimizer's step is the peak: 2 + 20/n bytes a parameter, and 20/n + 2/n at stage 3,
+        # where 2(n - 1)/n bytes of a billion parameters may be gathered.
         (2.2e9, 2, 1, 47),
         (2.2e9, 2, 3, 20),
         (4.15e9, 2, 1, 87),
         (4.15e9, 2, 3, 35),
-        (4.15e9, 3, 3, 30),
+        (4.15e9, 3, 3, 31),
         # Of many workers the passes are, with the activations.
         (2.2e9, 2, 16, 13),
         (2.2e9, 1, 16, 16),
@@ -165,7 +166,7 @@ def test_the_fewest_workers_that_hold_a_model() -> None:
     assert fewest_workers(internvl_4b, stage=2, gpu_gib=79.6, most=8) == 2
     assert fewest_workers(internvl_4b, stage=2, gpu_gib=22.5, most=8) == 8
     assert fewest_workers(internvl_8b, stage=2, gpu_gib=22.5, most=16) is None
-    assert fewest_workers(internvl_8b, stage=3, gpu_gib=22.5, most=16) == 9
+    assert fewest_workers(internvl_8b, stage=3, gpu_gib=22.5, most=16) == 10
     assert fewest_workers(internvl_8b, stage=2, gpu_gib=24, most=1, lora=True) == 1
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mpa_ray.config import TrainingSection
-from mpa_ray.models.gpu_memory import bytes_in_the_step, offloaded_bytes
+from mpa_ray.models.gpu_memory import bytes_in_the_step, gathered_bytes, offloaded_bytes
 from mpa_ray.training.set_up import adamw
 
 # Wide enough that ZeRO stage 3 splits each layer: it keeps small ones whole.
@@ -115,7 +115,10 @@ def test_a_step_takes_what_placement_counts(
     )
     counted = bytes_in_the_step(stage=stage, workers=workers, offload=offload)
     counted += offloaded_bytes(workers=workers) if offload else 0
-    assert all(counted * 0.95 <= peak <= counted * 1.05 for peak in found), (found, counted)
+    # Of so small a model all weights may be gathered.
+    gathered = gathered_bytes(1, stage=stage, workers=workers)
+    most = 1.05 * (counted + gathered)
+    assert all(counted * 0.95 <= peak <= most for peak in found), (found, counted, gathered)
 
 
 def test_adam_is_fused_where_memory_is_short() -> None:
